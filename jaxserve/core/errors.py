@@ -1,0 +1,50 @@
+"""Every error that jaxserve raises on purpose.
+
+    JaxserveError
+    ├── InvalidRequest      the caller asked for something that cannot be served
+    ├── ModelNotFound       no model of that name is served (or can be found)
+    ├── QueueFull           the waiting queue is at its limit; try again later
+    ├── Draining            the server is shutting down and takes no new work
+    ├── EngineDead          the engine loop has stopped; every request fails
+    ├── ConfigError         an option, mesh or model configuration is wrong
+    ├── CheckpointError     a checkpoint or tokenizer file is missing, corrupt or unsupported
+    └── CompileAfterReady   a program was compiled after start-up had finished
+
+A front end maps each class to one status of its protocol (gRPC: `server/status.py`).
+"""
+
+
+class JaxserveError(Exception):
+    """Base of every deliberate error; its message is fit to show to a user."""
+
+
+class InvalidRequest(JaxserveError, ValueError):
+    """A request carries a parameter or a prompt that cannot be served."""
+
+
+class ModelNotFound(JaxserveError, LookupError):
+    """The named model is not served here, or could not be found to load."""
+
+
+class QueueFull(JaxserveError):
+    """Too many requests are waiting; the caller should back off and retry."""
+
+
+class Draining(JaxserveError):
+    """The server is draining: running requests finish, new ones are refused."""
+
+
+class EngineDead(JaxserveError, RuntimeError):
+    """The engine loop ended (its cause is chained); nothing more will be served."""
+
+
+class ConfigError(JaxserveError, ValueError):
+    """An engine option, a mesh or a model configuration is wrong or impossible."""
+
+
+class CheckpointError(JaxserveError):
+    """A checkpoint or tokenizer is missing a part, corrupt, or of an unknown kind."""
+
+
+class CompileAfterReady(JaxserveError, RuntimeError):
+    """An XLA program was compiled after warm-up; shapes leaked past the buckets."""

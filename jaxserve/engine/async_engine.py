@@ -1,0 +1,238 @@
+"""The engine on a thread of its own, with an asyncio face for servers."""
+
+import asyncio
+import dataclasses
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+from jaxserve.core.errors import Draining, EngineDead, JaxserveError
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Subscriber:
+    """Where one request's deltas go: a queue that belongs to the caller's event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[TokenDelta | JaxserveError]"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Add:
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    subscriber: _Subscriber
+
+
+@dataclasses.dataclass(frozen=True)
+class _Abort:
+    request_id: str
+    subscriber: _Subscriber | None  # only this caller's request; None: whoever's it is
+
+
+class _Stop:
+    pass
+
+
+class AsyncEngine:
+    """Runs an `Engine` on a background thread and hands its deltas to asyncio callers.
+
+    Commands (add, abort) pass to the thread through one inbox, emptied before every step, so
+    an abort frees its pages before the next step is planned. Deltas pass back in one
+    `call_soon_threadsafe` per step and event loop, however many streams there are.
+
+    Args:
+        engine: the engine; from now on only the background thread touches it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._subscribers: dict[str, _Subscriber] = {}
+        self._accepting = True
+        self._num_open = 0  # generate() calls under way, on any event loop
+        self._open_lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
+        self._thread.start()
+
+    # -- the asyncio face ---------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The served model's tokenizer."""
+        return self._engine.tokenizer
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """Facts about the served model."""
+        return self._engine.info
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._accepting and self._thread.is_alive()
+
+    def load(self) -> EngineLoad:
+        """Gauges and counters as of now."""
+        return self._engine.load()
+
+    async def generate(
+        self, request_id: str | None, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenDelta]:
+        """Generate from a prompt, one delta per step; closing the iterator aborts.
+
+        Args:
+            request_id: unique among the active requests; None makes one up.
+            prompt_token_ids: the prompt.
+            params: how to sample and when to stop.
+
+        Raises:
+            InvalidRequest, QueueFull, Draining, EngineDead: before the first delta (EngineDead
+                also later, if the engine fails while the request runs).
+        """
+        if not self._accepting:
+            raise Draining("the server is shutting down and takes no new requests")
+        self._raise_if_dead()
+        request_id = request_id or f"req-{uuid.uuid4().hex}"
+        subscriber = _Subscriber(asyncio.get_running_loop(), asyncio.Queue())
+        with self._open_lock:
+            self._num_open += 1
+        done = False
+        self._inbox.put(_Add(request_id, prompt_token_ids, params, subscriber))
+        try:
+            while not done:
+                item = await subscriber.queue.get()
+                if isinstance(item, JaxserveError):
+                    done = True
+                    raise item
+                done = item.finish_reason is not None
+                yield item
+        finally:
+            if not done:
+                self._inbox.put(_Abort(request_id, subscriber))
+            with self._open_lock:
+                self._num_open -= 1
+
+    def abort(self, request_id: str) -> bool:
+        """End a request from outside; its caller gets a last delta with reason ABORT.
+
+        Returns:
+            Whether a request of that id was active. Safe to call from any thread.
+        """
+        known = request_id in self._subscribers
+        self._inbox.put(_Abort(request_id, None))
+        return known
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests, wait for the running ones, then abort what is left."""
+        self._accepting = False
+        deadline = time.monotonic() + grace_seconds
+        while self._num_open and time.monotonic() < deadline and self._thread.is_alive():
+            await asyncio.sleep(0.02)
+        for request_id in list(self._subscribers):
+            self.abort(request_id)
+        while self._subscribers and self._thread.is_alive():
+            await asyncio.sleep(0.005)
+
+    def shutdown(self) -> None:
+        """Stop the thread; requests still running fail with EngineDead. Idempotent."""
+        self._accepting = False
+        self._inbox.put(_Stop())
+        self._thread.join()
+
+    def _raise_if_dead(self) -> None:
+        if not self._thread.is_alive():
+            raise EngineDead("the engine has stopped; see the server's log") from self._failure
+
+    # -- the background thread ----------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                if self._engine.has_work:
+                    self._publish(self._engine.step(time.monotonic()))
+        except BaseException as error:  # whatever it was, nobody may wait for ever
+            self._failure = error
+            log.exception("the engine loop failed")
+        finally:
+            self._accepting = False
+            self._fail_everyone()
+
+    def _take_commands(self) -> bool:
+        """Carry out what is in the inbox, waiting for something if idle; False to stop."""
+        while True:
+            try:
+                command = self._inbox.get(block=not self._engine.has_work)
+            except queue.Empty:
+                return True
+            if isinstance(command, _Stop):
+                return False
+            if isinstance(command, _Add):
+                self._add(command)
+            else:
+                self._abort(command)
+
+    def _add(self, command: _Add) -> None:
+        try:
+            self._engine.add(
+                command.request_id, command.prompt_token_ids, command.params, now=time.monotonic()
+            )
+        except JaxserveError as error:
+            self._deliver([(command.subscriber, error)])
+        else:
+            self._subscribers[command.request_id] = command.subscriber
+
+    def _abort(self, command: _Abort) -> None:
+        subscriber = self._subscribers.get(command.request_id)
+        if subscriber is None or command.subscriber not in (None, subscriber):
+            return  # finished meanwhile, or the id is someone else's by now
+        delta = self._engine.abort(command.request_id)
+        if delta is not None:
+            self._publish([delta])
+
+    def _publish(self, deltas: list[TokenDelta]) -> None:
+        items: list[tuple[_Subscriber, TokenDelta | JaxserveError]] = []
+        for delta in deltas:
+            items.append((self._subscribers[delta.request_id], delta))
+            if delta.finish_reason is not None:
+                del self._subscribers[delta.request_id]
+        self._deliver(items)
+
+    def _deliver(self, items: "list[tuple[_Subscriber, TokenDelta | JaxserveError]]") -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list] = {}
+        for subscriber, item in items:
+            by_loop.setdefault(subscriber.loop, []).append((subscriber.queue, item))
+        for loop, batch in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # the caller's event loop is closed: nobody listens any more
+                log.debug("dropped %d deltas of a closed event loop", len(batch))
+
+    def _fail_everyone(self) -> None:
+        waiting = list(self._subscribers.values())
+        self._subscribers.clear()
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(command, _Add):
+                waiting.append(command.subscriber)
+        for subscriber in waiting:
+            self._deliver([(subscriber, EngineDead("the engine stopped while requests ran"))])
+
+
+def _put_all(batch: "list[tuple[asyncio.Queue, TokenDelta | JaxserveError]]") -> None:
+    for target, item in batch:
+        target.put_nowait(item)

@@ -1,0 +1,67 @@
+"""What the engine says to its callers: token deltas, the model's facts, the current load."""
+
+import dataclasses
+
+from jaxserve.core.request import FinishReason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What one step added to one request.
+
+    Attributes:
+        request_id: the request it belongs to.
+        text: new text that is certain; may be empty while a character, or a possible stop
+            string, is incomplete.
+        token_ids: the new tokens, a final stop token included.
+        finish_reason: set on the request's last delta only.
+        num_prompt_tokens, num_output_tokens: tokens so far, over all deltas.
+        num_cached_tokens: prompt tokens whose KV was found in the cache.
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """Facts about the served model and how it is run; they do not change after start."""
+
+    name: str
+    family: str
+    max_model_len: int
+    vocab_size: int
+    num_layers: int
+    dtype: str
+    mesh: str
+    attention_implementation: str
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    platform: str
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLoad:
+    """Gauges and counters of an engine at one moment."""
+
+    num_waiting: int
+    num_running: int
+    num_free_pages: int
+    num_cached_pages: int
+    num_total_pages: int
+    num_steps: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_finished: int
+    num_aborted: int
+    compiles_before_ready: int
+    compiles_after_ready: int
