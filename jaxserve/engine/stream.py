@@ -25,7 +25,7 @@ class OutputStream:
         self._stop_tokens = frozenset(request.params.stop_token_ids)
         if not request.params.ignore_eos:
             self._stop_tokens |= frozenset(eos_token_ids)
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=True)
         self._stop_strings = StopStrings(request.params.stop)
         self.num_output_tokens = 0
 

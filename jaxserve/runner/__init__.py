@@ -1,0 +1,1 @@
+"""Runs step plans on a device mesh: buckets, packing, programs, sampling, compilation."""

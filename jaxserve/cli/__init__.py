@@ -1,0 +1,1 @@
+"""The `jaxserve` command: one file per sub-command, imported only when it is used."""

@@ -1,0 +1,89 @@
+"""`jaxserve convert`: rewrite any checkpoint as an Orbax directory."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jaxserve.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxserve.checkpoints.base import Checkpoint
+
+
+EXAMPLES = """\b
+Examples:
+  jaxserve convert smollm2-135m ./smollm2-orbax
+  jaxserve convert ./Llama-3.1-8B-Instruct ./llama-orbax --dtype bfloat16
+"""  # \b keeps click from wrapping these lines
+
+
+@click.command(name="convert", epilog=EXAMPLES)
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["source", "float32", "bfloat16"]),
+    default="source",
+    show_default=True,
+    help="Type to store matrices in; source keeps theirs (quantised ones become float32). "
+    "Norm scales are never narrowed.",
+)
+@click.option("--force", is_flag=True, help="Replace DST if it is a converted checkpoint.")
+def convert(source: str, destination: Path, dtype: str, force: bool) -> None:
+    """Convert the checkpoint SRC to an Orbax checkpoint directory DST.
+
+    SRC is a Hugging Face directory (safetensors), a GGUF file, an Orbax checkpoint, or a name
+    that `jaxserve pull` takes. DST will hold weights, configuration, tokenizer and chat
+    template together; serving it restores every device's shard straight from disk.
+    """
+    convert_checkpoint(source, destination, dtype=dtype, force=force)
+    click.echo(destination)
+
+
+def convert_checkpoint(source: str, destination: Path, *, dtype: str, force: bool) -> None:
+    """Read `source` and write it to `destination` (see the command's help).
+
+    Raises:
+        CheckpointError: `source` cannot be read, or `destination` is in the way.
+        ModelNotFound: there is no `source`.
+        ConfigError: its architecture is not supported.
+    """
+    from jaxserve.checkpoints.load import open_checkpoint
+    from jaxserve.checkpoints.orbax import MARKER, write_orbax
+    from jaxserve.checkpoints.pull import resolve_model
+    from jaxserve.tokenizers import load_tokenizer
+
+    replace = destination.exists() and force
+    if destination.exists() and not force:
+        raise CheckpointError(f"{destination} exists already; --force replaces it")
+    if replace and not (destination / MARKER).exists():
+        raise CheckpointError(f"{destination} is not a converted checkpoint; not replacing it")
+    checkpoint = open_checkpoint(resolve_model(source))
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path)
+    written = destination.with_name(f".{destination.name}.new") if replace else destination
+    if replace:
+        shutil.rmtree(written, ignore_errors=True)  # left by a conversion that was killed
+    write_orbax(written, checkpoint.config, _read_all(checkpoint, dtype), tokenizer.save)
+    if replace:
+        shutil.rmtree(destination)
+        written.rename(destination)
+
+
+def _read_all(checkpoint: "Checkpoint", dtype: str) -> "Iterator[tuple[str, np.ndarray]]":
+    """Every parameter, with matrices in `dtype`."""
+    import ml_dtypes
+    import numpy as np
+    from tqdm import tqdm
+
+    types = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+    for name in tqdm(sorted(checkpoint.names), "reading", disable=None):
+        value = checkpoint.read(name)
+        wanted = types.get(dtype, value.dtype)
+        if value.ndim > 1 or wanted.itemsize > value.dtype.itemsize:
+            value = value.astype(wanted, copy=False)
+        yield name, value

@@ -1,0 +1,180 @@
+"""Command-line options made from `EngineConfig`, and the base of every command."""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import click
+
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import JaxserveError
+
+GROUP_TITLES = {
+    "model": "Model",
+    "device": "Device",
+    "cache": "KV cache",
+    "scheduling": "Scheduling",
+}
+
+
+class GroupedOption(click.Option):
+    """An option with a heading of its own group in `--help`."""
+
+    def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose `--help` shows options under group headings.
+
+    A `JaxserveError` ends it with the error's message and exit code 1, no traceback.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with jaxserve's errors shown as messages."""
+        try:
+            return super().invoke(ctx)
+        except JaxserveError as error:
+            raise click.ClickException(str(error)) from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options, then each group's under its title."""
+        groups: dict[str | None, list[tuple[str, str]]] = {None: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", None), []).append(record)
+        for group in sorted(groups, key=_group_order):
+            if groups[group]:
+                title = GROUP_TITLES.get(group, group.capitalize()) if group else None
+                with formatter.section(f"{title} options" if title else "Options"):
+                    formatter.write_dl(groups[group])
+
+
+def _group_order(group: str | None) -> int:
+    known = [None, *GROUP_TITLES]
+    return known.index(group) if group in known else len(known)
+
+
+def engine_options(
+    function: Callable[..., Any] | None = None,
+    *,
+    include: Collection[str] | None = None,
+    exclude: Collection[str] = (),
+    model_argument: bool = True,
+    model_required: bool = True,
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Give a command the engine's options, and its function a ready `config: EngineConfig`.
+
+    Use it below `@click.command(cls=Command)`, with or without parentheses.
+
+    Args:
+        function: the command's function (when used without parentheses).
+        include: fields to offer; None offers all. Fields not offered keep their defaults.
+        exclude: fields not to offer.
+        model_argument: whether the field `model` is the positional argument MODEL.
+        model_required: whether MODEL must be given (otherwise its default is used).
+        defaults: other defaults than `EngineConfig`'s, for this command.
+    """
+    if function is None:
+        return functools.partial(
+            engine_options,
+            include=include,
+            exclude=exclude,
+            model_argument=model_argument,
+            model_required=model_required,
+            defaults=defaults,
+        )
+    defaults = dict(defaults or {})
+    unknown = ({*(include or ()), *exclude, *defaults}) - {f.name for f in _fields()}
+    if unknown:
+        raise ValueError(f"not fields of EngineConfig: {sorted(unknown)}")
+    offered = [
+        field
+        for field in _fields()
+        if field.name not in exclude and (include is None or field.name in include)
+    ]
+    if not model_argument:
+        offered = [field for field in offered if field.name != "model"]
+
+    @functools.wraps(function)
+    def with_config(*args: Any, **kwargs: Any) -> Any:
+        values = {field.name: kwargs.pop(field.name) for field in offered}
+        try:
+            config = EngineConfig(**{**defaults, **values})
+        except JaxserveError as error:
+            raise click.UsageError(str(error)) from error
+        return function(*args, config=config, **kwargs)
+
+    for field in reversed(offered):
+        default = defaults.get(field.name, field.default)
+        if field.name == "model":
+            with_config = click.argument(
+                "model", required=model_required, default=None if model_required else default
+            )(with_config)
+        else:
+            with_config = _click_option(field, default)(with_config)
+    return with_config
+
+
+def _fields() -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(EngineConfig)
+
+
+@functools.cache
+def _types() -> dict[str, type]:
+    """Each field's type, with `X | None` reduced to X."""
+    result = {}
+    for name, hint in typing.get_type_hints(EngineConfig).items():
+        if isinstance(hint, types.UnionType):
+            (hint,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
+        result[name] = hint
+    return result
+
+
+def _flag(field: dataclasses.Field) -> str:
+    flag = "--" + field.name.replace("_", "-")
+    return f"{flag}/--no-{flag[2:]}" if _types()[field.name] is bool else flag
+
+
+def _click_option(field: dataclasses.Field, default: Any) -> Callable[..., Any]:
+    choices = field.metadata["choices"]
+    value_type = click.Choice(choices) if choices else _types()[field.name]
+    is_flag = value_type is bool
+    return click.option(
+        _flag(field),
+        field.name,
+        cls=GroupedOption,
+        group=field.metadata["group"],
+        default=default,
+        type=None if is_flag else value_type,
+        show_default=default is not None,
+        help=field.metadata["help"],
+    )
+
+
+def options_table() -> str:
+    """All engine options as one Markdown table, for the README."""
+    lines = ["| Option | Default | Meaning |", "| --- | --- | --- |"]
+    group = None
+    for field in _fields():
+        if field.name == "model":
+            continue
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines.append(f"| **{GROUP_TITLES.get(group, group.capitalize())}** | | |")
+        text = field.metadata["help"]
+        if field.metadata["choices"]:
+            text += f" ({', '.join(f'`{c}`' for c in field.metadata['choices'])})"
+        default = field.default
+        if isinstance(default, bool):
+            default = "on" if default else "off"
+        flag = f"`{_flag(field)}`".replace("/", "` / `")
+        shown = "" if default is None else f"`{default}`"
+        lines.append(f"| {flag} | {shown} | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"

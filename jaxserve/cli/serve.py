@@ -1,0 +1,60 @@
+"""`jaxserve serve`: one model behind a gRPC port."""
+
+import asyncio
+import os
+import sys
+import threading
+
+import click
+
+from jaxserve.cli.options import Command, engine_options
+from jaxserve.core.config import EngineConfig
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.serve import serve as serve_engine
+from jaxserve.server.server import ServerOptions
+
+
+@click.command(cls=Command)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen on.")
+@click.option("--port", type=int, default=50051, show_default=True,
+              help="gRPC port; 0 takes a free one, named in the READY line.")  # fmt: skip
+@click.option("--grace-period", type=float, default=30.0, show_default=True, metavar="SECONDS",
+              help="Time for running requests to finish after SIGTERM or Ctrl-C; "
+              "a second signal stops at once.")  # fmt: skip
+@click.option("--max-message-mib", type=float, default=16.0, show_default=True, metavar="MIB",
+              help="Largest message, either way.")  # fmt: skip
+@click.option("--metrics-port", type=int, default=None, metavar="PORT",
+              help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
+@engine_options
+def serve(
+    config: EngineConfig,
+    host: str,
+    port: int,
+    grace_period: float,
+    max_message_mib: float,
+    metrics_port: int | None,
+) -> None:
+    """Serve MODEL over gRPC.
+
+    MODEL is the name of a pulled model (smollm2-135m), a checkpoint directory or GGUF file, a
+    hub name, or, with --random-weights, a preset. A line that begins with READY appears on
+    stdout once every program is compiled and requests are taken.
+    """
+    options = ServerOptions(
+        host=host,
+        port=port,
+        grace_period=grace_period,
+        max_message_mib=max_message_mib,
+        metrics_port=metrics_port,
+    )
+
+    def make_engine() -> AsyncEngine:
+        from jaxserve.engine.build import build_engine  # imports JAX: only now, on this thread
+
+        return build_engine(config)
+
+    asyncio.run(serve_engine(make_engine, options))
+    if any(thread.name == "jaxserve-build" for thread in threading.enumerate()):
+        # Stopped during start-up: a compiler at work would crash in the interpreter's teardown.
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,0 +1,255 @@
+"""From options to a running engine: model, mesh, weights, KV pool, programs, scheduler."""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from jaxserve.cache.page_pool import PagePool
+from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.checkpoints.pull import resolve_model
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import ModelInfo
+from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_readers import from_preset
+from jaxserve.models.registry import build_model
+from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.compile_counter import CompileCounter
+from jaxserve.runner.device_runner import DeviceRunner
+from jaxserve.runner.program_cache import CompileWatch, ProgramCache
+from jaxserve.runner.random_params import random_params
+from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.scheduling.policies import make_policy
+from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.loading import load_tokenizer
+from pallas_kernels.paged_attention import resolve_implementation
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_MODEL_LEN = 8192  # longer contexts cost page-table width in every step
+CPU_KV_GIB = 2.0
+FREE_MEMORY_SHARE = 0.9  # of what an accelerator has left once the weights are there
+
+
+def build_engine(config: EngineConfig, *, progress: bool = True) -> AsyncEngine:
+    """Build an engine on a thread of its own; returns when every program is compiled.
+
+    Raises:
+        ConfigError, CheckpointError, ModelNotFound: the options, the mesh or the model's files
+            do not allow it; the message says what to do.
+    """
+    return AsyncEngine(build_sync_engine(config, progress=progress))
+
+
+def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
+    """Build an engine that its caller steps; see `build_engine`."""
+    counter = CompileCounter(strict=config.strict_compile)
+    CompileWatch(counter)
+    mesh = make_mesh(config.mesh)
+    checkpoint = None if config.random_weights else open_checkpoint(resolve_model(config.model))
+    model_config, rules = shard_model(
+        from_preset(config.model) if checkpoint is None else checkpoint.config, mesh
+    )
+    limits = _limits(config, model_config, rules)
+    implementation = resolve_implementation(config.attention_implementation)
+    log.info("attention: %s", implementation)
+    graph = ModelGraph(nnx.eval_shape(lambda: build_model(model_config)))
+    program = StepProgram(graph, AttentionBackend(rules, implementation), limits)
+    dtype = _dtype(config)
+    params = _params(graph, checkpoint, rules, dtype, config.seed, progress)
+    num_pages = _num_pages(config, model_config, rules, dtype, limits)
+    runner = DeviceRunner(
+        program, params, rules, num_pages=num_pages, page_size=config.page_size, kv_dtype=dtype
+    )
+    _compile(runner, config, model_config, limits, num_pages, dtype, progress)
+    info = ModelInfo(
+        name=config.served_model_name or _short_name(config.model),
+        family=model_config.family,
+        # A request that the whole pool cannot hold could never be served.
+        max_model_len=min(
+            _max_model_len(config, model_config), num_pages // rules.data * config.page_size
+        ),
+        vocab_size=model_config.vocab_size,
+        num_layers=model_config.num_layers,
+        dtype=dtype.name,
+        mesh=f"data={rules.data},tensor={rules.tensor}",
+        attention_implementation=implementation,
+        page_size=config.page_size,
+        num_pages=num_pages,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        platform=jax.devices()[0].platform,
+        eos_token_ids=(),
+    )
+    tokenizer = _tokenizer(config, checkpoint)
+    info = dataclasses.replace(
+        info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
+    )
+    scheduler = _scheduler(config, rules, num_pages, info.max_model_len)
+    log.info("KV cache: %d pages of %d tokens", num_pages, config.page_size)
+    counter.ready()
+    return Engine(
+        scheduler,
+        runner,
+        tokenizer,
+        info,
+        overlap=config.overlap,
+        seed=config.seed,
+        compiles=counter,
+    )
+
+
+def _limits(config: EngineConfig, model: ModelConfig, rules: ShardingRules) -> Buckets:
+    data = rules.data
+    for field in ("max_num_seqs", "max_num_batched_tokens", "num_pages"):
+        value = getattr(config, field)
+        if value is not None and value % data:
+            raise ConfigError(f"{field} {value} must divide by the mesh's data={data}")
+    return Buckets.for_limits(
+        max_tokens=config.max_num_batched_tokens // data,
+        max_rows=config.max_num_seqs // data,
+        max_model_len=_max_model_len(config, model),
+        page_size=config.page_size,
+    )
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_model_len is None:
+        return min(model.max_model_len, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model.max_model_len:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is more than the {model.max_model_len} that "
+            f"{model.name} was made for"
+        )
+    return config.max_model_len
+
+
+def _dtype(config: EngineConfig) -> np.dtype:
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    # XLA:CPU computes bfloat16 matmuls many times slower than float32 ones.
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def _params(
+    graph: ModelGraph,
+    checkpoint: Checkpoint | None,
+    rules: ShardingRules,
+    dtype: np.dtype,
+    seed: int,
+    progress: bool,
+) -> dict[str, jax.Array]:
+    axes = graph.axes()
+    targets = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
+        for name, shape in graph.shapes().items()
+    }
+    if checkpoint is None:
+        return random_params(targets, seed)
+    return load_params(checkpoint, targets, progress=progress)
+
+
+def _num_pages(
+    config: EngineConfig,
+    model: ModelConfig,
+    rules: ShardingRules,
+    dtype: np.dtype,
+    limits: Buckets,
+) -> int:
+    if config.num_pages is not None:
+        return config.num_pages
+    kv_heads = model.num_kv_heads // (rules.tensor if "kv_heads" in rules.split else 1)
+    page_bytes = model.num_layers * 2 * kv_heads * model.head_dim * dtype.itemsize
+    page_bytes *= config.page_size
+    device = rules.mesh.devices.flat[0]
+    stats = device.memory_stats() or {}
+    if config.kv_cache_memory is not None:
+        room = config.kv_cache_memory * 2**30
+    elif "bytes_limit" in stats:
+        room = (stats["bytes_limit"] - stats["bytes_in_use"]) * FREE_MEMORY_SHARE
+    else:
+        room = CPU_KV_GIB * 2**30
+    most = limits.max_rows * limits.max_pages  # more could never be used
+    per_shard = min(int(room // page_bytes), most)
+    if per_shard < 1:
+        raise ConfigError(
+            f"a KV page takes {page_bytes} bytes per device and there is room for none; raise "
+            "--kv-cache-memory, shrink --page-size or split over more --mesh tensor shards"
+        )
+    return per_shard * rules.data
+
+
+def _compile(
+    runner: DeviceRunner,
+    config: EngineConfig,
+    model: ModelConfig,
+    limits: Buckets,
+    num_pages: int,
+    dtype: np.dtype,
+    progress: bool,
+) -> None:
+    settings = {
+        "model": model,
+        "mesh": config.mesh,
+        "buckets": limits,
+        "num_pages": num_pages,
+        "page_size": config.page_size,
+        "dtype": dtype.name,
+        "attention": config.attention_implementation,
+    }
+    cache = ProgramCache(_cache_dir(config), settings)
+    with tqdm(desc="compiling programs", delay=1, disable=None if progress else True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        runner.compile(cache, show)
+
+
+def _cache_dir(config: EngineConfig) -> Path:
+    if config.compilation_cache_dir is not None:
+        return Path(config.compilation_cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "jaxserve" / "programs"
+
+
+def _short_name(model: str) -> str:
+    path = Path(model)
+    return path.stem if path.is_file() else path.name if path.is_dir() else model
+
+
+def _tokenizer(config: EngineConfig, checkpoint: Checkpoint | None) -> Tokenizer:
+    if config.tokenizer is not None:
+        return load_tokenizer(Path(config.tokenizer))
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint.tokenizer_path)
+    return ByteTokenizer()  # random weights speak no language
+
+
+def _scheduler(
+    config: EngineConfig, rules: ShardingRules, num_pages: int, max_model_len: int
+) -> Scheduler:
+    return Scheduler(
+        page_pools=[PagePool(num_pages // rules.data) for _ in range(rules.data)],
+        page_size=config.page_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_waiting=config.max_waiting,
+        policy=make_policy(config.policy),
+    )

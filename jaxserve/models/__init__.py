@@ -1,0 +1,1 @@
+"""Model architectures: one config for all, plain layer functions, one short file per family."""

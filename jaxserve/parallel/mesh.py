@@ -1,0 +1,112 @@
+"""The device mesh, and which logical axis of an array is split over which mesh axis."""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.models.config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "tensor")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Read `data=D,tensor=T`; an axis left out has size 1.
+
+    Raises:
+        ConfigError: an unknown or repeated axis, or a size that is no positive number.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(\w+)=(\d+)", part)
+        if match is None or match[1] not in AXES or match[1] in sizes or int(match[2]) < 1:
+            raise ConfigError(f"--mesh must look like data=D,tensor=T with D, T >= 1, got {text!r}")
+        sizes[match[1]] = int(match[2])
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that `text` describes, over the first devices of this process.
+
+    Raises:
+        ConfigError: `text` is malformed, or asks for more devices than there are.
+    """
+    sizes = parse_mesh(text)
+    devices = jax.devices() if devices is None else devices
+    needed = math.prod(sizes.values())
+    if needed > len(devices):
+        raise ConfigError(
+            f"--mesh {text} needs {needed} devices, but this machine has {len(devices)} "
+            f"({devices[0].platform})"
+        )
+    return Mesh(np.asarray(devices[:needed]).reshape(tuple(sizes.values())), AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Names the mesh axis, if any, that splits each logical axis of weights and activations.
+
+    Attributes:
+        mesh: the device mesh.
+        split: logical axes that are split over `tensor`; the others are replicated.
+    """
+
+    mesh: Mesh
+    split: frozenset[str]
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The partition of an array with these logical axes ("data" is the mesh's own)."""
+        return PartitionSpec(
+            *("data" if a == "data" else "tensor" if a in self.split else None for a in axes)
+        )
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """The placement of an array with these logical axes."""
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    @property
+    def data(self) -> int:
+        """Size of the data axis."""
+        return self.mesh.shape["data"]
+
+    @property
+    def tensor(self) -> int:
+        """Size of the tensor axis."""
+        return self.mesh.shape["tensor"]
+
+
+def shard_model(config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, ShardingRules]:
+    """Fit a model to a mesh: which axes are split, and whether KV heads are repeated.
+
+    With fewer KV heads than tensor shards each KV head is repeated, so that every shard has
+    the one its query heads need; the model computes the same function. What still does not
+    divide evenly is replicated, which costs memory and work but is never wrong.
+
+    Returns:
+        The config of the model as it runs (its `num_kv_heads` may have grown), and the rules.
+    """
+    tensor = mesh.shape["tensor"]
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if heads % tensor == 0 and kv_heads < tensor and tensor % kv_heads == 0:
+        log.info("repeating %d KV heads for tensor=%d", kv_heads, tensor)
+        config = dataclasses.replace(config, num_kv_heads=tensor)
+    sizes = {
+        "vocab": config.vocab_size,
+        "mlp": config.intermediate_size,
+        "kv_heads": config.num_kv_heads,
+    }
+    split = {axis for axis, size in sizes.items() if size % tensor == 0}
+    for axis in sorted(sizes.keys() - split):
+        log.warning(
+            "%s: %d does not divide by tensor=%d, so these weights are replicated",
+            axis, sizes[axis], tensor,
+        )  # fmt: skip
+    return config, ShardingRules(mesh, frozenset(split) if tensor > 1 else frozenset())

@@ -1,0 +1,139 @@
+"""Compiles programs ahead of time and keeps the executables on disk for the next start."""
+
+import contextlib
+import hashlib
+import importlib.resources
+import logging
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+from jax._src import monitoring  # the public module can add listeners, but not remove them
+from jax.experimental import serialize_executable
+from jax.stages import Compiled, Lowered
+
+from jaxserve.runner.compile_counter import CompileCounter
+
+log = logging.getLogger(__name__)
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+# What a program is traced from: a change in any of these makes every cached one stale.
+_SOURCES = ("jaxserve.models", "jaxserve.runner", "jaxserve.parallel", "pallas_kernels")
+
+
+class ProgramCache:
+    """A directory of serialized executables, keyed by everything that shapes them.
+
+    Files are pickles of compiled machine code, as trusted as the installed package itself;
+    the directory is created readable by its owner only.
+
+    Args:
+        directory: where executables are kept; None keeps none.
+        settings: everything besides the code and the machine that shapes the programs.
+    """
+
+    def __init__(self, directory: Path | None, settings: Mapping[str, Any]) -> None:
+        self._directory = directory
+        self._key = _fingerprint(settings)
+
+    def get(self, name: str, lower: Callable[[], Lowered]) -> Compiled:
+        """The program called `name`: loaded if it is on disk, else lowered, compiled, stored."""
+        path = self._directory and self._directory / f"{name}-{self._key}.xla"
+        if path is not None:
+            loaded = _load(path)
+            if loaded is not None:
+                return loaded
+        compiled = lower().compile()
+        if path is not None:
+            _store(path, compiled)
+        return compiled
+
+
+def _load(path: Path) -> Compiled | None:
+    try:
+        return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a truncated or foreign file costs a compile, not the start
+        log.warning("ignoring the cached program %s: %s", path.name, error)
+        return None
+
+
+def _store(path: Path, compiled: Compiled) -> None:
+    try:
+        payload = pickle.dumps(serialize_executable.serialize(compiled))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Another process may be writing the same program: rename a whole file into place.
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(payload)
+        os.replace(file.name, path)
+    except Exception as error:
+        log.warning("could not keep the program %s: %s", path.name, error)
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    devices = jax.devices()
+    facts = {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "devices": [(d.platform, d.device_kind) for d in devices],
+        "runtime": devices[0].client.platform_version,
+        "cpu": _cpu_features() if devices[0].platform == "cpu" else "",
+        **settings,
+    }
+    digest.update(repr(sorted(facts.items())).encode())
+    for package in _SOURCES:
+        for path, content in sorted(_python_files(package)):
+            digest.update(path.encode() + content)
+    return digest.hexdigest()[:24]
+
+
+def _python_files(package: str) -> Iterator[tuple[str, bytes]]:
+    folders = [importlib.resources.files(package)]
+    while folders:
+        for entry in folders.pop().iterdir():
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.name.endswith(".py"):
+                yield f"{package}/{entry.name}", entry.read_bytes()
+
+
+def _cpu_features() -> str:
+    """Machine code for one CPU may not run on another: the kernel's list of its features."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return "unknown"
+
+
+class CompileWatch:
+    """Tells a `CompileCounter` of every XLA compilation in this process, until closed.
+
+    Compiling is rare, so one listener on JAX's own event costs nothing; loading a serialized
+    executable does not raise the event.
+    """
+
+    def __init__(self, counter: CompileCounter) -> None:
+        self._counter = counter
+        self._lock = threading.Lock()
+        self._open = True
+        monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, _seconds: float, **details: Any) -> None:
+        if event == _COMPILE_EVENT:
+            self._counter.compiled(str(details.get("fun_name", "a program")))
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                monitoring.unregister_event_duration_listener(self._listen)

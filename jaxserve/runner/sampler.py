@@ -1,0 +1,99 @@
+"""Sampling on the device, with every setting per row, so that no setting recompiles."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxserve.runner.packing import SamplingRows
+
+LOWEST = -1e30  # finite, so that a masked row has no NaN
+
+
+def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Draw one token per row.
+
+    Filters apply in vLLM's order: temperature, then top-k, top-p and min-p on what is left.
+    The random key of a row is fold_in(seed, position): who else is in the batch, and how often
+    the request was preempted, do not matter. If every row is greedy nothing else is computed.
+
+    Args:
+        logits: float32 [rows, vocab].
+        rows: settings, each field [rows].
+
+    Returns:
+        int32 [rows].
+    """
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    random = lax.cond(
+        jnp.any(rows.temperature > 0), _draw, lambda *_: jnp.zeros_like(greedy), logits, rows
+    )
+    return jnp.where(rows.temperature > 0, random, greedy)
+
+
+def _draw(logits: jax.Array, rows: SamplingRows) -> jax.Array:
+    scaled = logits / jnp.maximum(rows.temperature, 1e-6)[:, None]
+    scaled = lax.cond(
+        jnp.any((rows.top_k > 0) | (rows.top_p < 1)),
+        lambda x: _keep_top_p(_keep_top_k(x, rows.top_k), rows.top_p),
+        lambda x: x,
+        scaled,
+    )
+    least = jnp.max(scaled, axis=-1) + jnp.log(jnp.maximum(rows.min_p, 1e-30))
+    kept = (scaled >= least[:, None]) | (rows.min_p <= 0)[:, None]
+    scaled = jnp.where(kept, scaled, LOWEST)
+    return jnp.argmax(scaled + _gumbel(rows, logits.shape[-1]), axis=-1).astype(jnp.int32)
+
+
+def _gumbel(rows: SamplingRows, vocab: int) -> jax.Array:
+    """Gumbel noise [rows, vocab]: argmax(logits + noise) is a draw from softmax(logits)."""
+
+    def one(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.gumbel(key, (vocab,), jnp.float32)
+
+    return jax.vmap(one)(rows.seed, rows.position)
+
+
+def _keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:
+    """Mask what is less likely than the k-th most likely token (0 keeps all; ties stay)."""
+    vocab = logits.shape[-1]
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
+    ordered = _ordered_bits(logits)
+    threshold = _largest(ordered, lambda t: jnp.sum(ordered >= t[:, None], axis=-1) >= k)
+    return jnp.where(ordered >= threshold[:, None], logits, LOWEST)
+
+
+def _keep_top_p(logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Mask all but the smallest set of most likely tokens that holds `top_p` (ties stay)."""
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    ordered = _ordered_bits(probabilities)
+
+    def enough(t: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(ordered >= t[:, None], probabilities, 0), axis=-1) >= top_p
+
+    threshold = jnp.where(top_p < 1, _largest(ordered, enough), jnp.iinfo(jnp.int32).min)
+    return jnp.where(ordered >= threshold[:, None], logits, LOWEST)
+
+
+def _ordered_bits(x: jax.Array) -> jax.Array:
+    """float32 -> int32 that compares the same way."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _largest(ordered: jax.Array, holds) -> jax.Array:
+    """Per row, the largest int32 threshold for which `holds`, found bit by bit.
+
+    `holds(t)` is true for small t and false from some t on. 32 passes over the row replace a
+    sort of the vocabulary, which no platform does fast.
+    """
+
+    def narrow(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends  # holds(low), and nothing above high does
+        # Mean rounded up, without overflow.
+        middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
+        good = holds(middle)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+    low, high = jnp.min(ordered, axis=-1), jnp.max(ordered, axis=-1)
+    return lax.fori_loop(0, 32, narrow, (low, high))[0]

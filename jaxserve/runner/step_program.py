@@ -1,0 +1,157 @@
+"""The two XLA programs of a step: the backbone, and the head with the sampler.
+
+They are compiled apart, the backbone per token bucket and the sampler per bucket of rows, so
+that programs add up instead of multiplying. What passes between them has one shape for all.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.decoder import Decoder
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
+from jaxserve.runner.sampler import sample
+from pallas_kernels.paged_batch import PagedBatch
+
+Params = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """Pure functions of (weights, device state, packed step); jitted by the runner.
+
+    Attributes:
+        graph: the model's structure without its weights.
+        backend: runs attention.
+        buckets: shapes per data shard.
+    """
+
+    graph: "ModelGraph"
+    backend: AttentionBackend
+    buckets: Buckets
+
+    def backbone(
+        self,
+        params: Params,
+        kv_pages: jax.Array,
+        last_tokens: jax.Array,
+        packed: jax.Array,
+        *,
+        num_tokens: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Run the layers over one step's tokens.
+
+        Args:
+            params: weights by name.
+            kv_pages: the KV pool (donated).
+            last_tokens: int32 [shards, slots], the token sampled last in every slot.
+            packed: int32 [shards, length]; see `packing`.
+            num_tokens: the token bucket, per shard.
+
+        Returns:
+            The pool; the last hidden state of every row, [shards, max_rows, hidden]; and how
+            to sample them, int32 [shards, SAMPLING_FIELDS, max_rows].
+        """
+        shards, num_rows = packed.shape[0], self.buckets.rows(num_tokens)
+        step = unpack(packed, num_tokens, num_rows, self.buckets.max_pages)
+        slots = jnp.take_along_axis(last_tokens, -1 - jnp.minimum(step.token_ids, -1), axis=1)
+        token_ids = jnp.where(step.token_ids >= 0, step.token_ids, slots)
+        positions = jax.vmap(lambda *rows: PagedBatch(*rows).positions(num_tokens)[0])(*step.batch)
+
+        flat = PagedBatch(*(field.reshape(-1, *field.shape[2:]) for field in step.batch))
+        model = self.graph.model(params)
+        hidden, kv_pages = model.hidden(
+            token_ids.reshape(-1), kv_pages, flat, positions.reshape(-1), self.backend
+        )
+        hidden = hidden.reshape(shards, num_tokens, -1)
+        last = step.batch.query_start + jnp.maximum(step.batch.query_len - 1, 0)
+        rows = jnp.take_along_axis(hidden, last[..., None], axis=1)
+        missing = self.buckets.max_rows - num_rows
+        rows = jnp.pad(rows, ((0, 0), (0, missing), (0, 0)))
+        sampling = jnp.pad(step.sampling, ((0, 0), (0, 0), (0, missing)))
+        sampling = sampling.at[:, 0, num_rows:].set(NO_SLOT)
+        return kv_pages, rows, sampling
+
+    def sampler(
+        self,
+        params: Params,
+        last_tokens: jax.Array,
+        hidden: jax.Array,
+        sampling: jax.Array,
+        *,
+        num_sampled: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sample the first `num_sampled` rows of every shard.
+
+        Args:
+            params: the weights of the head, by name.
+            last_tokens: int32 [shards, slots] (donated).
+            hidden, sampling: as the backbone returns them.
+            num_sampled: the row bucket, per shard.
+
+        Returns:
+            `last_tokens` with the new tokens in their slots; and the tokens, int32 [shards,
+            num_sampled].
+        """
+        shards = hidden.shape[0]
+        rows = unpack_sampling(sampling[:, :, :num_sampled])
+        model = self.graph.model(params)
+        logits = model.logits(hidden[:, :num_sampled].reshape(shards * num_sampled, -1))
+        flat = type(rows)(*(field.reshape(-1) for field in rows))
+        tokens = sample(logits, flat).reshape(shards, num_sampled)
+        shard = jnp.arange(shards)[:, None]
+        return last_tokens.at[shard, rows.slot].set(tokens, mode="drop"), tokens
+
+    @property
+    def hidden_shape(self) -> tuple[int, int]:
+        """Rows and width, per shard, of what passes from backbone to sampler."""
+        return self.buckets.max_rows, self.graph.abstract.config.hidden_size
+
+    @property
+    def sampling_shape(self) -> tuple[int, int]:
+        """Shape per shard of the sampling settings that pass from backbone to sampler."""
+        return SAMPLING_FIELDS, self.buckets.max_rows
+
+
+class ModelGraph:
+    """A model's structure apart from its weights, which are a flat dict by dotted name.
+
+    Args:
+        abstract: the model under `nnx.eval_shape`.
+    """
+
+    def __init__(self, abstract: Decoder) -> None:
+        self.abstract = abstract
+        self._graphdef, self._state = nnx.split(abstract)
+
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """Logical axes of every parameter."""
+        return {name: variable.get_metadata("axes") for name, variable in self._named()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter."""
+        return {name: variable.get_value().shape for name, variable in self._named()}
+
+    def _named(self):
+        for path, variable in nnx.to_flat_state(self._state):
+            yield ".".join(map(str, path)), variable
+
+    def model(self, params: Params) -> Decoder:
+        """The model with these weights in it; a parameter left out keeps its abstract shape
+        and must not be used."""
+        flat = [
+            (path, variable.replace(params.get(".".join(map(str, path)), variable.get_value())))
+            for path, variable in nnx.to_flat_state(self._state)
+        ]
+        return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the parameters that the sampler's program uses."""
+        head = "embed" if self.abstract.config.tie_embeddings else "lm_head"
+        return ("final_norm", head)

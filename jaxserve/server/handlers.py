@@ -1,0 +1,92 @@
+"""Joins a servicer to a gRPC service: parsing, and every error turned into its status."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from jaxserve.core.errors import InvalidRequest, JaxserveError
+from jaxserve.server.convert import reject_unknown_fields
+from jaxserve.server.status import status_of
+
+log = logging.getLogger(__name__)
+
+Method = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
+
+
+def generic_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """Handlers for all methods of a service, as protoc's `add_..._to_server` but stricter.
+
+    A request that does not parse (say, invalid UTF-8) is INVALID_ARGUMENT, where the generated
+    function leaves gRPC to say UNKNOWN; a `JaxserveError` becomes its status; any other
+    exception is logged and becomes INTERNAL without telling the caller more.
+
+    Args:
+        service: the service's descriptor; its methods take one request, and answer with one
+            message or a stream.
+        servicer: has one coroutine method per RPC: `(request, context)`, returning the answer,
+            or writing a stream with `context.write`.
+    """
+    handlers = {
+        method.name: _method_handler(method, getattr(servicer, method.name))
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _method_handler(method: MethodDescriptor, function: Method) -> grpc.RpcMethodHandler:
+    request_type = GetMessageClass(method.input_type)
+    response_type = GetMessageClass(method.output_type)
+    make = (
+        grpc.unary_stream_rpc_method_handler
+        if method.server_streaming
+        else grpc.unary_unary_rpc_method_handler
+    )
+    return make(
+        _guarded(method.full_name, function),
+        request_deserializer=_lenient_parser(request_type),
+        response_serializer=response_type.SerializeToString,
+    )
+
+
+def _lenient_parser(request_type: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:
+    """A parser that returns its error: gRPC would turn a raised one into UNKNOWN."""
+
+    def parse(data: bytes) -> Message | InvalidRequest:
+        try:
+            return request_type.FromString(data)
+        except DecodeError:
+            name = request_type.DESCRIPTOR.name
+            return InvalidRequest(f"not a valid {name} (are all its strings UTF-8?)")
+
+    return parse
+
+
+def _guarded(name: str, function: Method) -> Method:
+    async def call(
+        request: Message | InvalidRequest, context: grpc.aio.ServicerContext
+    ) -> Message | None:
+        try:
+            if isinstance(request, InvalidRequest):
+                raise request
+            reject_unknown_fields(request)
+            return await function(request, context)
+        except JaxserveError as error:
+            code, message = status_of(error)
+            log.debug("%s: %s: %s", name, code.name, message)
+            if code is grpc.StatusCode.INTERNAL:
+                log.error("%s failed", name, exc_info=error)
+            await context.abort(code, message)
+        except grpc.aio.BaseError:
+            log.debug("%s: the client went away", name, exc_info=True)
+            raise
+        except Exception:
+            log.exception("%s failed", name)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
+        return None
+
+    return call

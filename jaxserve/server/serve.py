@@ -1,0 +1,153 @@
+"""`serve`: from nothing to READY, and on to a clean end at a signal."""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from jaxserve.core.errors import EngineDead
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.server import GrpcServer, ServerOptions
+
+log = logging.getLogger(__name__)
+
+_ENGINE_CHECK_SECONDS = 0.5
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+async def serve(
+    make_engine: Callable[[], AsyncEngine],
+    options: ServerOptions,
+    *,
+    announce: Callable[[str], None] = _announce,
+) -> None:
+    """Serve an engine over gRPC until SIGTERM or SIGINT.
+
+    The port opens at once; the engine is made on a thread meanwhile, and a line that begins
+    with READY is announced when it serves. The first signal drains, a second one stops at
+    once; during start-up the first one stops.
+
+    Args:
+        make_engine: builds the engine, blocking until it is compiled and warm.
+        options: where and how to listen.
+        announce: takes the READY line.
+
+    Raises:
+        ConfigError: a port cannot be listened on.
+        EngineDead: the engine failed while serving.
+        Exception: whatever `make_engine` raises.
+    """
+    started = time.monotonic()
+    signals = _Signals()
+    server = GrpcServer(options)
+    engine: AsyncEngine | None = None
+    with signals:
+        try:
+            await server.start()
+            building = _on_daemon_thread(make_engine)
+            if not await signals.unless_first(building):
+                log.warning("stopped during start-up")
+                return
+            engine = building.result()
+            await server.attach(engine)
+            announce(_ready_line(server, engine, time.monotonic() - started))
+            if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
+                log.warning("draining: up to %g s; a second signal stops", options.grace_period)
+                await signals.unless_second(asyncio.ensure_future(server.drain()))
+                return
+            raise EngineDead("the engine has stopped; its traceback is in the log above")
+        finally:
+            await server.stop(0 if signals.count > 1 else 0.5)
+            if engine is not None:
+                await asyncio.to_thread(engine.shutdown)
+
+
+def _ready_line(server: GrpcServer, engine: AsyncEngine, seconds: float) -> str:
+    line = (
+        f"READY {server.address} model={engine.model_info.name} seconds={seconds:.1f} "
+        f"programs_compiled={engine.load().compiles_before_ready}"
+    )
+    return f"{line} metrics={server.metrics_address}" if server.metrics_address else line
+
+
+async def _engine_end(engine: AsyncEngine) -> None:
+    while engine.is_ready:
+        await asyncio.sleep(_ENGINE_CHECK_SECONDS)
+
+
+def _on_daemon_thread(function: Callable[[], AsyncEngine]) -> "asyncio.Future[AsyncEngine]":
+    """Run a function on a thread that does not keep the process alive, unlike an executor's."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[AsyncEngine] = loop.create_future()
+
+    def settle(result: AsyncEngine | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            if result is not None:
+                result.shutdown()
+        elif error is not None:
+            future.set_exception(error)
+        elif result is not None:
+            future.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as caught:
+            error = caught
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop is closed: we were stopped during start-up
+            log.debug("the engine came too late")
+
+    threading.Thread(target=run, name="jaxserve-build", daemon=True).start()
+    return future
+
+
+class _Signals:
+    """Counts SIGTERM and SIGINT while entered, and lets coroutines be cut short by them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first = asyncio.Event()
+        self._second = asyncio.Event()
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        self.count += 1
+        (self._first if self.count == 1 else self._second).set()
+
+    async def unless_first(self, work: asyncio.Future) -> bool:
+        """Wait for `work`; False (and `work` cancelled) if the first signal came before."""
+        return await self._unless(self._first, work)
+
+    async def unless_second(self, work: asyncio.Future) -> bool:
+        """Wait for `work`; False (and `work` cancelled) if a second signal came before."""
+        return await self._unless(self._second, work)
+
+    async def _unless(self, event: asyncio.Event, work: asyncio.Future) -> bool:
+        waiter = asyncio.ensure_future(event.wait())
+        try:
+            await asyncio.wait((waiter, work), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+        if work.done():
+            await work
+            return True
+        work.cancel()
+        return False

@@ -1,0 +1,148 @@
+"""One gRPC server: its life from an open port over READY and draining to the end."""
+
+import dataclasses
+import math
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
+from grpc_reflection.v1alpha import reflection
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.handlers import generic_handler
+from jaxserve.server.metrics import MetricsServer
+from jaxserve.server.servicer import JaxserveServicer
+from jaxserve.server.v1 import jaxserve_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Jaxserve"]
+_LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
+_STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where and how to listen.
+
+    Attributes:
+        host: name or address of the interface to listen on; IPv6 without brackets.
+        port: TCP port; 0 takes a free one.
+        grace_period: seconds that running requests get to finish once the server drains.
+        max_message_mib: largest message, either way, in MiB.
+        max_concurrent_streams: calls at the same time on one connection.
+        metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    grace_period: float = 30.0
+    max_message_mib: float = 16.0
+    max_concurrent_streams: int = 4096
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 65536:
+                raise ConfigError(f"{name} must be in [0, 65535], got {value}")
+        if not 0 <= self.grace_period < math.inf:
+            raise ConfigError(f"grace_period must be finite, at least 0, got {self.grace_period}")
+        if not 0 < self.max_message_mib < 2048:
+            raise ConfigError(f"max_message_mib must be in (0, 2048), got {self.max_message_mib}")
+        if self.max_concurrent_streams < 1:
+            raise ConfigError("max_concurrent_streams must be at least 1")
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        """gRPC core's options for these settings."""
+        max_bytes = int(self.max_message_mib * 2**20)
+        return [
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", max_bytes),
+            ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            ("grpc.so_reuseport", 0),  # or a second server would silently share the port
+            # Clients may ping as they like, also between calls, without being cut off.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 0),
+            # Our own pings notice clients that vanished without closing the connection.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+
+
+class GrpcServer:
+    """The gRPC server around one engine.
+
+    `start` opens the port at once (calls are UNAVAILABLE, health NOT_SERVING), `attach` begins
+    to serve, `drain` ends gently, `stop` ends. All of it on one event loop.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._servicer = JaxserveServicer()
+        self._health = health_aio.HealthServicer()
+        self._server = grpc.aio.server(options=options.channel_options())
+        self._metrics: MetricsServer | None = None
+        self.port = options.port
+
+    @property
+    def address(self) -> str:
+        """`host:port` as clients dial it; the real port once started."""
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        return f"{host}:{self.port}"
+
+    @property
+    def metrics_address(self) -> str | None:
+        """`host:port` of the metrics endpoint, if there is one."""
+        return self._metrics.address if self._metrics is not None else None
+
+    async def start(self) -> None:
+        """Open the ports and answer, as not ready yet.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        self._server.add_generic_rpc_handlers((generic_handler(SERVICE, self._servicer),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        services = (SERVICE.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server)
+        await self._set_health(serving=False)
+        try:
+            self.port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {self.address}: is the port taken, or the host not ours?"
+            ) from error
+        if self._options.metrics_port:
+            self._metrics = MetricsServer(self._options.host, self._options.metrics_port)
+        await self._server.start()
+
+    async def attach(self, engine: AsyncEngine) -> None:
+        """Serve this engine from now on."""
+        self._servicer.engine = engine
+        if self._metrics is not None:
+            self._metrics.attach(engine)
+        await self._set_health(serving=True)
+
+    async def drain(self) -> None:
+        """Refuse new requests and let the running ones finish within the grace period."""
+        await self._set_health(serving=False)
+        if self._servicer.engine is not None:
+            await self._servicer.engine.drain(self._options.grace_period)
+            await self._servicer.wait_idle(_LAST_WRITES_SECONDS)
+
+    async def stop(self, grace: float = _STOP_SECONDS) -> None:
+        """Close the ports; calls still open after `grace` seconds are cut off."""
+        await self._set_health(serving=False)
+        await self._server.stop(grace)
+        if self._metrics is not None:
+            self._metrics.stop()
+
+    async def _set_health(self, *, serving: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE.full_name):
+            await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)

@@ -1,0 +1,164 @@
+"""A language model made of a hash, and an executor that runs it under real plans, without JAX.
+
+Good for testing whatever stands above an executor: the next token depends on every token before
+it, read from a fake KV cache through the plan's own page numbers, so a wrong page, a stale page or
+a wrong start shows up as a wrong token.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from jaxserve.core.request import Request
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.step import StepPlan, StepResult, StepRow
+
+_UNWRITTEN = -1  # no token has this id, so reading it changes every hash
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeModel:
+    """Next token = hash of all tokens so far and of the seed.
+
+    Attributes:
+        vocab_size: tokens are 0 .. vocab_size-1.
+        eos_token_id: the token that ends an answer, or None if there is no such token.
+        eos_probability: how often the next token is EOS.
+    """
+
+    vocab_size: int = 1000
+    eos_token_id: int | None = None
+    eos_probability: float = 0.0
+
+    def next_token(self, history: Sequence[int] | np.ndarray, seed: int) -> int:
+        """The token after `history`, int [tokens]; `seed` as the hash's key, in [0, 2**64)."""
+        data = np.ascontiguousarray(history, dtype=np.int32).tobytes()
+        digest = hashlib.blake2b(data, digest_size=16, key=seed.to_bytes(8, "little")).digest()
+        if self.eos_token_id is None:
+            return int.from_bytes(digest[:8], "little") % self.vocab_size
+        if int.from_bytes(digest[8:], "little") < self.eos_probability * 2.0**64:
+            return self.eos_token_id
+        token = int.from_bytes(digest[:8], "little") % (self.vocab_size - 1)
+        return token + (token >= self.eos_token_id)
+
+    def sampling_seed(self, params: SamplingParams, seed: int) -> int:
+        """The seed that counts: none for greedy requests, as in a real sampler."""
+        return 0 if params.greedy else seed
+
+    def generate(self, request: Request, stop_token_ids: Collection[int] = ()) -> list[int]:
+        """The oracle: all output tokens of a request that is served alone, without any pages.
+
+        Stops after `request.max_tokens` tokens or after one of `stop_token_ids`, which is kept.
+        """
+        seed = self.sampling_seed(request.params, request.seed)
+        tokens = list(request.prompt_token_ids)
+        for _ in range(request.max_tokens):
+            tokens.append(self.next_token(tokens, seed))
+            if tokens[-1] in stop_token_ids:
+                break
+        return tokens[len(request.prompt_token_ids) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeHandle:
+    """A launched step: its number and when it is over, on the monotonic clock."""
+
+    number: int
+    done_at: float
+
+
+class FakeExecutor:
+    """Implements `core.step.Executor` with a `FakeModel`.
+
+    Steps take effect at launch, in order; results are handed out at collect.
+
+    Args:
+        page_size: tokens per page.
+        model: what computes the tokens.
+        step_seconds: how long a step keeps the pretended device busy; `collect` sleeps for it.
+    """
+
+    def __init__(
+        self, *, page_size: int, model: FakeModel | None = None, step_seconds: float = 0.0
+    ) -> None:
+        self.model = model or FakeModel()
+        self.plans: list[StepPlan] = []
+        self._page_size = page_size
+        self._step_seconds = step_seconds
+        self._busy_until = 0.0
+        self._pages: dict[tuple[int, int], np.ndarray] = {}  # (shard, page) -> int32 [page_size]
+        self._last_token: dict[int, int] = {}  # by slot
+        self._results: deque[tuple[FakeHandle, StepResult]] = deque()
+
+    def launch(self, plan: StepPlan) -> FakeHandle:
+        """Run one step.
+
+        Raises:
+            ValueError: the plan contradicts itself; the message says where.
+        """
+        self._require_disjoint(plan)
+        # All rows write before any is sampled, as on a device: a page shared by mistake shows.
+        for row in plan.rows:
+            self._write(row)
+        tokens = np.array([self._sample(row) for row in plan.rows], np.int32)
+        self._busy_until = max(time.monotonic(), self._busy_until) + self._step_seconds
+        handle = FakeHandle(len(self.plans), self._busy_until)
+        self.plans.append(plan)
+        self._results.append((handle, StepResult(tokens)))
+        return handle
+
+    def collect(self, handle: FakeHandle) -> StepResult:
+        """Wait for the step and return its tokens.
+
+        Raises:
+            ValueError: another step should be collected first, or this one was already.
+        """
+        if not self._results or self._results[0][0] != handle:
+            raise ValueError(f"step {handle.number} is not the next to be collected")
+        if self._step_seconds:
+            time.sleep(max(0.0, handle.done_at - time.monotonic()))
+        return self._results.popleft()[1]
+
+    def _require_disjoint(self, plan: StepPlan) -> None:
+        if not plan.rows:
+            raise ValueError("a plan without rows")
+        for what, values in (
+            ("key", [row.key for row in plan.rows]),
+            ("slot", [row.slot for row in plan.rows]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"two rows have the same {what}")
+        for row in plan.rows:
+            unknown = row.num_tokens - len(row.token_ids)
+            if row.num_tokens < 1 or unknown not in (0, 1):
+                raise ValueError(f"{len(row.token_ids)} token ids for {row.num_tokens} tokens")
+            if len(row.page_ids) != -(-row.end // self._page_size):
+                raise ValueError(f"{len(row.page_ids)} pages for {row.end} tokens")
+
+    def _write(self, row: StepRow) -> None:
+        tokens = row.token_ids
+        if len(tokens) < row.num_tokens:
+            tokens = (*tokens, self._last_token.get(row.slot, _UNWRITTEN))
+        for position, token in enumerate(tokens, row.start):
+            page, offset = divmod(position, self._page_size)
+            self._page(row, page)[offset] = token
+
+    def _sample(self, row: StepRow) -> int:
+        if not row.samples:
+            return -1
+        pages = [self._page(row, i) for i in range(len(row.page_ids))]
+        history = np.concatenate(pages)[: row.end]
+        seed = self.model.sampling_seed(row.params, row.seed)
+        token = self.model.next_token(history, seed)
+        self._last_token[row.slot] = token
+        return token
+
+    def _page(self, row: StepRow, index: int) -> np.ndarray:
+        where = (row.shard, row.page_ids[index])
+        if where not in self._pages:
+            self._pages[where] = np.full(self._page_size, _UNWRITTEN, np.int32)
+        return self._pages[where]

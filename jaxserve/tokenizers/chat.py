@@ -1,0 +1,138 @@
+"""Chat templates: Jinja2 programs that come with a model, run in a sandbox."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.exceptions
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from jaxserve.core.errors import InvalidRequest
+
+MAX_RENDERED_CHARS = 16 * 2**20
+MAX_POWER_BITS = 4096
+
+
+class ChatTemplate:
+    """One compiled template, rendered as transformers does it.
+
+    The rules of the dialect (trimmed blocks, `tojson` without HTML escapes,
+    `raise_exception`, `strftime_now`, break and continue, `generation` blocks) are those of
+    https://huggingface.co/docs/transformers/chat_templating.
+
+    Args:
+        source: the Jinja source.
+        max_chars: a longer result is an error; a template is a program and could loop.
+
+    Raises:
+        InvalidRequest: the source is not valid Jinja.
+    """
+
+    def __init__(self, source: str, max_chars: int = MAX_RENDERED_CHARS) -> None:
+        environment = _Sandbox(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._max_chars = max_chars
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"the model's chat template is broken: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool,
+        bos_token: str,
+        eos_token: str,
+    ) -> str:
+        """The prompt for a conversation.
+
+        Raises:
+            InvalidRequest: the template refuses the messages or fails on them, or its result
+                is longer than `max_chars`.
+        """
+        chunks, size = [], 0
+        try:
+            for chunk in self._template.generate(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                tools=None,  # templates ask `tools is not none`, so absent is not enough
+                documents=None,
+            ):
+                size += len(chunk)
+                if size > self._max_chars:
+                    raise InvalidRequest(
+                        f"the chat template's result exceeds {self._max_chars} characters"
+                    )
+                chunks.append(chunk)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # a template can fail in any way a program can
+            raise InvalidRequest(f"the chat template refused the messages: {error}") from error
+        return "".join(chunks)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, with a limit on the operators that make huge values of small ones."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
+        """Multiply and raise to powers, within reason."""
+        if operator == "**":
+            is_int = isinstance(left, int) and isinstance(right, int)
+            too_large = is_int and left.bit_length() * right > MAX_POWER_BITS
+        else:
+            sizes = [len(v) if hasattr(v, "__len__") else v for v in (left, right)]
+            repeats = any(hasattr(v, "__len__") for v in (left, right))
+            too_large = repeats and sizes[0] * sizes[1] > MAX_RENDERED_CHARS
+        if too_large:
+            raise jinja2.exceptions.SecurityError(f"the result of {operator} would be too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks training targets; here it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Replace the block with what is in it."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)

@@ -1,0 +1,41 @@
+"""Paged attention as its specification says it: slow, dense, and easy to believe."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.paged_batch import PagedBatch
+
+
+def paged_attention(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    batch: PagedBatch,
+    *,
+    layer: int | jax.Array,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> jax.Array:
+    """Causal attention of every token over its row's whole context. See the package's docs."""
+    num_tokens, num_heads, head_dim = q.shape
+    kv_heads, _, page_size = kv_pages.shape[2:5]
+    position, row, valid = batch.positions(num_tokens)
+
+    table = jnp.clip(batch.page_table, 0, kv_pages.shape[3] - 1)
+    dense = kv_pages[layer][:, :, table]  # [2, kv_heads, rows, max_pages, page_size, head_dim]
+    dense = dense.reshape(2, kv_heads, *table.shape[:1], table.shape[1] * page_size, head_dim)
+    dense = dense.astype(q.dtype)[:, :, row]  # [2, kv_heads, tokens, context, head_dim]
+
+    context = jnp.arange(dense.shape[3])
+    seen = (context <= position[:, None]) & valid[:, None]
+    if sliding_window is not None:
+        seen &= context > position[:, None] - sliding_window
+    k, v = jnp.where(seen[None, None, :, :, None], dense, 0)
+
+    queries = q.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
+    scores = jnp.einsum("thgd,htcd->thgc", queries, k) * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    weights = jax.nn.softmax(scores, axis=-1, where=seen[:, None, None, :])
+    out = jnp.einsum("thgc,htcd->thgd", weights, v)
+    return jnp.where(valid[:, None, None], out.reshape(q.shape), 0)

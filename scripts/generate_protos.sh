@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Regenerates the gRPC code from jaxserve/server/v1/jaxserve.proto (needs grpcio-tools).
+# Usage: scripts/generate_protos.sh [OUTPUT_DIR]   (default: the repository, beside the proto)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out="${1:-.}"
+"${PYTHON:-python}" -m grpc_tools.protoc -I . \
+  --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" \
+  jaxserve/server/v1/jaxserve.proto

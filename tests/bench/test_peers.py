@@ -1,0 +1,163 @@
+"""The comparison: its bound, its processes and its table, with stand-ins for the engines."""
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+from jaxserve.bench.peers import compare
+from jaxserve.bench.peers.compare import CompareSpec, SideResult
+from jaxserve.bench.peers.f32_gguf import write_f32_gguf
+from jaxserve.bench.roofline import (
+    Machine,
+    head_params,
+    layer_params,
+    output_throughput_bound,
+    step_seconds,
+)
+from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.models.config import ModelConfig
+
+CONFIG = ModelConfig(
+    family="llama", name="tiny", vocab_size=101, hidden_size=7, intermediate_size=11,
+    num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, max_model_len=64, norm_eps=1e-5,
+    rope_theta=1e4, tie_embeddings=True,
+)  # fmt: skip
+
+
+def test_weights_are_counted_by_hand() -> None:
+    qkv, out, mlp = (6 + 2 + 2) * 4 * 7, 6 * 4 * 7, 3 * 7 * 11
+    assert layer_params(CONFIG) == 3 * (qkv + out + mlp)
+    assert head_params(CONFIG) == 707
+
+
+def test_the_bound_is_memory_at_one_row_and_arithmetic_at_many() -> None:
+    machine = Machine(bandwidth=1e6, matmul=1e6)
+    read = 4 * (layer_params(CONFIG) + 707) / 1e6
+    assert step_seconds(CONFIG, machine, 1, 1) == pytest.approx(read)
+    compute = 2 * (50 * layer_params(CONFIG) + 5 * 707) / 1e6
+    assert step_seconds(CONFIG, machine, 50, 5) == pytest.approx(compute)
+    prefill = 2 * (30 * layer_params(CONFIG) + 707) / 1e6
+    bound = output_throughput_bound(CONFIG, machine, concurrency=1, input_len=30, output_len=4)
+    assert bound == pytest.approx(4 / (prefill + 3 * read))
+
+
+HARNESS = f"import sys; sys.path.insert(0, {str(compare.SCRIPTS)!r}); import harness\n"
+ECHO = (
+    HARNESS
+    + """
+class Echo:
+    version = "echo 1"
+    def __init__(self, spec): self.n = spec["output_len"]
+    def generate(self, prompts):
+        print("noise")
+        return [prompt[:self.n] for prompt in prompts]
+harness.main(Echo)
+"""
+)
+
+
+def run(tmp_path: Path, program: str, spec: CompareSpec) -> SideResult:
+    work = {"threads": 1, "output_len": spec.output_len,
+            "cases": compare.make_cases(spec, vocab_size=90, avoid=(0,))}  # fmt: skip
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(work))
+    with tqdm(disable=True) as bar:
+        return compare.run_side([sys.executable, "-c", program, str(path)], spec, bar)
+
+
+SPEC = CompareSpec(concurrency=(1, 3), input_len=6, output_len=2, threads=1, repeats=2)
+
+
+def test_a_side_runs_in_a_process_and_reports_medians(tmp_path: Path) -> None:
+    result = run(tmp_path, ECHO, SPEC)
+    assert result.version == "echo 1" and result.error is None and result.missing is None
+    assert sorted(result.throughput) == [1, 3] and min(result.throughput.values()) > 0
+    batch = compare.make_cases(SPEC, 90, (0,))[1]["batches"][1]  # after the warm-up
+    assert result.tokens[3] == [prompt[:2] for prompt in batch]
+
+
+def test_a_missing_module_and_a_crash_are_told_apart(tmp_path: Path) -> None:
+    absent = HARNESS + "harness.main(lambda spec: __import__('no_such_module'))"
+    assert run(tmp_path, absent, SPEC) == SideResult(missing="no_such_module")
+    crash = HARNESS + "harness.main(lambda spec: 1 / 0)"
+    assert "ZeroDivisionError" in (run(tmp_path, crash, SPEC).error or "")
+    short = ECHO.replace("[:self.n]", "[:1]")
+    assert "asked for 2 tokens" in (run(tmp_path, short, SPEC).error or "")
+
+
+def test_prompts_are_distinct_and_every_side_gets_the_same() -> None:
+    cases = compare.make_cases(SPEC, 90, (0,))
+    assert cases == compare.make_cases(SPEC, 90, (0,))
+    prompts = [tuple(p) for case in cases for batch in case["batches"] for p in batch]
+    assert len(prompts) == len(set(prompts)) == 3 * (1 + 3)
+    assert {len(p) for p in prompts} == {6} and all(0 not in p for p in prompts)
+
+
+def test_the_table_and_its_notes() -> None:
+    results = {
+        "jaxserve": SideResult("jaxserve 1", {1: 30.0, 3: 60.0}, tokens={1: [[1]], 3: [[2], [3]]}),
+        "transformers": SideResult("tf 5", {1: 13.04, 3: 50.0}, tokens={1: [[1]], 3: [[2], [9]]}),
+        "llama.cpp": SideResult(missing="llama_cpp"),
+        "other": SideResult(error="boom"),
+    }
+    table = compare.format_table(results, {1: 40.0, 3: 240.0}, SPEC).splitlines()
+    assert table[0] == (
+        "| Concurrent requests | jaxserve | transformers | llama.cpp | other | bound | "
+        "jaxserve / bound |"
+    )
+    assert table[2:] == [
+        "| 1 | 30.0 | 13.0 | not installed | failed | 40 | 75% |",
+        "| 3 | 60.0 | 50.0 | not installed | failed | 240 | 25% |",
+    ]
+    notes = compare.format_notes(results, SPEC, Machine(20e9, 170e9))
+    assert "20.0 GB/s" in notes and "170 GFLOP/s" in notes and "1 threads" in notes
+    assert "transformers: tf 5; 2 of 3 answers equal jaxserve's" in notes
+    assert "llama.cpp: no module llama_cpp; pip install llama-cpp-python" in notes
+    assert "other failed:\nboom" in notes
+
+
+def test_f32_copies_hold_the_dequantised_numbers_and_the_metadata(tmp_path: Path) -> None:
+    source, target = tmp_path / "q.gguf", tmp_path / "f.gguf"
+    rows = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    packed = gguf.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    writer = gguf.GGUFWriter(source, "llama")
+    writer.add_block_count(5)
+    writer.add_token_list(["a", "é"])
+    writer.add_add_bos_token(False)
+    writer.add_tensor("w", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("norm", rows[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    write_f32_gguf(source, target)
+    reader = gguf.GGUFReader(target)
+    tensors = {t.name: t for t in reader.tensors}
+    assert {t.tensor_type.name for t in reader.tensors} == {"F32"}
+    expected = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(tensors["w"].data, expected)
+    np.testing.assert_array_equal(tensors["norm"].data, rows[0])
+    contents = {name: field.contents() for name, field in reader.fields.items()}
+    assert contents["general.architecture"] == "llama" and contents["llama.block_count"] == 5
+    assert contents["tokenizer.ggml.tokens"] == ["a", "é"]
+    assert contents["tokenizer.ggml.add_bos_token"] is False
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_what_is_not_a_gguf_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"not a model at all, and long enough to be read as a header" * 4)
+    with pytest.raises(CheckpointError):
+        write_f32_gguf(path, tmp_path / "y.gguf")
+
+
+def test_bad_specs_are_refused() -> None:
+    for fields in ({"concurrency": ()}, {"concurrency": (0,)}, {"threads": 0}, {"repeats": 0}):
+        with pytest.raises(ConfigError):
+            CompareSpec(**fields)

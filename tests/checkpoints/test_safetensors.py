@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxserve.checkpoints.load import open_checkpoint
+from jaxserve.checkpoints.names import parameter_shapes
+from jaxserve.core.errors import CheckpointError
+
+FAMILIES = ("llama", "mistral", "qwen2", "gemma3_text")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reads_every_parameter(make_hf, family, shards):
+    path, expected = make_hf(family, shards=shards)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.names == set(expected)
+    assert parameter_shapes(checkpoint.config) == {k: v.shape for k, v in expected.items()}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(checkpoint.read(name), value, err_msg=name)
+    assert checkpoint.tokenizer_path == path
+
+
+def test_keeps_bfloat16_but_not_gemmas_norms(make_hf, bfloat16):
+    path, expected = make_hf("gemma3_text", dtype=bfloat16)
+    checkpoint = open_checkpoint(path)
+    for name, value in expected.items():
+        read = checkpoint.read(name)
+        assert read.dtype == (np.float32 if name.endswith("norm") else bfloat16)
+        np.testing.assert_array_equal(read, value)
+
+
+def test_float16_widens(make_hf):
+    path, expected = make_hf("llama", dtype=np.float16)
+    read = open_checkpoint(path).read("layers.1.qkv")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, expected["layers.1.qkv"].astype(np.float32))
+
+
+def test_vision_gemma_gives_its_text_part(make_hf):
+    path, expected = make_hf("gemma3_text")
+    text = json.loads((path / "config.json").read_text())
+    outer = {"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}
+    (path / "config.json").write_text(json.dumps(outer))
+    tensors = load_file(path / "model.safetensors")
+    renamed = {n.replace("model.", "language_model.model.", 1): x for n, x in tensors.items()}
+    renamed["vision_tower.vision_model.x.weight"] = np.ones((3, 3), np.float32)
+    save_file(renamed, path / "model.safetensors")
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.eos_token_ids == (1, 106)
+    np.testing.assert_array_equal(checkpoint.read("layers.2.o"), expected["layers.2.o"])
+
+
+def test_generation_config_adds_eos(make_hf):
+    path, _ = make_hf("llama")
+    (path / "generation_config.json").write_text('{"eos_token_id": [9, 2]}')
+    assert open_checkpoint(path).config.eos_token_ids == (9, 2)
+
+
+def change(path, edit):
+    tensors = load_file(path / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "layers.1.mlp.up_proj.*missing"),
+        (lambda t: t.pop("model.embed_tokens.weight"), "embed_tokens.weight is missing"),
+        (lambda t: t.pop("lm_head.weight"), "lm_head.weight is missing"),
+        (
+            lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)}),
+            r"model.norm.weight has shape \(5,\), expected \(22,\)",
+        ),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.o_proj.bias": np.ones(5, np.float32)}),
+            "o_proj.bias has no place",
+        ),
+    ],
+)
+def test_wrong_tensors(make_hf, edit, message):
+    path, _ = make_hf("llama")
+    change(path, edit)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path)
+
+
+def test_integer_tensor(make_hf):
+    path, _ = make_hf("llama")
+    change(path, lambda t: t.update({"model.norm.weight": np.ones(22, np.int8)}))
+    with pytest.raises(CheckpointError, match=r"model.norm.weight has type int8"):
+        open_checkpoint(path).read("final_norm")
+
+
+def test_truncated_file(make_hf):
+    path, _ = make_hf("llama")
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        open_checkpoint(path)
+
+
+def test_missing_shard(make_hf):
+    path, _ = make_hf("llama", shards=3)
+    (path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="00002-of-00003"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_bad_config_json(make_hf, content):
+    path, _ = make_hf("llama")
+    (path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_checkpoint(path)
+
+
+def test_unknown_parameter(make_hf):
+    path, _ = make_hf("llama")
+    with pytest.raises(CheckpointError, match="no parameter nonsense"):
+        open_checkpoint(path).read("nonsense")

@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from jaxserve.checkpoints.names import num_parameters
+from jaxserve.core.errors import ConfigError, ModelNotFound
+from jaxserve.models.config import RopeScaling
+from jaxserve.models.config_readers import (
+    config_from_dict,
+    config_to_dict,
+    from_gguf,
+    from_hf_config,
+    from_preset,
+    preset_names,
+)
+
+# Sizes of the published checkpoints; Gemma 3 27B's is the 27,432,406,640 of the whole model
+# less its vision tower (416,866,032) and projector (6,194,304).
+PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "gemma3-270m": 268_098_176,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.3-70b": 70_553_706_496,
+    "qwen2.5-7b": 7_615_616_512,
+    "mistral-7b": 7_248_023_552,
+    "gemma3-27b": 27_009_346_304,
+}
+
+LLAMA_31 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu",
+    "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072,
+    "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+QWEN_25 = {
+    "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
+    "intermediate_size": 18944, "max_position_embeddings": 32768, "max_window_layers": 28,
+    "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": False, "use_sliding_window": False,
+    "vocab_size": 152064,
+}  # fmt: skip
+MISTRAL_03 = {
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+    "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": None,
+    "tie_word_embeddings": False, "vocab_size": 32768,
+}  # fmt: skip
+GEMMA_27B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106],
+    "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
+    "text_config": {
+        "head_dim": 128, "hidden_size": 5376, "intermediate_size": 21504,
+        "model_type": "gemma3_text", "num_attention_heads": 32, "num_hidden_layers": 62,
+        "num_key_value_heads": 16, "query_pre_attn_scalar": 168,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+}  # fmt: skip
+
+
+def same_but_name(a, b):
+    assert dataclasses.replace(a, name="") == dataclasses.replace(b, name="")
+
+
+def test_every_preset_has_its_published_size():
+    assert {name: num_parameters(from_preset(name)) for name in preset_names()} == PARAMETERS
+
+
+def test_unknown_preset():
+    with pytest.raises(ModelNotFound, match=r"llama-3\.1-8b"):
+        from_preset("llama-9")
+
+
+@pytest.mark.parametrize(
+    ("data", "preset", "generation"),
+    [
+        (LLAMA_31, "llama-3.1-8b", None),
+        (QWEN_25, "qwen2.5-7b", {"eos_token_id": [151645, 151643]}),
+        (MISTRAL_03, "mistral-7b", None),
+        (GEMMA_27B, "gemma3-27b", {"eos_token_id": [1, 106]}),
+    ],
+)
+def test_published_config_is_the_preset(data, preset, generation):
+    same_but_name(from_hf_config(data, generation_config=generation), from_preset(preset))
+
+
+def test_transformers_5_layouts():
+    llama = {k: v for k, v in LLAMA_31.items() if k not in ("rope_theta", "rope_scaling")}
+    llama["rope_parameters"] = {**LLAMA_31["rope_scaling"], "rope_theta": 500000.0}
+    assert from_hf_config(llama) == from_hf_config(LLAMA_31)
+
+    text = {k: v for k, v in GEMMA_27B["text_config"].items() if k != "rope_scaling"}
+    text["layer_types"] = [
+        "full_attention" if i % 6 == 5 else "sliding_attention" for i in range(62)
+    ]
+    text["rope_parameters"] = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert from_hf_config({**GEMMA_27B, "text_config": text}) == from_hf_config(GEMMA_27B)
+
+
+def test_gemma_layer_details():
+    config = from_hf_config(GEMMA_27B)
+    assert config.sliding_window[:7] == (1024,) * 5 + (None, 1024)
+    assert config.embed_scale == math.sqrt(5376)
+    assert config.scale == 168**-0.5
+    pattern = {**GEMMA_27B["text_config"], "sliding_window_pattern": 3}
+    assert from_hf_config(pattern).sliding_window[:4] == (1024, 1024, None, 1024)
+
+
+def test_sliding_windows_of_the_llama_family():
+    config = from_hf_config({**MISTRAL_03, "sliding_window": 4096})
+    assert config.sliding_window == (4096,) * 32
+    assert config.rope_theta_local == config.rope_theta
+    config = from_hf_config({**QWEN_25, "use_sliding_window": True, "max_window_layers": 20})
+    assert config.sliding_window == (None,) * 20 + (131072,) * 8
+
+
+def test_head_dim_and_kv_heads_default():
+    small = {k: v for k, v in LLAMA_31.items() if k != "num_key_value_heads"}
+    config = from_hf_config({**small, "head_dim": None})
+    assert (config.num_kv_heads, config.head_dim) == (32, 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mixtral"}, "'mixtral'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "relu"}, "'relu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"vocab_size": None}, "lacks vocab_size"),
+        ({"num_key_value_heads": 5}, "5 KV heads"),
+    ],
+)
+def test_unsupported_features_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_hf_config({**LLAMA_31, **change})
+
+
+@pytest.mark.parametrize("name", ["gemma3-27b", "llama-3.1-8b"])
+def test_config_survives_json(name):
+    config = from_preset(name)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"head_size": 3}, "unknown fields.*head_size"), ({"vocab_size": ...}, "missing.*vocab_size")],
+)
+def test_wrong_fields(change, message):
+    data = {k: v for k, v in (config_to_dict(from_preset("mistral-7b")) | change).items()
+            if v is not ...}  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        config_from_dict(data)
+
+
+GGUF_GEMMA_27B = {
+    "general.architecture": "gemma3",
+    "gemma3.context_length": 131072,
+    "gemma3.embedding_length": 5376,
+    "gemma3.block_count": 62,
+    "gemma3.feed_forward_length": 21504,
+    "gemma3.attention.head_count": 32,
+    "gemma3.attention.head_count_kv": 16,
+    "gemma3.attention.key_length": 128,
+    "gemma3.attention.value_length": 128,
+    "gemma3.attention.layer_norm_rms_epsilon": 9.999999974752427e-07,
+    "gemma3.attention.sliding_window": 1024,
+    "gemma3.rope.freq_base": 1000000.0,
+    "gemma3.rope.scaling.type": "linear",
+    "gemma3.rope.scaling.factor": 8.0,
+    "tokenizer.ggml.bos_token_id": 2,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.eot_token_id": 106,
+}
+
+
+def test_gguf_metadata_is_the_preset():
+    config = from_gguf(GGUF_GEMMA_27B, vocab_size=262208)
+    assert math.isclose(config.scale, from_preset("gemma3-27b").scale)
+    same_but_name(dataclasses.replace(config, attention_scale=None),
+                  dataclasses.replace(from_preset("gemma3-27b"), attention_scale=None))  # fmt: skip
+
+
+def test_gguf_per_layer_values():
+    key = "gemma3.attention.head_count_kv"
+    assert from_gguf({**GGUF_GEMMA_27B, key: [16] * 62}, vocab_size=5).num_kv_heads == 16
+    with pytest.raises(ConfigError, match="differs by layer"):
+        from_gguf({**GGUF_GEMMA_27B, key: [16, 8] * 31}, vocab_size=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"general.architecture": "mamba"}, "'mamba'"),
+        ({"gemma3.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"gemma3.expert_count": 8}, "experts"),
+        ({"gemma3.rope.dimension_count": 64}, "64 of 128"),
+        ({"gemma3.attention.value_length": 64}, "values"),
+        ({"gemma3.block_count": None}, "gemma3.block_count"),
+    ],
+)
+def test_gguf_unsupported_features_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_gguf({**GGUF_GEMMA_27B, **change}, vocab_size=5)
+
+
+def test_gguf_without_vocabulary():
+    with pytest.raises(ConfigError, match="vocabulary"):
+        from_gguf(GGUF_GEMMA_27B)
+    assert from_gguf({**GGUF_GEMMA_27B, "tokenizer.ggml.tokens": ["a"] * 7}).vocab_size == 7
+    assert (
+        RopeScaling(kind="linear", factor=8.0)
+        == from_gguf(GGUF_GEMMA_27B, vocab_size=7).rope_scaling
+    )
