@@ -1,8 +1,10 @@
 """Offline inference for scripts and notebooks, in the shapes that vLLM users know."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -56,6 +58,8 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_sync_engine(EngineConfig(model=model, **options))
         self._num_requests = 0
+        # Who takes the deltas of each unfinished request: streams may overlap other calls.
+        self._takers: dict[str, Callable[[TokenDelta], object]] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -114,6 +118,35 @@ class LLM:
         prompts = [{"prompt_token_ids": prompt} for prompt in ids]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Generator[TokenDelta]:
+        """Complete one prompt, token by token.
+
+        The request starts with the first `next`; closing the iterator aborts it.
+
+        Args:
+            prompt: text or {"prompt_token_ids": [...]}.
+            sampling_params: how to sample and when to stop.
+
+        Yields:
+            What each step added; `finish_reason` is set on the last one.
+
+        Raises:
+            InvalidRequest: the prompt cannot be served.
+        """
+        result = self._result(prompt)
+        deltas: deque[TokenDelta] = deque()
+        with self._requests({result.request_id: deltas.append}):
+            self._add(result, sampling_params or SamplingParams())
+            finished = False
+            while not finished:
+                while not deltas:
+                    self._step()
+                delta = deltas.popleft()
+                finished = delta.finish_reason is not None
+                yield delta
+
     def _result(self, prompt: Prompt) -> RequestOutput:
         if isinstance(prompt, str):
             text, ids = prompt, self.tokenizer.encode(prompt)
@@ -127,26 +160,43 @@ class LLM:
     def _run(
         self, results: list[RequestOutput], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
-        by_id = {result.request_id: result for result in results}
-        added: list[str] = []
         bar = tqdm(total=len(results), desc="generating", unit="request", disable=not use_tqdm)
-        try:
+        unfinished = {result.request_id for result in results}
+
+        def taker(result: RequestOutput) -> Callable[[TokenDelta], None]:
+            def take(delta: TokenDelta) -> None:
+                if _append(result, delta):
+                    unfinished.remove(delta.request_id)
+                    bar.update()
+
+            return take
+
+        with bar, self._requests({result.request_id: taker(result) for result in results}):
             for result, param in zip(results, params, strict=True):
-                self._engine.add(
-                    result.request_id, result.prompt_token_ids, param, now=time.monotonic()
-                )
-                added.append(result.request_id)
-            while self._engine.has_work:
-                for delta in self._engine.step(time.monotonic()):
-                    if _append(by_id[delta.request_id], delta):
-                        bar.update()
-        except BaseException:  # an interrupted cell must leave nothing behind in the engine
-            for request_id in added:
-                self._engine.abort(request_id)
-            raise
-        finally:
-            bar.close()
+                self._add(result, param)
+            while unfinished:
+                self._step()
         return results
+
+    @contextlib.contextmanager
+    def _requests(self, takers: Mapping[str, Callable[[TokenDelta], object]]) -> Iterator[None]:
+        """Deliver these requests' deltas; leave nothing of them in the engine at the end."""
+        self._takers.update(takers)
+        try:
+            yield
+        finally:
+            for request_id in takers:
+                del self._takers[request_id]
+                self._engine.abort(request_id)  # does nothing to one that is finished
+            while self._engine.has_work and not self._takers:  # a step that was under way
+                self._step()
+
+    def _add(self, result: RequestOutput, params: SamplingParams) -> None:
+        self._engine.add(result.request_id, result.prompt_token_ids, params, now=time.monotonic())
+
+    def _step(self) -> None:
+        for delta in self._engine.step(time.monotonic()):
+            self._takers[delta.request_id](delta)
 
 
 def _append(result: RequestOutput, delta: TokenDelta) -> bool:

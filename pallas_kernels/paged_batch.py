@@ -1,4 +1,4 @@
-"""The ragged batch that every kernel here takes: which tokens belong to whom, and where KV lives."""
+"""The ragged batch that every kernel here takes: whose tokens they are, and where KV lives."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ class PagedBatch(NamedTuple):
     behind the other (query_start ascends); padding rows have query_len 0, and tokens behind
     the last row are padding. One call may mix decode rows (one token) and prefill chunks.
 
-    The pool is `kv_pages: [layers, 2, kv_heads, pages, page_size, head_dim]`, K at index 0 of
-    the second axis and V at 1. Position p of row s is in page page_table[s, p // page_size].
+    The pool is `kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]`, K at index 0 of
+    the third axis and V at 1: a page of one layer is one contiguous piece of memory. Position p
+    of row s is in page page_table[s, p // page_size].
 
     Attributes:
         query_start: int32 [rows].

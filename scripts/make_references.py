@@ -18,8 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
 
 NUM_NEW_TOKENS = 64
 NUM_TOP = 8

@@ -32,8 +32,10 @@ def layer_params(config: "ModelConfig") -> int:
 
 
 def head_params(config: "ModelConfig") -> int:
-    """Weights of the output head. A tied embedding is the head; an untied one is a look-up of a
-    few rows and counts for nothing."""  # fmt: skip
+    """Weights of the output head.
+
+    A tied embedding is the head; an untied one is a look-up of a few rows and counts for nothing.
+    """
     return config.vocab_size * config.hidden_size
 
 

@@ -94,9 +94,11 @@ class OrbaxCheckpoint(Checkpoint):
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 metadata = checkpointer.metadata(self._path / WEIGHTS).item_metadata
-            arrays = dict(metadata.tree)
         except Exception as error:  # as above
             raise CheckpointError(f"cannot read {self._path / WEIGHTS}: {error}") from error
+        if metadata is None:
+            raise CheckpointError(f"{self._path / WEIGHTS} is missing or corrupt")
+        arrays = dict(metadata.tree)
         shapes = parameter_shapes(self._config)
         for name, shape in shapes.items():
             if name not in arrays:

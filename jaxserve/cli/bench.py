@@ -139,7 +139,9 @@ def throughput(
 
     lengths = {"random_input_len": input_len, "random_output_len": output_len}
     dataset = dataclasses.replace(dataset, **{k: v for k, v in lengths.items() if v is not None})
-    llm = LLM(**dataclasses.asdict(config))
+    # All requests are given at once, so all of them must be allowed to wait.
+    waiting = max(config.max_waiting, dataset.num_prompts)
+    llm = LLM(**{**dataclasses.asdict(config), "max_waiting": waiting})
     info = llm.model_info
     workload = _build_workload(dataset, info.vocab_size, info.eos_token_ids)
     require_room(workload.items, info.max_model_len)

@@ -67,7 +67,7 @@ class EngineConfig:
     )
 
     # KV cache
-    page_size: int = option(16, "tokens per KV page", group="cache")
+    page_size: int = option(64, "tokens per KV page", group="cache")
     num_pages: int | None = option(
         None, "KV pages over all data shards (default: from --kv-cache-memory)", group="cache"
     )
@@ -77,7 +77,9 @@ class EngineConfig:
     )  # fmt: skip
 
     # Scheduling
-    max_num_seqs: int = option(64, "requests that run at the same time, at most", group="scheduling")
+    max_num_seqs: int = option(
+        64, "requests that run at the same time, at most", group="scheduling"
+    )
     max_num_batched_tokens: int = option(
         512, "token budget of one step, prefill chunks and decodes together", group="scheduling"
     )

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import PartitionSpec
 
+from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import ShardingRules
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
@@ -16,10 +17,17 @@ class AttentionBackend:
     """How attention runs: on which mesh, with which implementation.
 
     Kernels work on one shard's own tokens, pages and KV heads, and need nobody else's.
+
+    Attributes:
+        rules: the mesh, and what is split over it.
+        implementation: of `paged_attention`.
+        loop_layers: share one attention between all layers (`Decoder`), which takes an
+            implementation whose layer and window may be traced values.
     """
 
     rules: ShardingRules
     implementation: str
+    loop_layers: bool = False
 
     def __call__(
         self,
@@ -29,10 +37,9 @@ class AttentionBackend:
         kv_pages: jax.Array,
         batch: PagedBatch,
         *,
-        layer: int,
-        scale: float,
-        sliding_window: int | None,
-        soft_cap: float | None,
+        config: ModelConfig,
+        layer: int | jax.Array,
+        sliding_window: int | jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Store k and v, then attend.
 
@@ -41,41 +48,44 @@ class AttentionBackend:
             k, v: [tokens, kv_heads, head_dim].
             kv_pages: the pool; see `PagedBatch`.
             batch: rows, numbered within their data shard.
-            layer, scale, sliding_window, soft_cap: see `paged_attention`.
+            config: gives the scale and the soft cap.
+            layer, sliding_window: see `paged_attention`.
 
         Returns:
             [tokens, kv_heads, group, head_dim], and the pool with k and v in it.
         """
 
-        def on_shard(q, k, v, kv_pages, batch):
+        def on_shard(q, k, v, kv_pages, batch, layer, window):
             kv_pages = kv_write(kv_pages, k, v, batch, layer=layer)
             out = paged_attention(
                 q.reshape(q.shape[0], -1, q.shape[-1]),
                 kv_pages,
                 batch,
                 layer=layer,
-                scale=scale,
-                sliding_window=sliding_window,
-                soft_cap=soft_cap,
+                scale=config.scale,
+                sliding_window=window,
+                soft_cap=config.attention_soft_cap,
                 implementation=self.implementation,
             )
             return out.reshape(q.shape), kv_pages
 
         if self.rules.mesh.size == 1:
-            return on_shard(q, k, v, kv_pages, batch)
+            return on_shard(q, k, v, kv_pages, batch, layer, sliding_window)
         spec = self.rules.spec
         queries, keys = spec(("data", "kv_heads", None, None)), spec(("data", "kv_heads", None))
         pool = kv_pages_spec(self.rules)
-        rows = PagedBatch(*[PartitionSpec("data")] * 3, PartitionSpec("data", None))
+        per_row, table = PartitionSpec("data"), PartitionSpec("data", None)
+        rows = PagedBatch._make((per_row, per_row, per_row, table))
+        everywhere = PartitionSpec()
         return jax.shard_map(
             on_shard,
             mesh=self.rules.mesh,
-            in_specs=(queries, keys, keys, pool, rows),
+            in_specs=(queries, keys, keys, pool, rows, everywhere, everywhere),
             out_specs=(queries, pool),
             check_vma=False,  # loops with run-time trip counts carry per-shard values
-        )(q, k, v, kv_pages, batch)
+        )(q, k, v, kv_pages, batch, layer, sliding_window)
 
 
 def kv_pages_spec(rules: ShardingRules) -> PartitionSpec:
     """How the KV pool is split: pages over data, heads over tensor."""
-    return rules.spec((None, None, "kv_heads", "data", None, None))
+    return rules.spec((None, "data", None, "kv_heads", None, None))

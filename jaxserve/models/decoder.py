@@ -1,11 +1,13 @@
 """What all families share: parameters, attention projections, the loop over layers, the head."""
 
+import abc
 import math
-from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
@@ -26,17 +28,17 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], *axes: str | None, fan_in: int
     return nnx.Param(value, axes=axes)
 
 
-class Attention(nnx.Module):
-    """Base of a family's layer: the attention parameters and their use.
+class Layer(nnx.Module, abc.ABC):
+    """Base of a family's layer: what comes before attention, and what after.
 
     The projections of one KV head lie together (its query heads, then K, then V), so that
     splitting the KV heads over devices splits everything that belongs to them.
     """
 
-    def __init__(self, config: ModelConfig, index: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         hidden, kv_heads = config.hidden_size, config.num_kv_heads
-        group, dim = config.group_size, config.head_dim
-        self.config, self.index = config, index
+        group, dim, mlp = config.group_size, config.head_dim, config.intermediate_size
+        self.config = config
         self.qkv = param(
             rngs, (kv_heads, group + 2, dim, hidden), "kv_heads", None, None, None, fan_in=hidden
         )
@@ -50,19 +52,19 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.q_norm = param(rngs, (dim,), None)
             self.k_norm = param(rngs, (dim,), None)
+        self.attention_norm = param(rngs, (hidden,), None)
+        self.mlp_norm = param(rngs, (hidden,), None)
+        self.gate_up = param(rngs, (2, mlp, hidden), None, "mlp", None, fan_in=hidden)
+        self.down = param(rngs, (hidden, mlp), None, "mlp", fan_in=mlp)
 
-    def attend(
-        self,
-        x: jax.Array,
-        kv_pages: jax.Array,
-        batch: PagedBatch,
-        ropes: tuple[Rope, Rope],
-        backend: AttentionBackend,
-    ) -> tuple[jax.Array, jax.Array]:
-        """x [tokens, hidden] -> its attention output [tokens, hidden], and the updated pool."""
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """From x [tokens, hidden] to what attention needs, not yet rotated.
+
+        Returns:
+            q [tokens, kv_heads, group, head_dim], k and v [tokens, kv_heads, head_dim].
+        """
         config = self.config
-        window = config.sliding_window[self.index]
-        rope = ropes[0] if window is None else ropes[1]
+        x = rms_norm(x, self.attention_norm[...], config.norm_eps)
         qkv = linear(x, self.qkv[...])  # [tokens, kv_heads, group + 2, head_dim]
         if config.qkv_bias:
             qkv = qkv + self.qkv_bias[...]
@@ -70,18 +72,19 @@ class Attention(nnx.Module):
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], config.norm_eps)
             k = rms_norm(k, self.k_norm[...], config.norm_eps)
-        out, kv_pages = backend(
-            rotate(q, rope),
-            rotate(k, rope),
-            v,
-            kv_pages,
-            batch,
-            layer=self.index,
-            scale=config.scale,
-            sliding_window=window,
-            soft_cap=config.attention_soft_cap,
-        )
-        return linear(out, self.o[...]), kv_pages
+        return q, k, v
+
+    @abc.abstractmethod
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The rest of the layer.
+
+        Args:
+            x: [tokens, hidden], the layer's input.
+            attended: [tokens, kv_heads, group, head_dim], attention's output.
+
+        Returns:
+            The layer's output [tokens, hidden].
+        """
 
 
 class Decoder(nnx.Module):
@@ -89,16 +92,15 @@ class Decoder(nnx.Module):
 
     Args:
         config: the architecture.
-        layer_class: the family's layer, called `(config, index, rngs)`, whose call takes and
-            returns what `Attention.attend` does.
+        layer_class: the family's layer, called `(config, rngs)`.
         rngs: for random weights.
     """
 
-    def __init__(self, config: ModelConfig, layer_class: type, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, layer_class: type[Layer], rngs: nnx.Rngs) -> None:
         self.config = config
         shape = (config.vocab_size, config.hidden_size)
         self.embed = param(rngs, shape, "vocab", None, fan_in=config.hidden_size)
-        self.layers = nnx.List([layer_class(config, i, rngs) for i in range(config.num_layers)])
+        self.layers = nnx.List([layer_class(config, rngs) for _ in range(config.num_layers)])
         self.final_norm = param(rngs, (config.hidden_size,), None)
         if not config.tie_embeddings:
             self.lm_head = param(rngs, shape, "vocab", None, fan_in=config.hidden_size)
@@ -127,17 +129,75 @@ class Decoder(nnx.Module):
         x = jnp.take(self.embed[...], token_ids, axis=0, mode="clip")
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
-        local_theta = config.rope_theta_local or config.rope_theta
-        local_scaling = None if config.rope_theta_local else config.rope_scaling
-        ropes = (
-            rope_table(
-                positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-            ),
-            rope_table(positions, rope_frequencies(config.head_dim, local_theta, local_scaling)),
-        )
-        for layer in self.layers:
-            x, kv_pages = layer(x, kv_pages, batch, ropes, backend)
+        run = self._looped if backend.loop_layers else self._unrolled
+        return run(x, kv_pages, batch, self._ropes(positions), backend)
+
+    def _ropes(self, positions: jax.Array) -> tuple[Rope, Rope]:
+        """Rotations of full and of sliding layers."""
+        config = self.config
+        theta, scaling = config.rope_theta, config.rope_scaling
+        full = rope_table(positions, rope_frequencies(config.head_dim, theta, scaling))
+        if config.rope_theta_local is None:
+            return full, full
+        local = rope_frequencies(config.head_dim, config.rope_theta_local, None)
+        return full, rope_table(positions, local)
+
+    def _unrolled(
+        self,
+        x: jax.Array,
+        kv_pages: jax.Array,
+        batch: PagedBatch,
+        ropes: tuple[Rope, Rope],
+        backend: AttentionBackend,
+    ) -> tuple[jax.Array, jax.Array]:
+        """One layer after the other in the program: the compiler sees across layers."""
+        for index, layer in enumerate(self.layers):
+            window = self.config.sliding_window[index]
+            q, k, v = layer.project(x)
+            rope = ropes[0 if window is None else 1]
+            attended, kv_pages = backend(
+                rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
+                config=self.config, layer=index, sliding_window=window,
+            )  # fmt: skip
+            x = layer.finish(x, attended)
         return x, kv_pages
+
+    def _looped(
+        self,
+        x: jax.Array,
+        kv_pages: jax.Array,
+        batch: PagedBatch,
+        ropes: tuple[Rope, Rope],
+        backend: AttentionBackend,
+    ) -> tuple[jax.Array, jax.Array]:
+        """A loop over layers that shares one attention and switches between their weights.
+
+        XLA:CPU compiles every kernel of every layer anew, and attention has most of them, so
+        this compiles several times faster than `_unrolled`. A scan over stacked weights would
+        too, but it copies each layer's weights before every use.
+        """
+        no_window = jnp.iinfo(jnp.int32).max
+        windows = jnp.asarray([w or no_window for w in self.config.sliding_window], jnp.int32)
+        one_window = (
+            self.config.sliding_window[0] if len(set(self.config.sliding_window)) == 1 else -1
+        )
+
+        def body(index: jax.Array, state: tuple[jax.Array, jax.Array]):
+            x, kv_pages = state
+            q, k, v = lax.switch(index, [layer.project for layer in self.layers], x)
+            if one_window == -1:
+                window = windows[index]
+                rope = jax.tree.map(partial(jnp.where, window == no_window), *ropes)
+            else:
+                window, rope = one_window, ropes[0 if one_window is None else 1]
+            attended, kv_pages = backend(
+                rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
+                config=self.config, layer=index, sliding_window=window,
+            )  # fmt: skip
+            x = lax.switch(index, [layer.finish for layer in self.layers], x, attended)
+            return x, kv_pages
+
+        return lax.fori_loop(0, len(self.layers), body, (x, kv_pages))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [rows, hidden] -> float32 [rows, vocab]."""
@@ -148,9 +208,3 @@ class Decoder(nnx.Module):
         if config.final_soft_cap is not None:
             logits = config.final_soft_cap * jnp.tanh(logits / config.final_soft_cap)
         return logits
-
-
-def named_params(model: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
-    """Every parameter with its dotted name, as checkpoints know it."""
-    for path, variable in nnx.state(model, nnx.Param).flat_state():
-        yield ".".join(map(str, path)), variable

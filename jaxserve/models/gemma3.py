@@ -3,40 +3,23 @@
 import jax
 from flax import nnx
 
-from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.decoder import Attention, Rope, param
-from jaxserve.models.layers import gated_mlp, rms_norm
-from pallas_kernels.paged_batch import PagedBatch
+from jaxserve.models.decoder import Layer, param
+from jaxserve.models.layers import gated_mlp, linear, rms_norm
 
 
-class Gemma3Layer(Attention):
+class Gemma3Layer(Layer):
     """Attention and a gated MLP, each between two norms, each on its own residual."""
 
-    def __init__(self, config: ModelConfig, index: int, rngs: nnx.Rngs) -> None:
-        super().__init__(config, index, rngs)
-        hidden, mlp = config.hidden_size, config.intermediate_size
-        self.attention_norm = param(rngs, (hidden,), None)
-        self.post_attention_norm = param(rngs, (hidden,), None)
-        self.mlp_norm = param(rngs, (hidden,), None)
-        self.post_mlp_norm = param(rngs, (hidden,), None)
-        self.gate_up = param(rngs, (2, mlp, hidden), None, "mlp", None, fan_in=hidden)
-        self.down = param(rngs, (hidden, mlp), None, "mlp", fan_in=mlp)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs)
+        self.post_attention_norm = param(rngs, (config.hidden_size,), None)
+        self.post_mlp_norm = param(rngs, (config.hidden_size,), None)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        kv_pages: jax.Array,
-        batch: PagedBatch,
-        ropes: tuple[Rope, Rope],
-        backend: AttentionBackend,
-    ) -> tuple[jax.Array, jax.Array]:
-        """x [tokens, hidden] -> [tokens, hidden], and the pool with this layer's new KV."""
-        config = self.config
-        eps = config.norm_eps
-        normed = rms_norm(x, self.attention_norm[...], eps)
-        attended, kv_pages = self.attend(normed, kv_pages, batch, ropes, backend)
-        x = x + rms_norm(attended, self.post_attention_norm[...], eps)
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """See `Layer.finish`."""
+        config, eps = self.config, self.config.norm_eps
+        x = x + rms_norm(linear(attended, self.o[...]), self.post_attention_norm[...], eps)
         normed = rms_norm(x, self.mlp_norm[...], eps)
         expanded = gated_mlp(normed, self.gate_up[...], self.down[...], config.activation)
-        return x + rms_norm(expanded, self.post_mlp_norm[...], eps), kv_pages
+        return x + rms_norm(expanded, self.post_mlp_norm[...], eps)

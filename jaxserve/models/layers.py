@@ -8,18 +8,32 @@ from jax import lax
 
 from jaxserve.models.config import Activation, RopeScaling
 
+WEIGHT_FIRST_TOKENS = 64
+
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [tokens, in...] times weight [out..., in...] -> [tokens, out...].
+    """x [tokens, in...] times weight [out..., in...] -> [tokens, out...]."""
+    if x.shape[0] <= WEIGHT_FIRST_TOKENS:
+        return lax.platform_dependent(x, weight, cpu=_weight_first, default=_activations_first)
+    return _activations_first(x, weight)
 
-    The weight comes first: with rows of weights streaming past a few columns of activations,
-    XLA:CPU's matmul is up to 1.4x faster at 16 to 64 tokens than the other way round; on GPU
-    and TPU the order makes no difference.
+
+def _activations_first(x: jax.Array, weight: jax.Array) -> jax.Array:
+    inputs = tuple(range(weight.ndim - x.ndim + 1, weight.ndim))
+    contract = (tuple(range(1, x.ndim)), inputs)
+    return lax.dot_general(x, weight, (contract, ((), ())), preferred_element_type=x.dtype)
+
+
+def _weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The same with rows of weights as the left operand.
+
+    XLA:CPU's matmul of a few columns of activations is up to 2x faster this way round; the
+    barrier keeps XLA from turning it back when it sees the transpose.
     """
-    inputs = x.ndim - 1
-    contract = (tuple(range(weight.ndim - inputs, weight.ndim)), tuple(range(1, x.ndim)))
+    inputs = tuple(range(weight.ndim - x.ndim + 1, weight.ndim))
+    contract = (inputs, tuple(range(1, x.ndim)))
     out = lax.dot_general(weight, x, (contract, ((), ())), preferred_element_type=x.dtype)
-    return jnp.moveaxis(out, -1, 0)
+    return jnp.moveaxis(lax.optimization_barrier(out), -1, 0)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -47,7 +61,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     )
     blended = (1 - blend) * frequency / scaling.factor + blend * frequency
     return jnp.where(
-        wavelength > low, frequency / scaling.factor, jnp.where(wavelength < high, frequency, blended)
+        wavelength > low,
+        frequency / scaling.factor,
+        jnp.where(wavelength < high, frequency, blended),
     )
 
 

@@ -33,7 +33,10 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    text: str,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """The mesh that `text` describes, over the first devices of this process.
 
     Raises:

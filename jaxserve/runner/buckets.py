@@ -4,13 +4,16 @@ import bisect
 import dataclasses
 from collections.abc import Sequence
 
+SECOND_BUCKET = 8  # a step of 2 tokens costs nearly what one of 8 does; a program costs seconds
+
 
 def doubling_buckets(largest: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to and including `largest`."""
-    sizes = [1]
-    while sizes[-1] * 2 < largest:
-        sizes.append(sizes[-1] * 2)
-    return (*sizes, largest) if sizes[-1] < largest else tuple(sizes)
+    """1, 8, 16, 32, ... up to and including `largest`."""
+    sizes, size = [1], SECOND_BUCKET
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, largest) if largest > 1 else (1,)
 
 
 def pick(buckets: Sequence[int], size: int) -> int:

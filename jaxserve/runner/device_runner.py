@@ -61,7 +61,7 @@ class DeviceRunner:
         self._rules = rules
         self._split = rules.sharding("data")  # of anything that is one part per shard
         shape = (
-            config.num_layers, 2, config.num_kv_heads, num_pages, page_size, config.head_dim,
+            config.num_layers, num_pages, 2, config.num_kv_heads, page_size, config.head_dim,
         )  # fmt: skip
         pool = NamedSharding(rules.mesh, kv_pages_spec(rules))
         self._kv_pages = _zeros(shape, kv_dtype, pool)
@@ -114,9 +114,9 @@ class DeviceRunner:
         hidden = self._abstract((shards, *self._program.hidden_shape), self._activation_dtype)
         sampling = self._abstract((shards, *self._program.sampling_shape), jnp.int32)
         function = partial(self._program.sampler, num_sampled=num_sampled)
-        return jax.jit(
-            function, donate_argnums=1, out_shardings=(self._split, self._split)
-        ).lower(self._head, self._last_tokens, hidden, sampling)
+        return jax.jit(function, donate_argnums=1, out_shardings=(self._split, self._split)).lower(
+            self._head, self._last_tokens, hidden, sampling
+        )
 
     def _abstract(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._split)
@@ -174,7 +174,8 @@ class DeviceRunner:
 def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
     """Zeros made in place on every device, without compiling a program."""
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # only of a sharding that this process has no part in
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
         return np.zeros(sizes, dtype)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.resources
 import logging
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from jax._src import monitoring  # the public module can add listeners, but not remove them
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
@@ -57,7 +57,12 @@ class ProgramCache:
 
 def _load(path: Path) -> Compiled | None:
     try:
-        return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+        device_ids, *serialized = pickle.loads(path.read_bytes())
+        # Without their names the program would be loaded for all devices of the process.
+        devices = {device.id: device for device in jax.devices()}
+        return serialize_executable.deserialize_and_load(
+            *serialized, execution_devices=[devices[i] for i in device_ids]
+        )
     except FileNotFoundError:
         return None
     except Exception as error:  # a truncated or foreign file costs a compile, not the start
@@ -67,7 +72,10 @@ def _load(path: Path) -> Compiled | None:
 
 def _store(path: Path, compiled: Compiled) -> None:
     try:
-        payload = pickle.dumps(serialize_executable.serialize(compiled))
+        executable = compiled.runtime_executable()
+        assert executable is not None
+        device_ids = [device.id for device in executable.local_devices()]
+        payload = pickle.dumps((device_ids, *serialize_executable.serialize(compiled)))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Another process may be writing the same program: rename a whole file into place.
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -82,7 +90,7 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     devices = jax.devices()
     facts = {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "devices": [(d.platform, d.device_kind) for d in devices],
         "runtime": devices[0].client.platform_version,
         "cpu": _cpu_features() if devices[0].platform == "cpu" else "",
@@ -127,7 +135,8 @@ class CompileWatch:
         self._open = True
         monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, _seconds: float, **details: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **details: Any) -> None:
+        del duration_secs
         if event == _COMPILE_EVENT:
             self._counter.compiled(str(details.get("fun_name", "a program")))
 

@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 
-def random_params(
-    targets: Mapping[str, jax.ShapeDtypeStruct], seed: int
-) -> dict[str, jax.Array]:
+def random_params(targets: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
     """Weights of ordinary size: norms are 1, the rest normal with variance 1 / inputs.
 
     Drawn on the host, so that no program is compiled; each device is given its own shard only.

@@ -142,8 +142,10 @@ class ModelGraph:
             yield ".".join(map(str, path)), variable
 
     def model(self, params: Params) -> Decoder:
-        """The model with these weights in it; a parameter left out keeps its abstract shape
-        and must not be used."""
+        """The model with these weights in it.
+
+        A parameter left out keeps its abstract shape and must not be used.
+        """
         flat = [
             (path, variable.replace(params.get(".".join(map(str, path)), variable.get_value())))
             for path, variable in nnx.to_flat_state(self._state)

@@ -12,7 +12,7 @@ def kv_write(
     """Store one layer's new keys and values; in place when `kv_pages` is donated.
 
     Args:
-        kv_pages: [layers, 2, kv_heads, pages, page_size, head_dim].
+        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
         k: [tokens, kv_heads, head_dim].
         v: [tokens, kv_heads, head_dim].
         batch: which token goes to which position of which page table row.
@@ -21,12 +21,14 @@ def kv_write(
     Returns:
         `kv_pages` with the rows of real tokens replaced; padding tokens write nothing.
     """
-    num_pages, page_size = kv_pages.shape[3:5]
+    num_pages, page_size = kv_pages.shape[1], kv_pages.shape[4]
     position, row, valid = batch.positions(k.shape[0])
     page = batch.page_table[row, position // page_size]
     page = jnp.where(valid, page, num_pages)  # out of bounds: dropped
-    new = jnp.stack([k, v]).swapaxes(1, 2).astype(kv_pages.dtype)  # [2, kv_heads, tokens, D]
-    # Indices on axes 3 and 4 only: one window per token holds its K and V of all heads.
-    return kv_pages.at[layer, :, :, page, position % page_size].set(
-        jnp.moveaxis(new, 2, 0), mode="drop"
-    )
+    if k.shape[0] == 1:
+        # XLA:CPU turns a scatter of one row into an update of a copy of the whole pool; a
+        # second, dropped row keeps it a scatter in place.
+        k, v, position = (jnp.concatenate([x, x]) for x in (k, v, position))
+        page = jnp.concatenate([page, jnp.full_like(page, num_pages)])
+    new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)  # [tokens, 2, kv_heads, head_dim]
+    return kv_pages.at[layer, page, :, :, position % page_size].set(new, mode="drop")

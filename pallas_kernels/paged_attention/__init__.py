@@ -42,7 +42,7 @@ def paged_attention(
 
     Args:
         q: [tokens, heads, head_dim].
-        kv_pages: [layers, 2, kv_heads, pages, page_size, head_dim].
+        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
         batch: the ragged batch; see `PagedBatch`.
         layer: index on the pool's first axis.
         scale: what scores are multiplied by.

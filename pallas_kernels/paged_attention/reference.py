@@ -18,12 +18,13 @@ def paged_attention(
 ) -> jax.Array:
     """Causal attention of every token over its row's whole context. See the package's docs."""
     num_tokens, num_heads, head_dim = q.shape
-    kv_heads, _, page_size = kv_pages.shape[2:5]
+    num_pages, _, kv_heads, page_size = kv_pages.shape[1:5]
     position, row, valid = batch.positions(num_tokens)
 
-    table = jnp.clip(batch.page_table, 0, kv_pages.shape[3] - 1)
-    dense = kv_pages[layer][:, :, table]  # [2, kv_heads, rows, max_pages, page_size, head_dim]
-    dense = dense.reshape(2, kv_heads, *table.shape[:1], table.shape[1] * page_size, head_dim)
+    table = jnp.clip(batch.page_table, 0, num_pages - 1)
+    dense = kv_pages[layer][table]  # [rows, max_pages, 2, kv_heads, page_size, head_dim]
+    dense = jnp.moveaxis(dense, (2, 3), (0, 1))
+    dense = dense.reshape(2, kv_heads, table.shape[0], table.shape[1] * page_size, head_dim)
     dense = dense.astype(q.dtype)[:, :, row]  # [2, kv_heads, tokens, context, head_dim]
 
     context = jnp.arange(dense.shape[3])

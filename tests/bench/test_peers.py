@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -158,6 +159,9 @@ def test_what_is_not_a_gguf_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_bad_specs_are_refused() -> None:
-    for fields in ({"concurrency": ()}, {"concurrency": (0,)}, {"threads": 0}, {"repeats": 0}):
+    bad: list[dict[str, Any]] = [
+        {"concurrency": ()}, {"concurrency": (0,)}, {"threads": 0}, {"repeats": 0}
+    ]  # fmt: skip
+    for fields in bad:
         with pytest.raises(ConfigError):
             CompareSpec(**fields)

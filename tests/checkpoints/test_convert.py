@@ -141,10 +141,12 @@ def test_damaged_weights(converted):
     script = (
         "import pathlib, sys\n"
         "from jaxserve.checkpoints.load import open_checkpoint\n"
-        "checkpoint = open_checkpoint(pathlib.Path(sys.argv[1]))\n"
-        "for name in checkpoint.names: checkpoint.read(name)\n"
+        "from jaxserve.core.errors import CheckpointError\n"
+        "try:\n"
+        "    checkpoint = open_checkpoint(pathlib.Path(sys.argv[1]))\n"
+        "    for name in checkpoint.names: checkpoint.read(name)\n"
+        "except CheckpointError: print('refused')\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(converted)], capture_output=True,
                           text=True, cwd=ROOT, check=False)  # fmt: skip
-    assert done.returncode == 1
-    assert "jaxserve.core.errors.CheckpointError: cannot re" in done.stderr
+    assert done.stdout == "refused\n"

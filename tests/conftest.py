@@ -1,0 +1,35 @@
+"""What all tests share: eight CPU devices, the demo models, and one cache of programs."""
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX; subprocesses that tests start inherit both.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+import pytest
+
+from jaxserve.checkpoints.pull import pull
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, downloaded on first use and kept."""
+    return pull("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M as a GGUF file, downloaded on first use and kept."""
+    return pull("gemma3-270m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def program_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests keep compiled programs, so that equal engines compile once per session."""
+    base = tmp_path_factory.getbasetemp()
+    # With xdist every worker has a folder of its own in the session's; share the latter.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared / "programs"

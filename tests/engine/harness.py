@@ -1,0 +1,120 @@
+"""Runs an engine to the end on the test's thread, checking its books after every step."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxserve.cache.page_pool import PagePool
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.request import FinishReason
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.step import Executor
+from jaxserve.engine.build import build_sync_engine
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import ModelInfo, TokenDelta
+from jaxserve.scheduling.policies import make_policy
+from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+
+GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+
+@dataclasses.dataclass
+class Answer:
+    """All deltas of one request put together."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def take(self, delta: TokenDelta) -> None:
+        assert self.finish_reason is None, "a delta after the last one"
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+        assert delta.num_output_tokens == len(self.token_ids)
+
+
+def greedy(max_tokens: int, **fields: Any) -> SamplingParams:
+    return dataclasses.replace(GREEDY, max_tokens=max_tokens, **fields)
+
+
+def run(
+    engine: Engine,
+    requests: Sequence[tuple[Sequence[int], SamplingParams]],
+    *,
+    check: bool = True,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> list[Answer]:
+    """Serve all requests at once; afterwards the engine must be empty."""
+    answers = {f"r{i}": Answer() for i in range(len(requests))}
+    for name, (prompt, params) in zip(answers, requests, strict=True):
+        engine.add(name, prompt, params)
+    step = 0
+    while engine.has_work:
+        for delta in engine.step(float(step)):
+            answers[delta.request_id].take(delta)
+        if check:
+            engine._scheduler.check()
+        on_step(step)
+        step += 1
+        assert step < 100_000, "the engine makes no progress"
+    assert_idle(engine)
+    assert all(answer.finish_reason is not None for answer in answers.values())
+    return list(answers.values())
+
+
+def tokens(answers: Sequence[Answer]) -> list[list[int]]:
+    return [answer.token_ids for answer in answers]
+
+
+def assert_idle(engine: Engine) -> None:
+    """Nothing is held by anybody."""
+    load = engine.load()
+    assert load.num_running == load.num_waiting == 0
+    assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+    assert not engine._streams
+    engine._scheduler.check()
+
+
+def build(model: object, **options: Any) -> Engine:
+    """A real engine; programs for few and small buckets unless told otherwise."""
+    limits: dict[str, Any] = dict(
+        max_num_seqs=4, max_num_batched_tokens=8, num_pages=256, page_size=4
+    )
+    return build_sync_engine(EngineConfig(model=str(model), **(limits | options)), progress=False)
+
+
+def fake_engine(
+    *,
+    model: FakeModel | None = None,
+    executor: Executor | None = None,
+    num_pages: int = 64,
+    page_size: int = 4,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 16,
+    max_model_len: int = 64,
+    max_waiting: int = 100,
+    overlap: bool = True,
+    step_seconds: float = 0.0,
+) -> Engine:
+    """An engine over a hash function instead of a device."""
+    model = model or FakeModel(vocab_size=256)
+    scheduler = Scheduler(
+        page_pools=[PagePool(num_pages)],
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_waiting=max_waiting,
+        policy=make_policy("fcfs"),
+    )
+    info = ModelInfo(
+        name="fake", family="fake", max_model_len=max_model_len, vocab_size=258, num_layers=0,
+        dtype="none", mesh="", attention_implementation="none", page_size=page_size,
+        num_pages=num_pages, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens, platform="fake", eos_token_ids=(257,),
+    )  # fmt: skip
+    executor = executor or FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
+    return Engine(scheduler, executor, ByteTokenizer(), info, overlap=overlap)

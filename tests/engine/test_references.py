@@ -1,0 +1,125 @@
+"""Greedy tokens and first logits of both demo models, as Hugging Face transformers has them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.engine.engine import Engine
+from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.registry import build_model
+from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.runner.step_program import ModelGraph
+from pallas_kernels.paged_batch import PagedBatch
+from tests.engine.harness import build, greedy, run
+
+pytestmark = pytest.mark.slow
+
+REFERENCES = Path(__file__).parents[1] / "references"
+MODELS = {"smollm2-135m": "smollm2_gguf", "gemma3-270m": "gemma3_gguf"}
+NEW_TOKENS = 64
+PAGE_SIZE = 16
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> tuple[Path, list[dict[str, Any]]]:
+    """A demo model's file and its reference prompts."""
+    data = json.loads((REFERENCES / f"{request.param}.json").read_text())
+    return request.getfixturevalue(MODELS[request.param]), data["prompts"]
+
+
+@pytest.fixture(scope="module")
+def engine(model: tuple[Path, list], program_cache_dir: Path) -> Iterator[Engine]:
+    """An engine with room for everything."""
+    yield build(
+        model[0], max_num_seqs=18, max_num_batched_tokens=512, max_model_len=1024, num_pages=640,
+        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+    )  # fmt: skip
+
+
+def check(engine: Engine, prompts: list[dict[str, Any]]) -> None:
+    """Serve the prompts together and compare every token."""
+    requests = [(p["prompt_token_ids"], greedy(NEW_TOKENS)) for p in prompts]
+    for prompt, answer in zip(prompts, run(engine, requests, check=False), strict=True):
+        expected = prompt["output_token_ids"]
+        assert len(expected) == NEW_TOKENS
+        assert answer.token_ids == expected, prompt["name"]
+
+
+def test_references_are_varied(model: tuple[Path, list]):
+    lengths = sorted(len(p["prompt_token_ids"]) for p in model[1])
+    assert len(lengths) >= 16 and lengths[0] <= 10 and lengths[-1] >= 900
+
+
+def test_alone(engine: Engine, model: tuple[Path, list]):
+    for prompt in model[1]:
+        check(engine, [prompt])
+
+
+def test_all_at_once(engine: Engine, model: tuple[Path, list]):
+    check(engine, model[1])
+
+
+def test_chunks_of_32_tokens(model: tuple[Path, list], program_cache_dir: Path):
+    engine = build(
+        model[0], max_num_seqs=18, max_num_batched_tokens=32, max_model_len=1024, num_pages=640,
+        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+    )  # fmt: skip
+    check(engine, model[1])
+    assert engine.load().num_preemptions == 0
+
+
+def test_preempted(model: tuple[Path, list], program_cache_dir: Path):
+    engine = build(
+        model[0], max_num_seqs=18, max_num_batched_tokens=512, max_model_len=1024, num_pages=72,
+        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+    )  # fmt: skip
+    check(engine, model[1])
+    assert engine.load().num_preemptions > 0
+
+
+def test_first_logits(model: tuple[Path, list]):
+    """All prompts as the rows of one ragged call; logits after the last token of each."""
+    path, prompts = model
+    checkpoint = open_checkpoint(path)
+    config, rules = shard_model(checkpoint.config, make_mesh(""))
+    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    targets = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
+    }
+    params = load_params(checkpoint, targets, progress=False)
+    token_ids = np.concatenate([p["prompt_token_ids"] for p in prompts]).astype(np.int32)
+    lens = np.array([len(p["prompt_token_ids"]) for p in prompts], np.int32)
+    pages = np.random.default_rng(0).permutation(len(prompts) * 64).reshape(len(prompts), 64)
+    batch = PagedBatch(*map(jnp.int32, (np.cumsum(lens) - lens, lens, lens, pages)))
+
+    @jax.jit
+    def logits(params: dict, token_ids: jax.Array, batch: PagedBatch) -> jax.Array:
+        shape = (config.num_layers, pages.size, 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
+        positions = batch.positions(len(token_ids))[0]
+        last = batch.query_start + batch.query_len - 1
+        forward = graph.model(params)
+        hidden, _ = forward.hidden(
+            token_ids, jnp.zeros(shape), batch, positions, AttentionBackend(rules, "xla")
+        )
+        return forward.logits(hidden[last])
+
+    got = np.asarray(logits(params, jnp.asarray(token_ids), batch))
+    data = json.loads((REFERENCES / f"{_reference_name(path)}.json").read_text())
+    for prompt, row in zip(prompts, got, strict=True):
+        top = row[prompt["top_logit_ids"]]
+        np.testing.assert_allclose(top, prompt["top_logits"], rtol=0, atol=2e-3)
+        probes = row[data["probe_ids"]]
+        np.testing.assert_allclose(probes, prompt["probe_logits"], rtol=0, atol=2e-3)
+        assert row.argmax() == prompt["output_token_ids"][0]
+
+
+def _reference_name(path: Path) -> str:
+    return "smollm2-135m" if "SmolLM2" in path.name else "gemma3-270m"

@@ -1,0 +1,131 @@
+"""Every family, run ragged and paged in several steps, against a dense float64 forward pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.registry import build_model
+from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.runner.step_program import ModelGraph
+from jaxserve.testing.tiny_model import write_tiny_checkpoint
+from pallas_kernels.paged_batch import PagedBatch
+from tests.models.numpy_reference import NumpyModel
+
+# Odd sizes, no two alike where that can be, so that a wrong axis cannot pass.
+SIZES = {
+    "vocab_size": 311,
+    "hidden_size": 37,
+    "intermediate_size": 53,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 14,
+}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+MODELS = {
+    "llama": {"family": "llama"},
+    "llama-tied": {"family": "llama", "tie_word_embeddings": True, "num_key_value_heads": 6},
+    "llama-3.1-rope": {"family": "llama", "rope_scaling": LLAMA3, "rope_theta": 500000.0},
+    "qwen2-bias": {"family": "qwen2"},
+    "mistral-window": {"family": "mistral", "sliding_window": 11},
+    "gemma3": {
+        "family": "gemma3",
+        "sliding_window": 7,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "query_pre_attn_scalar": 23,
+        "num_key_value_heads": 1,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+}
+PAGE_SIZE, NUM_TOKENS, NUM_ROWS, MAX_PAGES = 4, 23, 5, 29
+
+# What each of three sequences computes per step: whole prompts, chunks, decodes, pauses.
+STEPS = [(19, 4, 0), (13, 1, 9), (1, 1, 21), (1, 17, 5), (0, 1, 1), (1, 1, 1), (1, 20, 1)]
+
+
+def run_paged(
+    directory: Path, sequences: Sequence[Sequence[int]], steps: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Logits at every position of every sequence, computed step by step on shuffled pages."""
+    checkpoint = open_checkpoint(directory)
+    config, rules = shard_model(checkpoint.config, make_mesh("data=1,tensor=1"))
+    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    targets = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
+    }
+    params = load_params(checkpoint, targets, progress=False)
+    backend = AttentionBackend(rules, "xla")
+
+    @jax.jit
+    def step(params, pool, token_ids, batch):
+        model = graph.model(params)
+        positions = batch.positions(NUM_TOKENS)[0]
+        hidden, pool = model.hidden(token_ids, pool, batch, positions, backend)
+        return model.logits(hidden), pool
+
+    num_pages = len(sequences) * MAX_PAGES + 1
+    pages = np.random.default_rng(1).permutation(num_pages - 1).reshape(len(sequences), -1)
+    shape = (config.num_layers, num_pages, 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
+    pool = jnp.full(shape, jnp.nan, jnp.float32)
+    logits: list[list[np.ndarray]] = [[] for _ in sequences]
+    done = [0] * len(sequences)
+    for counts in steps:
+        token_ids = np.zeros(NUM_TOKENS, np.int32)
+        starts, lens, ends = (np.zeros(NUM_ROWS, np.int32) for _ in range(3))
+        table = np.full((NUM_ROWS, MAX_PAGES), num_pages - 1, np.int32)
+        rows = [i for i in range(len(sequences)) if counts[i]]
+        at = 0
+        for row, i in enumerate(rows):
+            new = sequences[i][done[i] : done[i] + counts[i]]
+            token_ids[at : at + len(new)] = new
+            done[i] += len(new)
+            starts[row], lens[row], ends[row], table[row] = at, len(new), done[i], pages[i]
+            at += len(new)
+        batch = PagedBatch(*map(jnp.asarray, (starts, lens, ends, table)))
+        out, pool = step(params, pool, jnp.asarray(token_ids), batch)
+        for row, i in enumerate(rows):
+            logits[i].append(np.asarray(out)[starts[row] : starts[row] + lens[row]])
+    return [np.concatenate(parts) for parts in logits]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_paged_steps_equal_the_dense_forward_pass(name: str, tmp_path: Path):
+    directory = write_tiny_checkpoint(tmp_path / name, seed=3, **SIZES | MODELS[name])
+    random = np.random.default_rng(5)
+    lengths = [sum(counts[i] for counts in STEPS) for i in range(len(STEPS[0]))]
+    sequences = [random.integers(0, SIZES["vocab_size"], n).tolist() for n in lengths]
+    model = NumpyModel(directory)
+    for got, tokens in zip(run_paged(directory, sequences, STEPS), sequences, strict=True):
+        expected = model.logits(tokens)
+        assert got.shape == expected.shape
+        assert np.std(expected) > 0.3, "logits too flat to tell a wrong model"
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_the_reference_tells_the_models_apart(tmp_path: Path):
+    """Each feature the variants turn on changes the logits by far more than the tolerance."""
+    tokens = list(range(40))
+    changes = {
+        "llama": {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16}},
+        "mistral-window": {"sliding_window": None},
+        "gemma3": {"sliding_window": 8},
+    }
+    for name, change in changes.items():
+        options = SIZES | MODELS[name]
+        first = write_tiny_checkpoint(tmp_path / name, seed=3, **options)
+        other = write_tiny_checkpoint(tmp_path / f"{name}-other", seed=3, **options | change)
+        distance = np.abs(NumpyModel(first).logits(tokens) - NumpyModel(other).logits(tokens))
+        assert distance.max() > 1e-2, name

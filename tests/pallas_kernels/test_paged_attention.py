@@ -1,0 +1,178 @@
+"""Paged attention, fast and reference, against dense float64 attention of every row by itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.paged_attention import paged_attention, resolve_implementation
+from pallas_kernels.paged_batch import PagedBatch
+from tests.pallas_kernels.paged_case import PagedCase, make_case, oracle, relative_errors
+
+BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
+LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}
+
+# (query_len, context_len) of every row: decodes, whole prompts and later chunks, in no order.
+MIXED = [(1, 1), (7, 7), (1, 130), (5, 19), (1, 2), (13, 13), (1, 61), (2, 100), (1, 17)]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "implementation")
+)
+def _attend(
+    q: jax.Array,
+    pool: jax.Array,
+    batch: PagedBatch,
+    layer: jax.Array,
+    *,
+    scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    implementation: str,
+) -> jax.Array:
+    return paged_attention(
+        q, pool, batch, layer=layer, scale=scale, sliding_window=sliding_window,
+        soft_cap=soft_cap, implementation=implementation,
+    )  # fmt: skip
+
+
+def check(
+    case: PagedCase,
+    implementation: str,
+    *,
+    scale: float = 0.31,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> None:
+    out = _attend(
+        jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch(), jnp.int32(case.layer),
+        scale=scale, sliding_window=sliding_window, soft_cap=soft_cap,
+        implementation=implementation,
+    )  # fmt: skip
+    assert out.dtype == case.q.dtype and out.shape == case.q.shape
+    expected = oracle(case, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)
+    errors = relative_errors(out, case, expected)
+    assert (errors < LIMIT[str(case.q.dtype)]).all(), f"token errors {errors}"
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (1, None), (11, 1.3)])
+def test_mixed_rows(implementation: str, dtype: str, window: int | None, soft_cap: float | None):
+    case = make_case(
+        MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, layers=3, dtype=dtype
+    )
+    check(case, implementation, sliding_window=window, soft_cap=soft_cap)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("head_dim", "kv_heads", "group", "page_size"),
+    [(64, 3, 1, 16), (128, 1, 5, 1), (256, 2, 7, 16), (64, 1, 1, 32)],
+)
+def test_head_shapes(implementation: str, head_dim: int, kv_heads: int, group: int, page_size: int):
+    rows = [(1, 41), (11, 29), (1, 5)]
+    case = make_case(
+        rows, num_tokens=17, num_rows=5, max_pages=43, num_pages=83, kv_heads=kv_heads,
+        group=group, head_dim=head_dim, page_size=page_size, seed=head_dim,
+    )  # fmt: skip
+    check(case, implementation, scale=head_dim**-0.5)
+
+
+@pytest.mark.parametrize("window", [None, 509])
+def test_long_contexts(window: int | None):
+    """Many turns of both loops; block and tile borders fall inside and at the ends of rows."""
+    rows = [
+        (1, 2999), (1, 128), (1, 127), (1, 129), (67, 1031), (64, 256), (1, 1024), (131, 131),
+        (1, 257), (1, 3), (1, 1), (65, 2053),
+    ]  # fmt: skip
+    case = make_case(
+        rows, num_tokens=337, num_rows=17, max_pages=211, num_pages=607, page_size=16, head_dim=16
+    )
+    check(case, "xla", sliding_window=window)
+
+
+def test_long_bfloat16_context():
+    case = make_case(
+        [(1, 1499), (31, 997)], num_tokens=32, num_rows=2, max_pages=97, num_pages=163,
+        page_size=16, head_dim=64, kv_heads=1, dtype="bfloat16",
+    )  # fmt: skip
+    check(case, "xla", scale=0.125)
+
+
+@BOTH
+def test_short_decode_beside_long_ones(implementation: str):
+    """A group runs as long as its longest row: the short rows' blocks are unwritten by then."""
+    rows = [(1, 1), (1, 2), (1, 601), (1, 3), (1, 300)]
+    case = make_case(rows, num_tokens=5, num_rows=5, max_pages=151, num_pages=239, head_dim=8)
+    check(case, implementation)
+    check(case, implementation, sliding_window=7)
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [[], [(1, 9)], [(5, 5)]])
+def test_padding_only_or_one_row(implementation: str, rows: list[tuple[int, int]]):
+    case = make_case(rows, num_tokens=7, num_rows=3, max_pages=5, num_pages=11)
+    check(case, implementation)
+
+
+def test_one_token_bucket():
+    check(make_case([(1, 23)], num_tokens=1, num_rows=1, max_pages=7, num_pages=7), "xla")
+
+
+@BOTH
+def test_large_scores_do_not_overflow(implementation: str):
+    case = make_case(MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, head_dim=16)
+    # Scores of some thousands: sharper softmax, so more of the float32 rounding shows.
+    out = _attend(
+        jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch(), jnp.int32(case.layer),
+        scale=500.0, sliding_window=None, soft_cap=None, implementation=implementation,
+    )  # fmt: skip
+    assert relative_errors(out, case, oracle(case, scale=500.0)).max() < 0.01
+
+
+def test_the_layer_may_be_a_constant():
+    case = make_case(MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, layer=0)
+    attend = jax.jit(functools.partial(paged_attention, layer=0, scale=0.5, implementation="xla"))
+    out = attend(jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch())
+    assert relative_errors(out, case, oracle(case, scale=0.5)).max() < 1e-5
+
+
+TOKENS, ROWS, PAGES_PER_ROW, PAGE_SIZE = 29, 7, 11, 8
+CAPACITY = PAGES_PER_ROW * PAGE_SIZE
+
+
+@st.composite
+def ragged_rows(draw: st.DrawFn) -> list[tuple[int, int]]:
+    budget, rows = TOKENS, []
+    for _ in range(draw(st.integers(0, ROWS))):
+        if budget == 0:
+            break
+        query_len = draw(st.one_of(st.just(1), st.integers(1, budget)))
+        rows.append((query_len, draw(st.integers(query_len, CAPACITY))))
+        budget -= query_len
+    return rows
+
+
+@BOTH
+@pytest.mark.parametrize("window", [None, 13])
+@settings(max_examples=40, deadline=None)
+@given(rows=ragged_rows(), seed=st.integers(0, 2**16))
+def test_random_batches(
+    implementation: str, window: int | None, rows: list[tuple[int, int]], seed: int
+):
+    case = make_case(
+        rows, num_tokens=TOKENS, num_rows=ROWS, max_pages=PAGES_PER_ROW, num_pages=79,
+        page_size=PAGE_SIZE, seed=seed,
+    )  # fmt: skip
+    check(case, implementation, sliding_window=window)
+
+
+def test_implementation_names():
+    assert resolve_implementation("auto") in ("xla", "tpu", "gpu")
+    assert resolve_implementation("reference") == "reference"
+    with pytest.raises(ValueError, match="no paged attention 'magic'"):
+        resolve_implementation("magic")

@@ -1,0 +1,62 @@
+"""A step's temporary memory does not grow with the KV pool, and the pool is updated in place."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import build_model
+from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.device_runner import DeviceRunner
+from jaxserve.runner.random_params import random_params
+from jaxserve.runner.step_program import ModelGraph, StepProgram
+
+PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
+
+
+def model_config(family: str) -> ModelConfig:
+    gemma = family == "gemma3"
+    return ModelConfig(
+        family="gemma3" if gemma else "llama", name="m", vocab_size=64, hidden_size=48,
+        intermediate_size=64, num_layers=LAYERS, num_heads=6, num_kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM, max_model_len=2048, norm_eps=1e-5, rope_theta=1e4,
+        rope_theta_local=1e4 if gemma else None, tie_embeddings=True, qk_norm=gemma,
+        post_norms=gemma, sliding_window=(16, None) if gemma else (),
+    )  # fmt: skip
+
+
+def runner(family: str, mesh: str, num_pages: int) -> DeviceRunner:
+    config, rules = shard_model(model_config(family), make_mesh(mesh))
+    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    axes = graph.axes()
+    targets = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rules.sharding(*axes[name]))
+        for name, shape in graph.shapes().items()
+    }
+    buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
+    program = StepProgram(graph, AttentionBackend(rules, "xla"), buckets)
+    return DeviceRunner(
+        program, random_params(targets, 0), rules, num_pages=num_pages, page_size=PAGE_SIZE,
+        kv_dtype=jnp.dtype("float32"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(("mesh", "devices"), [("", 1), ("data=2,tensor=2", 4)])
+@pytest.mark.parametrize("num_tokens", [1, 32])
+def test_temporaries_do_not_grow_with_the_pool(
+    family: str, mesh: str, devices: int, num_tokens: int
+):
+    temporaries = []
+    for num_pages in (1_000, 10_000):
+        compiled = runner(family, mesh, num_pages).lower_backbone(num_tokens).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * 4 // devices
+        assert memory.alias_size_in_bytes >= pool, "the pool is not updated in place"
+        temporaries.append(memory.temp_size_in_bytes)
+    assert temporaries[0] == temporaries[1]
+    assert temporaries[1] < pool / 10

@@ -1,0 +1,128 @@
+"""Programs come from disk at the second start, and surprises after READY are noticed."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.core.errors import CompileAfterReady
+from jaxserve.runner.compile_counter import CompileCounter
+from jaxserve.runner.program_cache import CompileWatch, ProgramCache
+
+X = np.arange(7, dtype=np.float32)
+
+
+def lower() -> jax.stages.Lowered:
+    def triple(x: jax.Array) -> jax.Array:  # a new one each time: JAX remembers functions
+        return x * 3
+
+    return jax.jit(triple).lower(X)
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounter]:
+    counter = CompileCounter()
+    watch = CompileWatch(counter)
+    yield counter
+    watch.close()
+
+
+def test_the_second_start_compiles_nothing(tmp_path: Path, counter: CompileCounter):
+    first = ProgramCache(tmp_path, {"size": 1}).get("triple", lower)
+    assert counter.before_ready == 1
+    lowered = []
+    second = ProgramCache(tmp_path, {"size": 1}).get("triple", lambda: lowered.append(1) or lower())
+    assert counter.before_ready == 1 and not lowered
+    np.testing.assert_array_equal(np.asarray(first(X)), X * 3)
+    np.testing.assert_array_equal(np.asarray(second(X)), X * 3)
+    assert counter.before_ready == 1
+
+
+def test_names_and_settings_are_part_of_the_key(tmp_path: Path, counter: CompileCounter):
+    ProgramCache(tmp_path, {"size": 1}).get("triple", lower)
+    ProgramCache(tmp_path, {"size": 1}).get("other", lower)
+    ProgramCache(tmp_path, {"size": 2}).get("triple", lower)
+    assert counter.before_ready == 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_damaged_file_is_recompiled_and_replaced(
+    damage: str, tmp_path: Path, counter: CompileCounter, caplog: pytest.LogCaptureFixture
+):
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    damaged = {"truncated": whole[: len(whole) // 2], "garbage": b"x" * 99, "empty": b""}
+    file.write_bytes(damaged[damage])
+    with caplog.at_level(logging.WARNING):
+        program = ProgramCache(tmp_path, {}).get("triple", lower)
+    np.testing.assert_array_equal(np.asarray(program(X)), X * 3)
+    assert counter.before_ready == 2
+    assert "ignoring the cached program triple" in caplog.text
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    assert counter.before_ready == 2, "the damaged file was not replaced"
+
+
+def test_without_a_directory_nothing_is_kept(counter: CompileCounter):
+    for _ in range(2):
+        ProgramCache(None, {}).get("triple", lower)
+    assert counter.before_ready == 2
+
+
+def test_a_directory_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, counter: CompileCounter, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "file").write_text("not a directory")
+    program = ProgramCache(tmp_path / "file", {}).get("triple", lower)
+    np.testing.assert_array_equal(np.asarray(program(X)), X * 3)
+    assert "could not keep the program triple" in caplog.text
+
+
+def test_the_directory_is_private_and_holds_whole_files_only(tmp_path: Path):
+    ProgramCache(tmp_path / "new", {}).get("triple", lower)
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+    assert [f.suffix for f in (tmp_path / "new").iterdir()] == [".xla"]
+
+
+def test_a_program_over_several_devices_survives_the_disk(tmp_path: Path, counter: CompileCounter):
+    mesh = jax.sharding.Mesh(jax.devices()[2:6], ("tensor",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor"))
+    x = jax.device_put(np.arange(8, dtype=np.float32), split)
+
+    def make() -> jax.stages.Lowered:
+        return jax.jit(lambda x: jnp.cumsum(x), out_shardings=split).lower(x)
+
+    ProgramCache(tmp_path, {}).get("sum", make)
+    before = counter.before_ready
+    loaded = ProgramCache(tmp_path, {}).get("sum", make)
+    assert counter.before_ready == before
+    out = loaded(x)
+    assert out.sharding == split
+    np.testing.assert_array_equal(np.asarray(out), np.cumsum(np.arange(8)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_compile_after_ready(strict: bool):
+    counter = CompileCounter(strict=strict)
+    watch = CompileWatch(counter)
+    try:
+        jax.jit(lambda x: x + 1)(X)
+        before = counter.before_ready
+        assert before >= 1
+        counter.ready()
+        if strict:
+            with pytest.raises(CompileAfterReady, match="after READY"):
+                jax.jit(lambda x: x + 2)(X)
+        else:
+            jax.jit(lambda x: x + 2)(X)
+        assert counter.after_ready == 1 and counter.before_ready == before
+    finally:
+        watch.close()
+    watch.close()
+    jax.jit(lambda x: x + 3)(X)
+    assert counter.after_ready == 1, "a closed watch still listens"
