@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.errors import InvalidRequest, QueueFull
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
@@ -93,7 +93,7 @@ class LLM:
             One result per prompt, in order.
 
         Raises:
-            InvalidRequest: a prompt cannot be served; nothing has been generated then.
+            InvalidRequest: a prompt cannot be served; the others are not answered either.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
@@ -173,7 +173,7 @@ class LLM:
 
         with bar, self._requests({result.request_id: taker(result) for result in results}):
             for result, param in zip(results, params, strict=True):
-                self._add(result, param)
+                self._add_when_room(result, param)
             while unfinished:
                 self._step()
         return results
@@ -193,6 +193,13 @@ class LLM:
 
     def _add(self, result: RequestOutput, params: SamplingParams) -> None:
         self._engine.add(result.request_id, result.prompt_token_ids, params, now=time.monotonic())
+
+    def _add_when_room(self, result: RequestOutput, params: SamplingParams) -> None:
+        while True:
+            try:
+                return self._add(result, params)
+            except QueueFull:
+                self._step()
 
     def _step(self) -> None:
         for delta in self._engine.step(time.monotonic()):

@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import NoReturn
 
 from jaxserve.core.errors import Draining, EngineDead, JaxserveError
 from jaxserve.core.sampling_params import SamplingParams
@@ -63,6 +64,7 @@ class AsyncEngine:
         self._num_open = 0  # generate() calls under way, on any event loop
         self._open_lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._closed = False  # the thread reads the inbox no more
         self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
         self._thread.start()
 
@@ -89,7 +91,7 @@ class AsyncEngine:
 
     async def generate(
         self, request_id: str | None, prompt_token_ids: Sequence[int], params: SamplingParams
-    ) -> AsyncIterator[TokenDelta]:
+    ) -> AsyncGenerator[TokenDelta, None]:
         """Generate from a prompt, one delta per step; closing the iterator aborts.
 
         Args:
@@ -101,9 +103,10 @@ class AsyncEngine:
             InvalidRequest, QueueFull, Draining, EngineDead: before the first delta (EngineDead
                 also later, if the engine fails while the request runs).
         """
+        if self._failure is not None:
+            self._raise_dead()
         if not self._accepting:
             raise Draining("the server is shutting down and takes no new requests")
-        self._raise_if_dead()
         request_id = request_id or f"req-{uuid.uuid4().hex}"
         subscriber = _Subscriber(asyncio.get_running_loop(), asyncio.Queue())
         with self._open_lock:
@@ -111,8 +114,10 @@ class AsyncEngine:
         done = False
         self._inbox.put(_Add(request_id, prompt_token_ids, params, subscriber))
         try:
+            if self._closed:  # maybe since before the put: then nobody reads the inbox any more
+                self._raise_dead()
             while not done:
-                item = await subscriber.queue.get()
+                item = _merged(await subscriber.queue.get(), subscriber.queue)
                 if isinstance(item, JaxserveError):
                     done = True
                     raise item
@@ -151,9 +156,8 @@ class AsyncEngine:
         self._inbox.put(_Stop())
         self._thread.join()
 
-    def _raise_if_dead(self) -> None:
-        if not self._thread.is_alive():
-            raise EngineDead("the engine has stopped; see the server's log") from self._failure
+    def _raise_dead(self) -> NoReturn:
+        raise EngineDead("the engine has stopped; see the server's log") from self._failure
 
     # -- the background thread ----------------------------------------------------------
 
@@ -167,6 +171,7 @@ class AsyncEngine:
             log.exception("the engine loop failed")
         finally:
             self._accepting = False
+            self._closed = True
             self._fail_everyone()
 
     def _take_commands(self) -> bool:
@@ -231,6 +236,20 @@ class AsyncEngine:
                 waiting.append(command.subscriber)
         for subscriber in waiting:
             self._deliver([(subscriber, EngineDead("the engine stopped while requests ran"))])
+
+
+def _merged(
+    item: TokenDelta | JaxserveError, waiting: "asyncio.Queue[TokenDelta | JaxserveError]"
+) -> TokenDelta | JaxserveError:
+    """`item` and the deltas that have queued up behind it, as one: slow readers catch up."""
+    while isinstance(item, TokenDelta) and not waiting.empty():
+        later = waiting.get_nowait()
+        if isinstance(later, JaxserveError):
+            return later
+        item = dataclasses.replace(
+            later, text=item.text + later.text, token_ids=item.token_ids + later.token_ids
+        )
+    return item
 
 
 def _put_all(batch: "list[tuple[asyncio.Queue, TokenDelta | JaxserveError]]") -> None:
