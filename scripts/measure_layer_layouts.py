@@ -3,7 +3,8 @@
 Prints a Markdown table for steps of 1, 8 and 32 sequences at the shapes of SmolLM2-135M, with
 random float32 weights and a paged KV pool that is donated to the step:
 
-* layers unrolled in the program, or one `lax.scan` over stacked weights;
+* layers unrolled in the program, or one `lax.scan` over stacked weights, or a loop that shares
+  one attention and switches between the layers' own weights (as `Decoder` does on CPU);
 * one KV array per layer, or one stacked array (in the scan: carried whole through the loop,
   and addressed by layer);
 * weights [out, in] or [in, out]; activations token-major [T, E] or feature-major [E, T].
@@ -17,10 +18,9 @@ in every step. The step time includes the output head.
 import argparse
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ WEIGHTS = {  # name: (out, in)
 class Layout:
     """One variant of the step program."""
 
-    scan: bool
+    layers: Literal["unrolled", "scan", "switch"]
     stacked_kv: bool
     out_in: bool = True
     feature_major: bool = False
@@ -51,7 +51,7 @@ class Layout:
         """The variant as cells of the table."""
         return " | ".join(
             (
-                "scan" if self.scan else "unrolled",
+                self.layers,
                 "stacked" if self.stacked_kv else "per layer",
                 "[out, in]" if self.out_in else "[in, out]",
                 "[E, T]" if self.feature_major else "[T, E]",
@@ -95,26 +95,46 @@ def attention(qkv: jax.Array, pool: jax.Array, layer: Any, batch: dict[str, jax.
 
 def block(layout: Layout, weights: dict[str, jax.Array], x, pool, layer, batch):
     """One transformer layer: returns (activations, pool)."""
-    qkv = project(layout, weights["qkv"], norm(layout, x))
+    qkv = before_attention(layout, weights, x)
     mixed, pool = attention(qkv.T if layout.feature_major else qkv, pool, layer, batch)
+    return after_attention(layout, weights, x, mixed), pool
+
+
+def before_attention(layout: Layout, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Everything of a layer up to its Q, K and V."""
+    return project(layout, weights["qkv"], norm(layout, x))
+
+
+def after_attention(layout: Layout, weights: dict[str, jax.Array], x, mixed) -> jax.Array:
+    """Everything of a layer behind attention."""
     x += project(layout, weights["o"], mixed.T if layout.feature_major else mixed)
     gate_up = project(layout, weights["gate_up"], norm(layout, x))
     gate, up = jnp.split(gate_up, 2, axis=0 if layout.feature_major else 1)
-    return x + project(layout, weights["down"], jax.nn.silu(gate) * up), pool
+    return x + project(layout, weights["down"], jax.nn.silu(gate) * up)
 
 
 def step(layout: Layout, weights: dict[str, Any], kv: Any, batch: dict[str, jax.Array]):
     """One greedy decode step: returns (token ids [T], kv)."""
     x = weights["embed"][batch["tokens"]]
     x = x.T if layout.feature_major else x
-    if layout.scan and layout.stacked_kv:
+    if layout.layers == "switch":
+
+        def turn(i, state):
+            x, pool = state
+            branches = [functools.partial(before_attention, layout, w) for w in weights["layers"]]
+            mixed, pool = attention(jax.lax.switch(i, branches, x), pool, i, batch)
+            branches = [functools.partial(after_attention, layout, w) for w in weights["layers"]]
+            return jax.lax.switch(i, branches, x, mixed), pool
+
+        x, kv = jax.lax.fori_loop(0, LAYERS, turn, (x, kv))
+    elif layout.layers == "scan" and layout.stacked_kv:
 
         def carry(state, per_layer):
             x, pool = state
             return block(layout, per_layer[0], x, pool, per_layer[1], batch), None
 
         (x, kv), _ = jax.lax.scan(carry, (x, kv), (weights["layers"], jnp.arange(LAYERS)))
-    elif layout.scan:
+    elif layout.layers == "scan":
 
         def slices(x, per_layer):
             return block(layout, per_layer[0], x, per_layer[1], None, batch)
@@ -142,7 +162,7 @@ def make_weights(layout: Layout) -> dict[str, Any]:
 
     shapes = {k: s if layout.out_in else s[::-1] for k, s in WEIGHTS.items()}
     layers: Any
-    if layout.scan:
+    if layout.layers == "scan":
         layers = {k: weight(LAYERS, *shape) for k, shape in shapes.items()}
     else:
         layers = [{k: weight(*shape) for k, shape in shapes.items()} for _ in range(LAYERS)]
@@ -163,7 +183,7 @@ def make_batch(tokens: int, num_pages: int) -> dict[str, jax.Array]:
 def measure(layout: Layout, weights: Any, tokens: int, num_pages: int, repeats: int) -> str:
     """Compile and time one variant; returns a row of the table."""
     shape = (num_pages, PAGE, 2, KV_HEADS, D)
-    if layout.stacked_kv or layout.scan:
+    if layout.stacked_kv or layout.layers == "scan":
         kv: Any = jnp.zeros((LAYERS, *shape), jnp.float32)
     else:
         kv = [jnp.zeros(shape, jnp.float32) for _ in range(LAYERS)]
@@ -203,11 +223,14 @@ def main() -> None:
         end="",
     )
     print("temporaries MiB |\n|---:|---|---|---|---|---:|---:|---:|---:|")
-    layouts = [Layout(*flags) for flags in itertools.product((False, True), (True, False))]
-    layouts += [
-        Layout(scan, True, out_in, feature_major)
-        for scan in (False, True)
-        for out_in, feature_major in ((False, False), (True, True), (False, True))
+    layouts = [
+        Layout("switch", True),
+        Layout("unrolled", True),
+        Layout("unrolled", False),
+        Layout("scan", True),
+        Layout("scan", False),
+        Layout("unrolled", True, out_in=False),
+        Layout("unrolled", True, feature_major=True),
     ]
     for layout in layouts:
         weights = make_weights(layout)

@@ -145,9 +145,9 @@ class AsyncEngine:
         deadline = time.monotonic() + grace_seconds
         while self._num_open and time.monotonic() < deadline and self._thread.is_alive():
             await asyncio.sleep(0.02)
-        for request_id in list(self._subscribers):
-            self.abort(request_id)
-        while self._subscribers and self._thread.is_alive():
+        while self._thread.is_alive() and (self._subscribers or not self._inbox.empty()):
+            for request_id in list(self._subscribers):
+                self.abort(request_id)
             await asyncio.sleep(0.005)
 
     def shutdown(self) -> None:

@@ -15,6 +15,7 @@ from jaxserve.cache.page_pool import PagePool
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
+from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
@@ -29,7 +30,6 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
-from jaxserve.runner.random_params import random_params
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.scheduling.policies import make_policy
 from jaxserve.scheduling.scheduler import Scheduler
@@ -60,10 +60,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
     mesh = make_mesh(config.mesh)
-    checkpoint = None if config.random_weights else open_checkpoint(resolve_model(config.model))
-    model_config, rules = shard_model(
-        from_preset(config.model) if checkpoint is None else checkpoint.config, mesh
-    )
+    checkpoint = _checkpoint(config)
+    model_config, rules = shard_model(checkpoint.config, mesh)
     limits = _limits(config, model_config, rules)
     implementation = resolve_implementation(config.attention_implementation)
     log.info("attention: %s", implementation)
@@ -71,7 +69,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     backend = AttentionBackend(rules, implementation, jax.default_backend() == "cpu")
     program = StepProgram(graph, backend, limits)
     dtype = _dtype(config)
-    params = _params(graph, checkpoint, rules, dtype, config.seed, progress)
+    params = _params(graph, checkpoint, rules, dtype, progress)
     num_pages = _num_pages(config, model_config, rules, dtype, limits)
     runner = DeviceRunner(
         program, params, rules, num_pages=num_pages, page_size=config.page_size, kv_dtype=dtype
@@ -139,6 +137,12 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
+def _checkpoint(config: EngineConfig) -> Checkpoint:
+    if config.random_weights:
+        return RandomCheckpoint(from_preset(config.model), config.seed)
+    return open_checkpoint(resolve_model(config.model))
+
+
 def _dtype(config: EngineConfig) -> np.dtype:
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
@@ -148,10 +152,9 @@ def _dtype(config: EngineConfig) -> np.dtype:
 
 def _params(
     graph: ModelGraph,
-    checkpoint: Checkpoint | None,
+    checkpoint: Checkpoint,
     rules: ShardingRules,
     dtype: np.dtype,
-    seed: int,
     progress: bool,
 ) -> dict[str, jax.Array]:
     axes = graph.axes()
@@ -159,8 +162,6 @@ def _params(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
         for name, shape in graph.shapes().items()
     }
-    if checkpoint is None:
-        return random_params(targets, seed)
     return load_params(checkpoint, targets, progress=progress)
 
 
@@ -234,12 +235,12 @@ def _short_name(model: str) -> str:
     return path.stem if path.is_file() else path.name if path.is_dir() else model
 
 
-def _tokenizer(config: EngineConfig, checkpoint: Checkpoint | None) -> Tokenizer:
+def _tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
     if config.tokenizer is not None:
         return load_tokenizer(Path(config.tokenizer))
-    if checkpoint is not None:
-        return load_tokenizer(checkpoint.tokenizer_path)
-    return ByteTokenizer()  # random weights speak no language
+    if config.random_weights:
+        return ByteTokenizer()  # random weights speak no language
+    return load_tokenizer(checkpoint.tokenizer_path)
 
 
 def _scheduler(

@@ -23,6 +23,11 @@ class CompileCounter:
         self.before_ready = 0
         self.after_ready = 0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready()` was called."""
+        return self._ready
+
     def ready(self) -> None:
         """From now on every compilation is a surprise."""
         self._ready = True

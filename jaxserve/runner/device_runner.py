@@ -26,10 +26,15 @@ Progress = Callable[[int, int], None]  # programs ready, programs in all
 
 
 class LaunchedStep(NamedTuple):
-    """A step under way: its sampled tokens (None if no row sampled), and whose they are."""
+    """A step under way.
+
+    Attributes:
+        tokens: int32 [shards, rows], the sampled tokens; None if no row samples.
+        places: where each row of the plan finds its token; None if it does not sample.
+    """
 
     tokens: jax.Array | None
-    places: list[tuple[int, int]]
+    places: list[tuple[int, int] | None]
 
 
 class DeviceRunner:
@@ -146,7 +151,11 @@ class DeviceRunner:
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Queue one step on the devices; returns before it has run."""
         packed = pack(plan, self._program.buckets, self._rules.data)
-        return LaunchedStep(self._run(packed), packed.places)
+        places = [
+            place if row.samples else None
+            for place, row in zip(packed.places, plan.rows, strict=True)
+        ]
+        return LaunchedStep(self._run(packed), places)
 
     def _run(self, packed: PackedStep) -> jax.Array | None:
         array = jax.device_put(packed.array, self._split)
@@ -165,9 +174,9 @@ class DeviceRunner:
         token_ids = np.full(len(handle.places), -1, np.int32)
         if handle.tokens is not None:
             tokens = np.asarray(handle.tokens)
-            for i, (shard, place) in enumerate(handle.places):
-                if place < tokens.shape[1]:  # rows that sample lie first
-                    token_ids[i] = tokens[shard, place]
+            for i, place in enumerate(handle.places):
+                if place is not None:
+                    token_ids[i] = tokens[place]
         return StepResult(token_ids)
 
 

@@ -1,6 +1,7 @@
 """Compiles programs ahead of time and keeps the executables on disk for the next start."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -8,13 +9,13 @@ import logging
 import os
 import pickle
 import tempfile
-import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import monitoring  # the public module can add listeners, but not remove them
+import jax.monitoring
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
 
@@ -122,27 +123,38 @@ def _cpu_features() -> str:
     return "unknown"
 
 
+# JAX reports compilations to the process, not to whoever asked for them.
+_watched: "weakref.WeakSet[CompileCounter]" = weakref.WeakSet()
+
+
+def _on_event(event: str, duration_secs: float, **details: Any) -> None:
+    del duration_secs
+    if event != _COMPILE_EVENT:
+        return
+    counters = list(_watched)
+    # While one engine of the process starts, what is compiled is compiled for it.
+    starting = [counter for counter in counters if not counter.is_ready]
+    for counter in starting or counters:
+        counter.compiled(str(details.get("fun_name", "a program")))
+
+
+@functools.cache  # once per process
+def _listen() -> None:
+    jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
 class CompileWatch:
-    """Tells a `CompileCounter` of every XLA compilation in this process, until closed.
+    """Tells a `CompileCounter` of the XLA compilations in this process, until closed.
 
     Compiling is rare, so one listener on JAX's own event costs nothing; loading a serialized
-    executable does not raise the event.
+    executable does not raise the event. A counter that nobody holds any more is forgotten.
     """
 
     def __init__(self, counter: CompileCounter) -> None:
         self._counter = counter
-        self._lock = threading.Lock()
-        self._open = True
-        monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **details: Any) -> None:
-        del duration_secs
-        if event == _COMPILE_EVENT:
-            self._counter.compiled(str(details.get("fun_name", "a program")))
+        _listen()
+        _watched.add(counter)
 
     def close(self) -> None:
-        """Stop listening. Idempotent."""
-        with self._lock:
-            if self._open:
-                self._open = False
-                monitoring.unregister_event_duration_listener(self._listen)
+        """Stop counting. Idempotent."""
+        _watched.discard(self._counter)

@@ -12,7 +12,7 @@ LOWEST = -1e30  # finite, so that a masked row has no NaN
 def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     """Draw one token per row.
 
-    Filters apply in vLLM's order: temperature, then top-k, top-p and min-p on what is left.
+    Filters apply in this order: temperature, then top-k, top-p and min-p on what is left.
     The random key of a row is fold_in(seed, position): who else is in the batch, and how often
     the request was preempted, do not matter. If every row is greedy nothing else is computed.
 

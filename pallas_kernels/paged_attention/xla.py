@@ -96,7 +96,8 @@ def _decode_rows(
     # The decode rows' numbers, in order; padded with a row that does not exist.
     rows = jnp.nonzero(is_decode, size=padded, fill_value=num_rows)[0]
     ends = jnp.take(batch.context_len, rows, mode="fill", fill_value=0)
-    starts = _window_start(ends - 1, rules)
+    # Fillers start nowhere, or their group would read its sliding windows from position 0.
+    starts = jnp.where(rows < num_rows, _window_start(ends - 1, rules), jnp.iinfo(jnp.int32).max)
     table = jnp.take(batch.page_table, rows, axis=0, mode="clip")
     tokens = jnp.take(batch.query_start, rows, mode="clip")
     queries = jnp.take(queries, tokens, axis=0, mode="clip")  # [rows, h, g, D]

@@ -18,7 +18,7 @@ MESHES = ("tensor=2", "tensor=4", "data=2,tensor=2")
 # Untied: with tied embeddings a tiny random model says its last token again and again.
 MODELS = {
     "kv-heads-divide": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 4}),
-    "kv-heads-repeated": ("gemma3", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
+    "kv-heads-repeated": ("gemma3", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
     "heads-do-not-divide": (
         "qwen2",
         {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": False},

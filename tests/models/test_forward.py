@@ -57,7 +57,10 @@ STEPS = [(19, 4, 0), (13, 1, 9), (1, 1, 21), (1, 17, 5), (0, 1, 1), (1, 1, 1), (
 
 
 def run_paged(
-    directory: Path, sequences: Sequence[Sequence[int]], steps: Sequence[Sequence[int]]
+    directory: Path,
+    sequences: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[int]],
+    loop_layers: bool,
 ) -> list[np.ndarray]:
     """Logits at every position of every sequence, computed step by step on shuffled pages."""
     checkpoint = open_checkpoint(directory)
@@ -67,7 +70,7 @@ def run_paged(
         name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
     }
     params = load_params(checkpoint, targets, progress=False)
-    backend = AttentionBackend(rules, "xla")
+    backend = AttentionBackend(rules, "xla", loop_layers=loop_layers)
 
     @jax.jit
     def step(params, pool, token_ids, batch):
@@ -102,13 +105,15 @@ def run_paged(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_paged_steps_equal_the_dense_forward_pass(name: str, tmp_path: Path):
+@pytest.mark.parametrize("loop_layers", [True, False])
+def test_paged_steps_equal_the_dense_forward_pass(name: str, loop_layers: bool, tmp_path: Path):
     directory = write_tiny_checkpoint(tmp_path / name, seed=3, **SIZES | MODELS[name])
     random = np.random.default_rng(5)
     lengths = [sum(counts[i] for counts in STEPS) for i in range(len(STEPS[0]))]
     sequences = [random.integers(0, SIZES["vocab_size"], n).tolist() for n in lengths]
     model = NumpyModel(directory)
-    for got, tokens in zip(run_paged(directory, sequences, STEPS), sequences, strict=True):
+    logits = run_paged(directory, sequences, STEPS, loop_layers)
+    for got, tokens in zip(logits, sequences, strict=True):
         expected = model.logits(tokens)
         assert got.shape == expected.shape
         assert np.std(expected) > 0.3, "logits too flat to tell a wrong model"

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jaxserve.checkpoints.load import load_params
+from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.device_runner import DeviceRunner
-from jaxserve.runner.random_params import random_params
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
@@ -28,8 +29,9 @@ def model_config(family: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def runner(family: str, mesh: str, num_pages: int) -> DeviceRunner:
-    config, rules = shard_model(model_config(family), make_mesh(mesh))
+def runner(family: str, mesh: str, num_pages: int, loop_layers: bool) -> DeviceRunner:
+    checkpoint = RandomCheckpoint(model_config(family), seed=0)
+    config, rules = shard_model(checkpoint.config, make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
     axes = graph.axes()
     targets = {
@@ -37,22 +39,27 @@ def runner(family: str, mesh: str, num_pages: int) -> DeviceRunner:
         for name, shape in graph.shapes().items()
     }
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
-    program = StepProgram(graph, AttentionBackend(rules, "xla"), buckets)
+    program = StepProgram(graph, AttentionBackend(rules, "xla", loop_layers=loop_layers), buckets)
+    params = load_params(checkpoint, targets, progress=False)
     return DeviceRunner(
-        program, random_params(targets, 0), rules, num_pages=num_pages, page_size=PAGE_SIZE,
+        program, params, rules, num_pages=num_pages, page_size=PAGE_SIZE,
         kv_dtype=jnp.dtype("float32"),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize(("mesh", "devices"), [("", 1), ("data=2,tensor=2", 4)])
+@pytest.mark.parametrize(
+    ("family", "mesh", "devices"),
+    [("llama", "", 1), ("gemma3", "", 1), ("llama", "data=2,tensor=2", 4)],
+)
 @pytest.mark.parametrize("num_tokens", [1, 32])
+@pytest.mark.parametrize("loop_layers", [True, False])
 def test_temporaries_do_not_grow_with_the_pool(
-    family: str, mesh: str, devices: int, num_tokens: int
+    family: str, mesh: str, devices: int, num_tokens: int, loop_layers: bool
 ):
     temporaries = []
     for num_pages in (1_000, 10_000):
-        compiled = runner(family, mesh, num_pages).lower_backbone(num_tokens).compile()
+        lowered = runner(family, mesh, num_pages, loop_layers).lower_backbone(num_tokens)
+        compiled = lowered.compile()
         memory = compiled.memory_analysis()
         assert memory is not None
         pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * 4 // devices
