@@ -39,6 +39,8 @@ def test_it_runs(notebook: Any) -> None:
     ).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     (streaming,) = (cell for cell in code if "llm.stream" in cell.source)
-    assert len(streaming.outputs[0].text) > 20
-    errors = [o.text for c in code for o in c.outputs if o.get("name") == "stderr"]
-    assert any("3/3" in text for text in errors), "no progress bar"
+    # One output or many: the kernel flushes its stdout when it likes.
+    assert len("".join(output.text for output in streaming.outputs)) > 20
+    # With ipywidgets the bar is a widget, whose first text is kept; without, text on stderr.
+    bars = [str(o.get("data", o.get("text"))) for c in code for o in c.outputs]
+    assert any("generating" in bar and "/3" in bar for bar in bars), "no progress bar"
