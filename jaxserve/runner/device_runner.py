@@ -85,7 +85,7 @@ class DeviceRunner:
             progress: told after each program.
         """
         buckets = self._program.buckets
-        jobs = [(f"backbone-{n}", partial(self._lower_backbone, n)) for n in buckets.tokens]
+        jobs = [(f"backbone-{n}", partial(self.lower_backbone, n)) for n in buckets.tokens]
         jobs += [(f"sampler-{n}", partial(self._lower_sampler, n)) for n in buckets.sampled]
         started = time.monotonic()
         with ThreadPoolExecutor(max_workers=2) as threads:  # XLA compiles outside the GIL
@@ -102,9 +102,6 @@ class DeviceRunner:
 
     def lower_backbone(self, num_tokens: int) -> jax.stages.Lowered:
         """The backbone for one token bucket, lowered for this runner's mesh."""
-        return self._lower_backbone(num_tokens)
-
-    def _lower_backbone(self, num_tokens: int) -> jax.stages.Lowered:
         rows = self._program.buckets.rows(num_tokens)
         length = packed_length(num_tokens, rows, self._program.buckets.max_pages)
         packed = self._abstract((self._rules.data, length), jnp.int32)
