@@ -22,6 +22,10 @@ class Machine:
     bandwidth: float
     matmul: float
 
+    def better(self, other: "Machine") -> "Machine":
+        """The higher of both measurements: a bound is what the machine does undisturbed."""
+        return Machine(max(self.bandwidth, other.bandwidth), max(self.matmul, other.matmul))
+
 
 def layer_params(config: "ModelConfig") -> int:
     """Matmul weights of all layers together (norm scales and biases are too few to matter)."""

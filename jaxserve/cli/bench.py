@@ -399,6 +399,7 @@ def _peers(
         raise click.UsageError(f"{source} is not a GGUF file, which all sides can read")
     model = compare.f32_model(source, default_cache_dir().parent / "peers")
     architecture = open_checkpoint(model).config
+    before = compare.measure_machine(spec.threads)
     results = compare.compare(
         model, architecture, spec, sides=sides, peer_python=peer_python, progress=progress,
         jaxserve_options={
@@ -406,7 +407,7 @@ def _peers(
             for name in ("compilation_cache_dir", "page_size", "max_num_batched_tokens", "overlap")
         },
     )  # fmt: skip
-    machine = compare.measure_machine(spec.threads)
+    machine = before.better(compare.measure_machine(spec.threads))
     bounds = compare.bounds(architecture, machine, spec)
     click.echo(compare.format_table(results, bounds, spec))
     click.echo("\n" + compare.format_notes(results, spec, machine))

@@ -62,33 +62,54 @@ harness.main(Echo)
 )
 
 
-def run(tmp_path: Path, program: str, spec: CompareSpec) -> SideResult:
+def run(tmp_path: Path, spec: CompareSpec, **programs: str) -> dict[str, SideResult]:
     work = {"threads": 1, "output_len": spec.output_len,
             "cases": compare.make_cases(spec, vocab_size=90, avoid=(0,))}  # fmt: skip
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(work))
+    commands = {
+        name: [sys.executable, "-c", program, str(path)] for name, program in programs.items()
+    }
     with tqdm(disable=True) as bar:
-        return compare.run_side([sys.executable, "-c", program, str(path)], spec, bar)
+        return compare.run_sides(commands, spec, bar)
 
 
 SPEC = CompareSpec(concurrency=(1, 3), input_len=6, output_len=2, threads=1, repeats=2)
 
 
-def test_a_side_runs_in_a_process_and_reports_medians(tmp_path: Path) -> None:
-    result = run(tmp_path, ECHO, SPEC)
+def test_a_side_runs_in_a_process_and_reports_every_run(tmp_path: Path) -> None:
+    result = run(tmp_path, SPEC, echo=ECHO)["echo"]
     assert result.version == "echo 1" and result.error is None and result.missing is None
-    assert sorted(result.throughput) == [1, 3] and min(result.throughput.values()) > 0
+    assert {n: len(runs) for n, runs in result.throughput.items()} == {1: 2, 3: 2}
+    assert min(min(runs) for runs in result.throughput.values()) > 0
     batch = compare.make_cases(SPEC, 90, (0,))[1]["batches"][1]  # after the warm-up
     assert result.tokens[3] == [prompt[:2] for prompt in batch]
 
 
-def test_a_missing_module_and_a_crash_are_told_apart(tmp_path: Path) -> None:
-    absent = HARNESS + "harness.main(lambda spec: __import__('no_such_module'))"
-    assert run(tmp_path, absent, SPEC) == SideResult(missing="no_such_module")
-    crash = HARNESS + "harness.main(lambda spec: 1 / 0)"
-    assert "ZeroDivisionError" in (run(tmp_path, crash, SPEC).error or "")
-    short = ECHO.replace("[:self.n]", "[:1]")
-    assert "asked for 2 tokens" in (run(tmp_path, short, SPEC).error or "")
+def test_sides_take_turns(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    writing = 'print("noise")'
+    sides = {
+        name: ECHO.replace(writing, f"open({str(diary)!r}, 'a').write({name!r})") for name in "ab"
+    }
+    run(tmp_path, SPEC, **sides)
+    assert diary.read_text() == "ba" + "ab" + "ba" + "ab" + "ba" + "ab"
+
+
+def test_a_missing_module_and_a_crash_are_told_apart_and_stop_nobody_else(tmp_path: Path) -> None:
+    results = run(
+        tmp_path,
+        SPEC,
+        absent=HARNESS + "harness.main(lambda spec: __import__('no_such_module'))",
+        crash=HARNESS + "harness.main(lambda spec: 1 / 0)",
+        short=ECHO.replace("[:self.n]", "[:1]"),
+        echo=ECHO,
+    )
+    assert list(results) == ["absent", "crash", "short", "echo"]
+    assert results["absent"] == SideResult(missing="no_such_module")
+    assert "ZeroDivisionError" in (results["crash"].error or "")
+    assert "asked for 2 tokens" in (results["short"].error or "")
+    assert results["echo"].error is None and len(results["echo"].throughput[3]) == 2
 
 
 def test_prompts_are_distinct_and_every_side_gets_the_same() -> None:
@@ -101,8 +122,12 @@ def test_prompts_are_distinct_and_every_side_gets_the_same() -> None:
 
 def test_the_table_and_its_notes() -> None:
     results = {
-        "jaxserve": SideResult("jaxserve 1", {1: 30.0, 3: 60.0}, tokens={1: [[1]], 3: [[2], [3]]}),
-        "transformers": SideResult("tf 5", {1: 13.04, 3: 50.0}, tokens={1: [[1]], 3: [[2], [9]]}),
+        "jaxserve": SideResult(
+            "jaxserve 1", {1: [31.0, 29.0, 30.0], 3: [60.0]}, tokens={1: [[1]], 3: [[2], [3]]}
+        ),
+        "transformers": SideResult(
+            "tf 5", {1: [13.04], 3: [50.0]}, tokens={1: [[1]], 3: [[2], [9]]}
+        ),
         "llama.cpp": SideResult(missing="llama_cpp"),
         "other": SideResult(error="boom"),
     }
@@ -112,7 +137,7 @@ def test_the_table_and_its_notes() -> None:
         "jaxserve / bound |"
     )
     assert table[2:] == [
-        "| 1 | 30.0 | 13.0 | not installed | failed | 40 | 75% |",
+        "| 1 | 30.0 (29 to 31) | 13.0 | not installed | failed | 40 | 75% |",
         "| 3 | 60.0 | 50.0 | not installed | failed | 240 | 25% |",
     ]
     notes = compare.format_notes(results, SPEC, Machine(20e9, 170e9))
@@ -156,6 +181,10 @@ def test_what_is_not_a_gguf_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a model at all, and long enough to be read as a header" * 4)
     with pytest.raises(CheckpointError):
         write_f32_gguf(path, tmp_path / "y.gguf")
+
+
+def test_the_better_of_two_measurements_counts() -> None:
+    assert Machine(2.0, 3.0).better(Machine(1.0, 4.0)) == Machine(2.0, 4.0)
 
 
 def test_bad_specs_are_refused() -> None:

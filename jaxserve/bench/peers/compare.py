@@ -1,16 +1,17 @@
 """One table of jaxserve beside other engines: the same weights, prompts, threads and machine.
 
-Each side runs in a fresh process, one after the other, and reads the same float32 GGUF file.
+Each side runs in a process of its own and reads the same float32 GGUF file. The sides take
+turns batch by batch, so that a machine that slows down for a minute slows them all.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxserve.bench.peers.f32_gguf import write_f32_gguf
-from jaxserve.bench.peers.harness import PREFIX
+from jaxserve.bench.peers.peer_process import (
+    SCRIPTS,
+    PeerFailed,
+    PeerMissing,
+    PeerProcess,
+    environment,
+)
 from jaxserve.bench.roofline import Machine, output_throughput_bound
 from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.errors import ConfigError, JaxserveError
@@ -26,7 +33,6 @@ from jaxserve.core.errors import ConfigError, JaxserveError
 if TYPE_CHECKING:
     from jaxserve.models.config import ModelConfig
 
-SCRIPTS = Path(__file__).parent
 OURS = "jaxserve"
 
 
@@ -79,14 +85,14 @@ class SideResult:
 
     Attributes:
         version: what ran.
-        throughput: median output tokens/s, prefill included, by concurrency.
+        throughput: output tokens/s, prefill included, of every timed run, by concurrency.
         missing: the module that is not installed there, if that is the reason.
         error: the end of its log, if it failed.
         tokens: what it generated in the first run of each batch size.
     """
 
     version: str = ""
-    throughput: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    throughput: Mapping[int, Sequence[float]] = dataclasses.field(default_factory=dict)
     missing: str | None = None
     error: str | None = None
     tokens: Mapping[int, list[list[int]]] = dataclasses.field(default_factory=dict)
@@ -128,7 +134,7 @@ def compare(
     jaxserve_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, SideResult]:
-    """Run the sides one after the other.
+    """Run the sides in turns.
 
     Args:
         model: the float32 GGUF file.
@@ -149,69 +155,54 @@ def compare(
         "jaxserve_options": dict(jaxserve_options or {}),
     }
     runs = len(sides) * len(spec.concurrency) * (spec.repeats + 1)
-    results = {}
     with tempfile.TemporaryDirectory(prefix="jaxserve-peers-") as directory:
         path = Path(directory) / "spec.json"
         path.write_text(json.dumps(work))
+        commands = {}
+        for name in sides:
+            python = sys.executable if name == OURS else str(peer_python or sys.executable)
+            commands[name] = [python, str(SCRIPTS / SIDES[name].script), str(path)]
         with tqdm(total=runs, unit="run", disable=not progress) as bar:
-            for name in sides:
+            return run_sides(commands, spec, bar)
+
+
+def run_sides(
+    commands: Mapping[str, Sequence[str]], spec: CompareSpec, bar: tqdm
+) -> dict[str, SideResult]:
+    """Load every side, then let them run the spec's batches in turns."""
+    results: dict[str, SideResult] = {}
+    with contextlib.ExitStack() as stack:
+        live: dict[str, tuple[PeerProcess, str]] = {}
+        for name, command in commands.items():
+            bar.set_description(f"loading {name}")
+            process = stack.enter_context(PeerProcess(command, spec.threads))
+            try:
+                live[name] = process, process.wait_until_loaded()
+            except PeerMissing as error:
+                results[name] = SideResult(missing=str(error))
+            except PeerFailed as error:
+                results[name] = SideResult(error=str(error))
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in live}
+        for turn in range(len(spec.concurrency) * (spec.repeats + 1)):
+            order = [name for name in live if name not in results]
+            for name in order if turn % 2 else reversed(order):
                 bar.set_description(name)
-                python = sys.executable if name == OURS else str(peer_python or sys.executable)
-                command = [python, str(SCRIPTS / SIDES[name].script), str(path)]
-                results[name] = run_side(command, spec, bar)
-    return results
-
-
-def run_side(command: Sequence[str], spec: CompareSpec, bar: tqdm) -> SideResult:
-    """Run one peer script to its end and gather its reports."""
-    version, missing, runs = "", None, []
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment(spec.threads)
-        )
-        try:
-            for report in _reports(process):
-                version, missing = report.get("version", version), report.get("missing", missing)
-                if "seconds" in report:
-                    runs.append(report)
+                try:
+                    runs[name].append(live[name][0].run_batch())
                     bar.update()
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        tail = "".join(log.readlines()[-10:]).strip()
-    if missing is not None:
-        return SideResult(missing=missing)
-    if len(runs) != len(spec.concurrency) * (spec.repeats + 1):
-        return SideResult(version, error=tail or "it ended early, without a word")
-    return _collect(version, runs, spec)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Ours, with jaxserve importable also when it runs from a source tree."""
-    paths = [str(SCRIPTS.parents[2]), os.environ.get("PYTHONPATH")]
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-
-
-def _reports(process: subprocess.Popen) -> Iterator[dict[str, Any]]:
-    assert process.stdout is not None
-    with process.stdout as lines:
-        for line in lines:
-            if line.startswith(PREFIX):
-                yield json.loads(line.removeprefix(PREFIX))
-    process.wait()
+                except PeerFailed as error:
+                    results[name] = SideResult(live[name][1], error=str(error))
+    for name, (_, version) in live.items():
+        if name not in results:
+            results[name] = _collect(version, runs[name], spec)
+    return {name: results[name] for name in commands}
 
 
 def _collect(version: str, runs: list[dict[str, Any]], spec: CompareSpec) -> SideResult:
     throughput, tokens = {}, {}
     for n in spec.concurrency:
         timed = [run for run in runs if run["concurrency"] == n][1:]  # the first is warm-up
-        seconds = statistics.median(run["seconds"] for run in timed)
-        throughput[n] = n * spec.output_len / seconds
+        throughput[n] = [n * spec.output_len / run["seconds"] for run in timed]
         tokens[n] = timed[0]["tokens"]
     return SideResult(version, throughput, tokens=tokens)
 
@@ -223,7 +214,7 @@ def measure_machine(threads: int) -> Machine:
         JaxserveError: it could not be measured.
     """
     command = [sys.executable, str(SCRIPTS / "machine.py"), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(threads))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
     if done.returncode:
         raise JaxserveError(f"could not measure this machine:\n{done.stderr[-1000:]}")
     return Machine(**json.loads(done.stdout))
@@ -238,7 +229,9 @@ def format_table(
     rows = [header, ["---:"] * len(header)]
     for n in spec.concurrency:
         cells = [_cell(result, n) for result in results.values()]
-        reached = f"{ours.throughput[n] / bounds[n]:.0%}" if ours and ours.throughput else "–"  # noqa: RUF001
+        reached = "–"  # noqa: RUF001
+        if ours and ours.throughput:
+            reached = f"{statistics.median(ours.throughput[n]) / bounds[n]:.0%}"
         rows.append([str(n), *cells, f"{bounds[n]:.0f}", reached])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -246,15 +239,19 @@ def format_table(
 def _cell(result: SideResult, concurrency: int) -> str:
     if result.missing is not None:
         return "not installed"
-    return "failed" if result.error is not None else f"{result.throughput[concurrency]:.1f}"
+    if result.error is not None:
+        return "failed"
+    runs = result.throughput[concurrency]
+    spread = f" ({min(runs):.0f} to {max(runs):.0f})" if len(runs) > 1 else ""
+    return f"{statistics.median(runs):.1f}{spread}"
 
 
 def format_notes(results: Mapping[str, SideResult], spec: CompareSpec, machine: Machine) -> str:
     """What belongs below the table: the work, the versions, the machine, what went wrong."""
     lines = [
         f"End-to-end output tokens/s, prefill included: {spec.input_len} tokens in, "
-        f"{spec.output_len} out, float32 weights, {spec.threads} threads, median of "
-        f"{spec.repeats}.",
+        f"{spec.output_len} out, float32 weights, {spec.threads} threads, median (and spread) of "
+        f"{spec.repeats}, the sides taking turns.",
         f"Machine: {machine.bandwidth / 1e9:.1f} GB/s memory read, "
         f"{machine.matmul / 1e9:.0f} GFLOP/s float32 matmul, both measured.",
     ]

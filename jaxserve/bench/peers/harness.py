@@ -9,8 +9,9 @@ imports jaxserve. SPEC.json holds:
     max_concurrency, max_len   the largest batch, and prompt + output in tokens
     cases       [{"concurrency": N, "batches": [[token ids, ...] * N, ...]}, ...]
 
-Each batch is one run; a case's first batch is its warm-up (the caller drops its time). Every
-report is one line on standard output, `@peer ` and then JSON:
+Each batch is one run, started by a line on standard input, so that the caller can let the
+sides take turns; a case's first batch is its warm-up (the caller drops its time). Every report
+is one line on standard output, `@peer ` and then JSON:
 
     {"version": ...}                                        once, after loading
     {"concurrency": N, "seconds": s, "tokens": [[...]...]}  per batch
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 PREFIX = "@peer "
+GO = "go\n"
 
 Spec = dict[str, Any]
 
@@ -69,6 +71,8 @@ def main(load: Callable[[Spec], Peer]) -> None:
     report(version=peer.version)
     for case in spec["cases"]:
         for prompts in case["batches"]:
+            if sys.stdin.readline() != GO:
+                return
             start = time.perf_counter()
             tokens = peer.generate(prompts)
             seconds = time.perf_counter() - start
