@@ -13,9 +13,8 @@ WEIGHT_FIRST_TOKENS = 64
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [tokens, in...] times weight [out..., in...] -> [tokens, out...]."""
-    if x.shape[0] <= WEIGHT_FIRST_TOKENS:
-        return lax.platform_dependent(x, weight, cpu=_weight_first, default=_activations_first)
-    return _activations_first(x, weight)
+    on_cpu = _weight_first if x.shape[0] <= WEIGHT_FIRST_TOKENS else _flattened
+    return lax.platform_dependent(x, weight, cpu=on_cpu, default=_activations_first)
 
 
 def _activations_first(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -34,6 +33,18 @@ def _weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
     contract = (inputs, tuple(range(1, x.ndim)))
     out = lax.dot_general(weight, x, (contract, ((), ())), preferred_element_type=x.dtype)
     return jnp.moveaxis(lax.optimization_barrier(out), -1, 0)
+
+
+def _flattened(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The same as a product of matrices.
+
+    XLA:CPU copies a transpose of every weight of more dimensions. Elsewhere it does not, and
+    merged dimensions could not be split over a mesh.
+    """
+    inputs = weight.ndim - x.ndim + 1
+    size = math.prod(x.shape[1:])
+    out = _activations_first(x.reshape(-1, size), weight.reshape(-1, size))
+    return out.reshape(x.shape[0], *weight.shape[:inputs])
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -1,5 +1,7 @@
 """Sampling on the device, with every setting per row, so that no setting recompiles."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,6 +9,7 @@ from jax import lax
 from jaxserve.runner.packing import SamplingRows
 
 LOWEST = -1e30  # finite, so that a masked row has no NaN
+ARGMAX_BLOCK = 64  # tokens
 
 
 def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
@@ -23,7 +26,7 @@ def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     Returns:
         int32 [rows].
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = _argmax(logits)
     random = lax.cond(
         jnp.any(rows.temperature > 0), _draw, lambda *_: jnp.zeros_like(greedy), logits, rows
     )
@@ -41,7 +44,29 @@ def _draw(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     least = jnp.max(scaled, axis=-1) + jnp.log(jnp.maximum(rows.min_p, 1e-30))
     kept = (scaled >= least[:, None]) | (rows.min_p <= 0)[:, None]
     scaled = jnp.where(kept, scaled, LOWEST)
-    return jnp.argmax(scaled + _gumbel(rows, logits.shape[-1]), axis=-1).astype(jnp.int32)
+    return _argmax(scaled + _gumbel(rows, logits.shape[-1]))
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+    """Index of each row's first maximum: [rows, vocab] -> int32 [rows]."""
+    return lax.platform_dependent(x, cpu=_argmax_by_blocks, default=_argmax_plain)
+
+
+def _argmax_plain(x: jax.Array) -> jax.Array:
+    return jnp.argmax(x, axis=-1).astype(jnp.int32)
+
+
+def _argmax_by_blocks(x: jax.Array) -> jax.Array:
+    """The same by blocks of the vocabulary: their maxima, the best block, the best inside it.
+
+    XLA:CPU vectorises a maximum, but not an argmax.
+    """
+    rows, vocab = x.shape
+    block = math.gcd(vocab, ARGMAX_BLOCK)
+    blocks = x.reshape(rows, vocab // block, block)
+    best = _argmax_plain(jnp.max(blocks, axis=-1))
+    inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
+    return best * block + _argmax_plain(inside)
 
 
 def _gumbel(rows: SamplingRows, vocab: int) -> jax.Array:

@@ -179,12 +179,9 @@ class Scheduler:
                     break
                 if request.state is RequestState.RUNNING:  # not preempted a moment ago
                     self._serve(shard, request, now)
-        # What admission must leave: the rest of every prompt in progress, and one page for
-        # each running request to grow into, lest the newcomer be preempted in a few steps.
         if len(self._waiting):
-            still_running = [r for r in prefills if r.state is RequestState.RUNNING]
-            shard.owed = sum(r.state is RequestState.RUNNING for r in decodes)
-            shard.owed += sum(1 + shard.pages_missing(r) for r in still_running)
+            still_running = (r for r in decodes + prefills if r.state is RequestState.RUNNING)
+            shard.owed = sum(map(shard.pages_owed, still_running))
 
     def _serve(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.
@@ -232,7 +229,7 @@ class Scheduler:
             request.state = RequestState.RUNNING
             granted = shard.grow(request, min(request.num_tokens, shard.budget))
             shard.add_row(request, granted)
-            shard.owed += 1 + max(0, shard.pages_missing(request))
+            shard.owed += shard.pages_owed(request)
 
     def _roomiest_shard(self, request: Request) -> Shard | None:
         needed = -(-request.num_tokens // self._page_size)

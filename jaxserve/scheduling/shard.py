@@ -45,6 +45,16 @@ class Shard:
         """Pages the request still needs for the tokens it has so far."""
         return self.pages_for(request.num_tokens) - len(request.page_ids)
 
+    def pages_owed(self, request: Request) -> int:
+        """Pages to leave a running request: for the rest of its tokens, and one to grow into.
+
+        Without that one a newcomer would be preempted after a few steps. A request that holds
+        all the pages it can ever fill is owed none.
+        """
+        # The last token of an answer is never fed back, so it needs no KV.
+        most = self.pages_for(len(request.prompt_token_ids) + request.max_tokens - 1)
+        return min(max(0, self.pages_missing(request)) + 1, most - len(request.page_ids))
+
     @property
     def spare_pages(self) -> int:
         """Pages that neither are in use nor will soon be wanted by a running request."""

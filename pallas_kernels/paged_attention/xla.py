@@ -23,7 +23,7 @@ from jax import lax
 
 from pallas_kernels.paged_batch import PagedBatch
 
-DECODE_TOKENS = 512  # context tokens per turn of a decode loop: rows times one page
+DECODE_TOKENS = 1024  # context tokens per turn of a decode loop: rows times one page
 PREFILL_TILE = 64  # query tokens
 PREFILL_BLOCK = 128  # context tokens per turn of a prefill loop
 MASKED = -1e30  # finite: a row with nothing to see must not turn into NaN

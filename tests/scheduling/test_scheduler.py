@@ -278,6 +278,14 @@ def test_a_large_request_is_not_overtaken() -> None:
     assert large.key in spans(make_plan(scheduler))
 
 
+def test_nobody_waits_for_pages_that_can_never_be_asked_for() -> None:
+    scheduler = make_scheduler(num_pages=12, max_num_seqs=4, max_num_batched_tokens=64)
+    for _ in range(4):  # each fills 3 pages of 4 tokens, its last answer token without KV
+        scheduler.add(make_request(9, max_tokens=4))
+    make_plan(scheduler)
+    assert scheduler.num_running == 4
+
+
 def test_refusals() -> None:
     scheduler = make_scheduler(num_pages=4, max_model_len=20, max_waiting=2)
     request = make_request(3)
