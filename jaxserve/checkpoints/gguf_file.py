@@ -1,29 +1,16 @@
-"""Reads the GGUF file format: metadata at once, tensors on demand from a memory map.
-
-The `gguf` package's own reader makes several numpy views for every token of the vocabulary,
-which takes 10 s for Gemma's 262,144; this one takes the header apart with `struct` and leaves
-only dequantisation to the package. Format: ggml's docs/gguf.md, versions 2 and 3.
-"""
+"""Tensors of a GGUF file, dequantised on demand from a memory map."""
 
 import dataclasses
 import math
-import mmap
-import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.gguf_header import GgufTensor, map_file, read_gguf_header
 
-_SCALARS: dict[int, str] = {
-    GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h", GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i",
-    GGUFValueType.FLOAT32: "f", GGUFValueType.BOOL: "?", GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
-}  # fmt: skip
 _PLAIN = {
     GGMLQuantizationType.F32: np.dtype("<f4"),
     GGMLQuantizationType.F16: np.dtype("<f2"),
@@ -46,7 +33,7 @@ class GgufFile:
     """One GGUF file.
 
     Attributes:
-        metadata: key -> int, float, bool, str, or a list of those.
+        metadata: see `GgufHeader`.
         tensors: tensor name -> TensorInfo.
 
     Raises:
@@ -55,20 +42,10 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-        try:
-            with self.path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap refuses an empty file by ValueError
-            raise CheckpointError(f"cannot read {self.path}: {error}") from error
-        self._offset = 0
-        try:
-            self._parse()
-        except (struct.error, ValueError, KeyError, OverflowError) as error:
-            raise CheckpointError(
-                f"{self.path} is truncated or not a GGUF file: {error}"
-            ) from error
+        self._data = map_file(self.path)
+        header = read_gguf_header(self._data, self.path)
+        self.metadata = header.metadata
+        self.tensors = {t.name: self._place(t, header.data_start) for t in header.tensors}
 
     def read(self, name: str) -> np.ndarray:
         """Dequantise one tensor to float32 [shape].
@@ -96,62 +73,22 @@ class GgufFile:
                 f"{self.path}: tensor {name} has the unsupported type {info.kind.name}"
             ) from error
 
-    def _parse(self) -> None:
-        if self._data[:4] != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
-        self._offset = 4
-        version = self._scalar("I")
-        if version not in (2, 3):
-            raise ValueError(f"version {version} is not supported")
-        num_tensors, num_keys = self._scalar("Q"), self._scalar("Q")
-        for _ in range(num_keys):
-            key = self._string()
-            self.metadata[key] = self._value(self._scalar("I"))
-        infos = [self._tensor_info() for _ in range(num_tensors)]
-        alignment = int(self.metadata.get("general.alignment", 32))
-        base = -(-self._offset // alignment) * alignment
-        for name, info in infos:
-            info = dataclasses.replace(info, start=base + info.start)
-            if info.start + info.size > len(self._data):
-                raise ValueError(f"tensor {name} reaches beyond the end of the file")
-            self.tensors[name] = info
-
-    def _scalar(self, code: str) -> Any:
-        (value,) = struct.unpack_from("<" + code, self._data, self._offset)
-        self._offset += struct.calcsize("<" + code)
-        return value
-
-    def _string(self) -> str:
-        start = self._offset + 8
-        (length,) = struct.unpack_from("<Q", self._data, self._offset)
-        if start + length > len(self._data):
-            raise ValueError("a string reaches beyond the end of the file")
-        self._offset = start + length
-        return self._data[start : start + length].decode("utf-8", "replace")
-
-    def _value(self, kind: int) -> Any:
-        if kind == GGUFValueType.STRING:
-            return self._string()
-        if kind in _SCALARS:
-            return self._scalar(_SCALARS[kind])
-        if kind != GGUFValueType.ARRAY:
-            raise ValueError(f"unknown value type {kind}")
-        item_kind, length = self._scalar("I"), self._scalar("Q")
-        if item_kind in _SCALARS:
-            layout = f"<{length}{_SCALARS[item_kind]}"
-            values = struct.unpack_from(layout, self._data, self._offset)
-            self._offset += struct.calcsize(layout)
-            return list(values)
-        return [self._value(item_kind) for _ in range(length)]
-
-    def _tensor_info(self) -> tuple[str, TensorInfo]:
-        name = self._string()
-        num_dims = self._scalar("I")
-        shape = tuple(self._scalar("Q") for _ in range(num_dims))[::-1]
-        kind = GGMLQuantizationType(self._scalar("I"))
-        start = self._scalar("Q")
+    def _place(self, tensor: GgufTensor, data_start: int) -> TensorInfo:
+        try:
+            kind = GGMLQuantizationType(tensor.kind)
+        except ValueError:
+            raise CheckpointError(
+                f"{self.path}: tensor {tensor.name} has the unknown type {tensor.kind}"
+            ) from None
         block_size, block_bytes = GGML_QUANT_SIZES[kind]
-        if shape[-1] % block_size:
-            raise ValueError(f"tensor {name} has rows that are not whole blocks")
-        size = math.prod(shape) // block_size * block_bytes
-        return name, TensorInfo(shape, kind, start, size)
+        if not tensor.shape or tensor.shape[-1] % block_size:
+            raise CheckpointError(
+                f"{self.path}: tensor {tensor.name} has rows that are not whole blocks"
+            )
+        start = data_start + tensor.offset
+        size = math.prod(tensor.shape) // block_size * block_bytes
+        if start + size > len(self._data):
+            raise CheckpointError(
+                f"{self.path} is truncated: tensor {tensor.name} reaches beyond its end"
+            )
+        return TensorInfo(tensor.shape, kind, start, size)

@@ -62,15 +62,25 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     mesh = make_mesh(config.mesh)
     checkpoint = _checkpoint(config)
     model_config, rules = shard_model(checkpoint.config, mesh)
-    limits = _limits(config, model_config, rules)
+    dtype = _dtype(config)
+    _check_divides(config, rules)
+    max_model_len = _max_model_len(config, model_config)
     implementation = resolve_implementation(config.attention_implementation)
     log.info("attention: %s", implementation)
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(model_config)))
+    params = _params(graph, checkpoint, rules, dtype, progress)
+    # What the weights leave free decides about the pool, and the pool about the longest request:
+    # one that the whole pool cannot hold could never be served.
+    num_pages = _num_pages(config, model_config, rules, dtype, max_model_len)
+    max_model_len = min(max_model_len, num_pages // rules.data * config.page_size)
+    limits = Buckets.for_limits(
+        max_tokens=config.max_num_batched_tokens // rules.data,
+        max_rows=config.max_num_seqs // rules.data,
+        max_model_len=max_model_len,
+        page_size=config.page_size,
+    )
     backend = AttentionBackend(rules, implementation, jax.default_backend() == "cpu")
     program = StepProgram(graph, backend, limits)
-    dtype = _dtype(config)
-    params = _params(graph, checkpoint, rules, dtype, progress)
-    num_pages = _num_pages(config, model_config, rules, dtype, limits)
     runner = DeviceRunner(
         program, params, rules, num_pages=num_pages, page_size=config.page_size, kv_dtype=dtype
     )
@@ -78,10 +88,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
         family=model_config.family,
-        # A request that the whole pool cannot hold could never be served.
-        max_model_len=min(
-            _max_model_len(config, model_config), num_pages // rules.data * config.page_size
-        ),
+        max_model_len=max_model_len,
         vocab_size=model_config.vocab_size,
         num_layers=model_config.num_layers,
         dtype=dtype.name,
@@ -98,7 +105,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     info = dataclasses.replace(
         info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
     )
-    scheduler = _scheduler(config, rules, num_pages, info.max_model_len)
+    scheduler = _scheduler(config, rules, num_pages, max_model_len)
     log.info("KV cache: %d pages of %d tokens", num_pages, config.page_size)
     counter.ready()
     return Engine(
@@ -112,18 +119,11 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     )
 
 
-def _limits(config: EngineConfig, model: ModelConfig, rules: ShardingRules) -> Buckets:
-    data = rules.data
+def _check_divides(config: EngineConfig, rules: ShardingRules) -> None:
     for field in ("max_num_seqs", "max_num_batched_tokens", "num_pages"):
         value = getattr(config, field)
-        if value is not None and value % data:
-            raise ConfigError(f"{field} {value} must divide by the mesh's data={data}")
-    return Buckets.for_limits(
-        max_tokens=config.max_num_batched_tokens // data,
-        max_rows=config.max_num_seqs // data,
-        max_model_len=_max_model_len(config, model),
-        page_size=config.page_size,
-    )
+        if value is not None and value % rules.data:
+            raise ConfigError(f"{field} {value} must divide by the mesh's data={rules.data}")
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
@@ -170,8 +170,9 @@ def _num_pages(
     model: ModelConfig,
     rules: ShardingRules,
     dtype: np.dtype,
-    limits: Buckets,
+    max_model_len: int,
 ) -> int:
+    """Pages of the KV pool, over all data shards."""
     if config.num_pages is not None:
         return config.num_pages
     kv_heads = model.num_kv_heads // (rules.tensor if "kv_heads" in rules.split else 1)
@@ -185,7 +186,8 @@ def _num_pages(
         room = (stats["bytes_limit"] - stats["bytes_in_use"]) * FREE_MEMORY_SHARE
     else:
         room = CPU_KV_GIB * 2**30
-    most = limits.max_rows * limits.max_pages  # more could never be used
+    # More could never be used.
+    most = config.max_num_seqs // rules.data * -(-max_model_len // config.page_size)
     per_shard = min(int(room // page_bytes), most)
     if per_shard < 1:
         raise ConfigError(

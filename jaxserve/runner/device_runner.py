@@ -130,17 +130,13 @@ class DeviceRunner:
     def _warm_up(self) -> None:
         """Run every program once on an empty batch: the first call pays for set-up."""
         buckets = self._program.buckets
-        for tokens in buckets.tokens:
+        sizes = max(buckets.tokens, buckets.sampled, key=len)
+        for i in range(len(sizes)):
+            tokens = buckets.tokens[min(i, len(buckets.tokens) - 1)]
+            sampled = buckets.sampled[min(i, len(buckets.sampled) - 1)]
             length = packed_length(tokens, buckets.rows(tokens), buckets.max_pages)
             empty = np.zeros((self._rules.data, length), np.int32)
-            sampled = buckets.sampled[min(len(self._backbones), len(buckets.sampled)) - 1]
             self._run(PackedStep(empty, tokens, sampled, []))
-        for sampled in buckets.sampled:
-            tokens = next(n for n in buckets.tokens if n >= min(sampled, buckets.tokens[-1]))
-            length = packed_length(tokens, buckets.rows(tokens), buckets.max_pages)
-            self._run(
-                PackedStep(np.zeros((self._rules.data, length), np.int32), tokens, sampled, [])
-            )
         jax.block_until_ready(self._last_tokens)
 
     # -- steps --------------------------------------------------------------------------
@@ -155,9 +151,10 @@ class DeviceRunner:
         return LaunchedStep(self._run(packed), places)
 
     def _run(self, packed: PackedStep) -> jax.Array | None:
-        array = jax.device_put(packed.array, self._split)
+        # The NumPy array goes in as it is: the executable's own transfer costs the host less
+        # than a device_put before it.
         self._kv_pages, hidden, sampling = self._backbones[packed.num_tokens](
-            self._params, self._kv_pages, self._last_tokens, array
+            self._params, self._kv_pages, self._last_tokens, packed.array
         )
         if not packed.num_sampled:
             return None

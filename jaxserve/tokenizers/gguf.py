@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.processors import TemplateProcessing
 
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.gguf_header import map_file, read_gguf_header
 from jaxserve.tokenizers.base import Tokenizer
-from jaxserve.tokenizers.gguf_metadata import read_gguf_metadata
 from jaxserve.tokenizers.huggingface import HuggingFaceTokenizer
 from jaxserve.tokenizers.sentencepiece import SentencePieceTokenizer, load_processor, piece_id
 from jaxserve.tokenizers.settings import TokenizerSettings, with_chat_ends
@@ -34,7 +34,8 @@ def load_gguf_tokenizer(path: Path) -> Tokenizer:
     Raises:
         CheckpointError: the file has none, or one of a kind that is not known here.
     """
-    metadata = read_gguf_metadata(path)
+    with map_file(path) as data:
+        metadata = read_gguf_header(data, path).metadata
     kind = metadata.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in metadata or kind is None:
         raise CheckpointError(f"{path} carries no tokenizer")

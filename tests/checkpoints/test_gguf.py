@@ -45,7 +45,7 @@ def test_large_tensor_in_parts(tmp_path):
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_array_equal(file.read("x"), expected)
     assert file.metadata["list"] == ["a", "é", ""]
-    assert file.metadata["numbers"] == [1, -2]
+    assert file.metadata["numbers"] == (1, -2)
 
 
 def test_every_truncation_is_an_error(make_gguf):

@@ -10,19 +10,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.async_engine import AsyncEngine
-from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import EngineLoad, ModelInfo
-from jaxserve.scheduling.policies import make_policy
-from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.engine.outputs import EngineLoad
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
-from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+from jaxserve.testing.fake_engine import fake_engine
+from jaxserve.testing.fake_executor import FakeModel
 
 MODEL = FakeModel(vocab_size=256)  # bytes only: no answer ends by chance
 
@@ -36,52 +32,13 @@ def oracle(prompt: list[int], max_tokens: int) -> list[int]:
     return MODEL.generate(request)
 
 
-def build_engine(
-    *,
-    num_pages: int = 512,
-    max_num_seqs: int = 16,
-    max_waiting: int = 1000,
-    step_seconds: float = 0.001,
-) -> AsyncEngine:
-    """An engine with a context of 512 tokens, in pages of 4."""
-    page_size, max_model_len, budget = 4, 512, 128
-    tokenizer = ByteTokenizer()
-    scheduler = Scheduler(
-        page_pools=[PagePool(num_pages)],
-        page_size=page_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=budget,
-        max_model_len=max_model_len,
-        max_waiting=max_waiting,
-        policy=make_policy("fcfs"),
-    )
-    info = ModelInfo(
-        name="fake",
-        family="hash",
-        max_model_len=max_model_len,
-        vocab_size=tokenizer.vocab_size,
-        num_layers=1,
-        dtype="int32",
-        mesh="data=1,tensor=1",
-        attention_implementation="none",
-        page_size=page_size,
-        num_pages=num_pages,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=budget,
-        platform="fake",
-        eos_token_ids=tokenizer.eos_token_ids,
-    )
-    executor = FakeExecutor(page_size=page_size, model=MODEL, step_seconds=step_seconds)
-    return AsyncEngine(Engine(scheduler, executor, tokenizer, info))
-
-
 @pytest.fixture
 def make_engine() -> Iterator[Callable[..., AsyncEngine]]:
-    """`build_engine`, with every engine shut down at the end of the test."""
+    """`fake_engine`, with every engine shut down at the end of the test."""
     engines: list[AsyncEngine] = []
 
     def make(**options: Any) -> AsyncEngine:
-        engines.append(build_engine(**options))
+        engines.append(fake_engine(model=MODEL, **options))
         return engines[-1]
 
     yield make

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -152,17 +151,15 @@ def test_impossible_options(options: dict) -> None:
 # The process as a whole, with real signals.
 
 PROGRAM = """
-import asyncio, importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("server_conftest", sys.argv[1])
-conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conftest)
+import asyncio, sys, time
 from jaxserve.server.serve import serve
 from jaxserve.server.server import ServerOptions
+from jaxserve.testing.fake_engine import fake_engine
 
 def build():
     print("BUILDING", flush=True)
-    time.sleep(float(sys.argv[2]))
-    return conftest.build_engine(step_seconds=0.02)
+    time.sleep(float(sys.argv[1]))
+    return fake_engine(step_seconds=0.02)
 
 asyncio.run(serve(build, ServerOptions(port=0, grace_period=20)))
 print("END", "jax" in sys.modules, flush=True)
@@ -172,7 +169,7 @@ print("END", "jax" in sys.modules, flush=True)
 @contextlib.contextmanager
 def server_process(build_seconds: float = 0.0) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
-    command += [str(Path(__file__).with_name("conftest.py")), str(build_seconds)]
+    command += [str(build_seconds)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:

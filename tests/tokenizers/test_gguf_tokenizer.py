@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.tokenizers import Tokenizer, load_tokenizer
-from jaxserve.tokenizers.gguf_metadata import read_gguf_metadata
 from jaxserve.tokenizers.huggingface import byte_level_alphabet
 
 
@@ -149,34 +147,3 @@ def test_sentencepiece_from_gguf_is_the_model_it_came_from(
     assert ids[0] == processor.piece_to_id("<|user|>")
     rebuilt.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").encode("<|user|>the") == rebuilt.encode("<|user|>the")
-
-
-def test_metadata_reader_agrees_with_the_gguf_package(tmp_path: Path):
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_array("numbers", [1, -2, 3])
-    writer.add_array("floats", [0.5, 1.5])
-    writer.add_array("words", ["a", "", "\u65e5\u672c"])
-    writer.add_array("flags", [True, False])
-    writer.add_float64("double", 2.5)
-    writer.add_int8("small", -3)
-    writer.add_uint64("large", 2**40)
-    writer.add_string("text", "x" * 1000)
-    writer.add_tensor("weight", np.zeros((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    fields = gguf.GGUFReader(path).fields.items()
-    expected = {name: f.contents() for name, f in fields if not name.startswith("GGUF.")}
-    actual = read_gguf_metadata(path)
-    assert {k: list(v) if isinstance(v, tuple) else v for k, v in actual.items()} == expected
-
-
-def test_cut_short(tmp_path: Path):
-    path = write_gguf(tmp_path / "a.gguf", model="gpt2", tokens=["a"] * 50)
-    content = path.read_bytes()
-    for size in range(0, len(content) - 40, 7):
-        path.write_bytes(content[:size])
-        with pytest.raises(CheckpointError):
-            read_gguf_metadata(path)

@@ -1,0 +1,60 @@
+"""A whole engine without a device: real scheduler, pages and tokenizer, a hash for a model."""
+
+from jaxserve.cache.page_pool import PagePool
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import ModelInfo
+from jaxserve.scheduling.policies import make_policy
+from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+
+
+def fake_engine(
+    *,
+    model: FakeModel | None = None,
+    num_pages: int = 512,
+    page_size: int = 4,
+    max_model_len: int = 512,
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int = 128,
+    max_waiting: int = 1000,
+    step_seconds: float = 0.001,
+) -> AsyncEngine:
+    """An engine that is ready at once; for testing clients, servers and policies.
+
+    Args:
+        model: what answers; default one over the byte tokenizer's vocabulary.
+        num_pages, page_size: the KV cache's size, and a page's in tokens.
+        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting: as in `EngineConfig`.
+        step_seconds: how long the pretended device takes for a step.
+    """
+    tokenizer = ByteTokenizer()
+    scheduler = Scheduler(
+        page_pools=[PagePool(num_pages)],
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_waiting=max_waiting,
+        policy=make_policy("fcfs"),
+    )
+    info = ModelInfo(
+        name="fake",
+        family="hash",
+        max_model_len=max_model_len,
+        vocab_size=tokenizer.vocab_size,
+        num_layers=1,
+        dtype="int32",
+        mesh="data=1,tensor=1",
+        attention_implementation="none",
+        page_size=page_size,
+        num_pages=num_pages,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        platform="fake",
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+    model = model or FakeModel(vocab_size=tokenizer.vocab_size)
+    executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
+    return AsyncEngine(Engine(scheduler, executor, tokenizer, info))
