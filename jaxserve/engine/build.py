@@ -29,6 +29,7 @@ from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
+from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.scheduling.policies import make_policy
@@ -69,11 +70,10 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     backend = AttentionBackend(rules, implementation, jax.default_backend() == "cpu")
     program = StepProgram(graph, backend, limits)
     dtype = _dtype(config)
-    params = _params(graph, checkpoint, rules, dtype, progress)
+    params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
     num_pages = _num_pages(config, model_config, rules, dtype, limits)
-    runner = DeviceRunner(
-        program, params, rules, num_pages=num_pages, page_size=config.page_size, kv_dtype=dtype
-    )
+    lowering = StepLowering(program, dtype, num_pages, config.page_size, dtype)
+    runner = DeviceRunner(lowering, params)
     _compile(runner, config, model_config, limits, num_pages, dtype, progress)
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
@@ -148,21 +148,6 @@ def _dtype(config: EngineConfig) -> np.dtype:
         return jnp.dtype(config.dtype)
     # XLA:CPU computes bfloat16 matmuls many times slower than float32 ones.
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def _params(
-    graph: ModelGraph,
-    checkpoint: Checkpoint,
-    rules: ShardingRules,
-    dtype: np.dtype,
-    progress: bool,
-) -> dict[str, jax.Array]:
-    axes = graph.axes()
-    targets = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
-        for name, shape in graph.shapes().items()
-    }
-    return load_params(checkpoint, targets, progress=progress)
 
 
 def _num_pages(

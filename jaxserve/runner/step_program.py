@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.decoder import Decoder
+from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
 from jaxserve.runner.sampler import sample
@@ -136,6 +138,16 @@ class ModelGraph:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter."""
         return {name: variable.get_value().shape for name, variable in self._named()}
+
+    def abstract_params(
+        self, rules: ShardingRules, dtype: np.dtype
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and placement of every parameter on a mesh."""
+        axes = self.axes()
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
+            for name, shape in self.shapes().items()
+        }
 
     def _named(self):
         for path, variable in nnx.to_flat_state(self._state):
