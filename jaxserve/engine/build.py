@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from jaxserve.cache.page_pool import PagePool
@@ -21,17 +20,15 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
-from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
-from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 from jaxserve.scheduling.policies import make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -66,11 +63,10 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     limits = _limits(config, model_config, rules)
     implementation = resolve_implementation(config.attention_implementation)
     log.info("attention: %s", implementation)
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(model_config)))
-    backend = AttentionBackend(rules, implementation, jax.default_backend() == "cpu")
-    program = StepProgram(graph, backend, limits)
+    program = StepProgram.of_model(model_config, rules, limits, implementation)
     dtype = _dtype(config)
-    params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
+    targets = program.graph.abstract_params(rules, dtype)
+    params = load_params(checkpoint, targets, progress=progress)
     num_pages = _num_pages(config, model_config, rules, dtype, limits)
     lowering = StepLowering(program, dtype, num_pages, config.page_size, dtype)
     runner = DeviceRunner(lowering, params)

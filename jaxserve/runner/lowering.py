@@ -5,7 +5,9 @@ has; `ahead_of_time` compiles the same for devices that are somewhere else.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,22 +79,27 @@ class StepLowering:
 
     def backbone(self, num_tokens: int) -> Lowered:
         """The backbone for one token bucket; it takes the pool and gives it back."""
-        out = (self.kv_pages.sharding, self._split, self._split)
         function = partial(self.program.backbone, num_tokens=num_tokens)
-        return jax.jit(function, donate_argnums=1, out_shardings=out).lower(
-            self.params, self.kv_pages, self.last_tokens, self.packed(num_tokens)
-        )
+        out = (self.kv_pages.sharding, self._split, self._split)
+        packed = self.packed(num_tokens)
+        return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
 
     def sampler(self, num_sampled: int) -> Lowered:
         """The head and the sampler for one bucket of rows."""
+        function = partial(self.program.sampler, num_sampled=num_sampled)
         params = self.params
         head = {name: params[name] for name in self.program.graph.head_names}
         hidden = self._per_shard(self.program.hidden_shape, self.dtype)
         sampling = self._per_shard(self.program.sampling_shape, jnp.int32)
-        function = partial(self.program.sampler, num_sampled=num_sampled)
-        return jax.jit(function, donate_argnums=1, out_shardings=(self._split, self._split)).lower(
-            head, self.last_tokens, hidden, sampling
-        )
+        out = (self._split, self._split)
+        return self._lower(function, out, head, self.last_tokens, hidden, sampling)
+
+    def _lower(self, function: Callable, out_shardings: tuple, *args: Any) -> Lowered:
+        """Lower with the second argument donated: what a step changes on the device."""
+        jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)
+        # Kernels ask while they are traced which device they will run on.
+        with jax.sharding.use_abstract_mesh(self.rules.mesh.abstract_mesh):
+            return jitted.lower(*args)
 
     @property
     def _split(self) -> NamedSharding:

@@ -13,7 +13,9 @@ import numpy as np
 from flax import nnx
 
 from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
+from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
@@ -36,6 +38,23 @@ class StepProgram:
     graph: "ModelGraph"
     backend: AttentionBackend
     buckets: Buckets
+
+    @classmethod
+    def of_model(
+        cls, config: ModelConfig, rules: ShardingRules, buckets: Buckets, implementation: str
+    ) -> "StepProgram":
+        """The step of a model that was fitted to a mesh (`shard_model`).
+
+        Args:
+            config: the model as it runs.
+            rules: the mesh, and what is split over it.
+            buckets: shapes per data shard.
+            implementation: of attention.
+        """
+        graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+        # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers.
+        on_cpu = rules.mesh.devices.flat[0].platform == "cpu"
+        return cls(graph, AttentionBackend(rules, implementation, loop_layers=on_cpu), buckets)
 
     def backbone(
         self,
