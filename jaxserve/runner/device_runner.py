@@ -136,5 +136,4 @@ def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, wanted.shape, strict=True)]
         return np.zeros(sizes, wanted.dtype)
 
-    assert wanted.sharding is not None
-    return jax.make_array_from_callback(wanted.shape, wanted.sharding, part)
+    return jax.make_array_from_callback(wanted.shape, wanted.format, part)

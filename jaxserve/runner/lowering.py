@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.stages import Lowered
 
@@ -62,7 +63,10 @@ class StepLowering:
             config.head_dim,
         )  # fmt: skip
         sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
-        return Abstract(shape, self.kv_dtype, sharding=sharding)
+        # XLA:TPU would lay out small heads with the pages innermost, and copy the pool in
+        # front of every kernel that reads a page as one piece of memory.
+        row_major = Layout(major_to_minor=tuple(range(len(shape))))
+        return Abstract(shape, self.kv_dtype, sharding=Format(row_major, sharding))
 
     @property
     def last_tokens(self) -> Abstract:
@@ -80,7 +84,7 @@ class StepLowering:
     def backbone(self, num_tokens: int) -> Lowered:
         """The backbone for one token bucket; it takes the pool and gives it back."""
         function = partial(self.program.backbone, num_tokens=num_tokens)
-        out = (self.kv_pages.sharding, self._split, self._split)
+        out = (self.kv_pages.format, self._split, self._split)
         packed = self.packed(num_tokens)
         return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
 
