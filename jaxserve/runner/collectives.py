@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from jax.stages import Compiled
@@ -15,6 +16,8 @@ _INSTRUCTION = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(_KINDS)})"
     r"(?P<phase>-start|-done)?\("
 )
+# What a computation calls unconditionally: fusions, and what runs on a TPU's SparseCores.
+_CALLS = re.compile(r"(?:to_apply|calls|called_computations)=\{?((?:%[^\s,{}]+(?:, )?)+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 
 
@@ -25,14 +28,13 @@ class Collective(NamedTuple):
         kind: XLA's name, such as "all-reduce".
         dtype: XLA's name, such as "bf16".
         shape: of the result.
-        computation: the computation it is in: "ENTRY" runs once a step, others (bodies of
-            loops and branches) any number of times.
+        once: it runs once each time the program does; others are in loops and branches.
     """
 
     kind: str
     dtype: str
     shape: tuple[int, ...]
-    computation: str
+    once: bool
 
     @property
     def size(self) -> int:
@@ -42,20 +44,43 @@ class Collective(NamedTuple):
 
 def collectives(compiled: Compiled) -> list[Collective]:
     """Every collective of a compiled program; one that XLA combined counts once per array."""
-    found: list[Collective] = []
-    computation = ""
-    for line in (compiled.as_text() or "").splitlines():
+    computations = _computations(compiled.as_text() or "")
+    once, pending = set[str](), ["ENTRY"]
+    while pending:
+        name = pending.pop()
+        if name not in once:
+            once.add(name)
+            calls = (_CALLS.findall(line) for line in computations.get(name, []))
+            pending += [callee for call in calls for names in call for callee in names.split(", ")]
+    return [
+        Collective(kind, dtype, shape, name in once)
+        for name, lines in computations.items()
+        for line in lines
+        for kind, dtype, shape in _arrays(line)
+    ]
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """A program's text by computation; the main one is called "ENTRY"."""
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
-            computation = line.split(maxsplit=1)[0]
-        match = _INSTRUCTION.match(line)
-        if match is None or match["phase"] == "-done":
-            continue
-        arrays = _ARRAY.findall(match["type"])
-        if match["phase"] == "-start" and match["kind"] != "all-reduce":
-            # Operands, results, and scalars of its own: the results are what counts.
-            arrays = [array for array in arrays if array[1]]
-            arrays = arrays[len(arrays) // 2 :]
-        for dtype, shape in arrays:
-            sizes = tuple(int(n) for n in shape.split(",") if n)
-            found.append(Collective(match["kind"], dtype, sizes, computation))
-    return found
+            lines = computations.setdefault(line.split(maxsplit=1)[0], [])
+        else:
+            lines.append(line)
+    return computations
+
+
+def _arrays(line: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Kind, type and shape of every array that an instruction brings from other devices."""
+    match = _INSTRUCTION.match(line)
+    if match is None or match["phase"] == "-done":
+        return
+    arrays = _ARRAY.findall(match["type"])
+    if match["phase"] == "-start" and match["kind"] != "all-reduce":
+        # Operands, results, and scalars of its own: the results are what counts.
+        arrays = [array for array in arrays if array[1]]
+        arrays = arrays[len(arrays) // 2 :]
+    for dtype, shape in arrays:
+        yield match["kind"], dtype, tuple(int(n) for n in shape.split(",") if n)
