@@ -1,42 +1,61 @@
 #!/usr/bin/env bash
-# Makes .venv with jaxserve in it, editable, or does nothing where it is up to date.
-# Usage: scripts/make_venv.sh [EXTRA]      EXTRA: dev, cuda12, cuda13, tpu (see pyproject.toml)
+# Makes a virtual environment with jaxserve in it, editable, or does nothing where it is up to date.
+# Usage: scripts/make_venv.sh [EXTRAS [FOLDER [PYTHON]]]
+#   EXTRAS   comma-separated: dev, aot, cuda12, cuda13, tpu, ... (see pyproject.toml)
+#   FOLDER   where, .venv unless told otherwise
+#   PYTHON   the oldest Python that will do, 3.11 unless told otherwise
+# Ends with 3 if this machine has no such Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extra="${1:-}"
+extras="${1:-}"
+venv="${2:-.venv}"
+oldest="${3:-3.11}"
 
-is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# Runs what it asks: a shim may be on PATH for a Python that it then refuses to start.
+is_new_enough() {
+  "$1" -c "import sys; sys.exit(sys.version_info < (${oldest/./, }))" 2>/dev/null
+}
 
 find_python() {
-  local name
-  for name in python3 python python3.13 python3.12 python3.11; do
-    if command -v "$name" >/dev/null && is_new_enough "$name"; then
-      echo "$name"
+  local candidate
+  for candidate in python3 python python3.1{4,3,2,1} \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python; do
+    if command -v "$candidate" >/dev/null && is_new_enough "$candidate"; then
+      echo "$candidate"
       return
     fi
   done
-  echo "jaxserve needs Python 3.11 or newer, and there is none on PATH." >&2
-  return 1
+  echo "There is no Python $oldest or newer on PATH or among pyenv's versions." >&2
+  return 3
 }
 
-# The stamp says what was installed. Any extra includes what the package itself needs.
-stamp=.venv/.jaxserve-installed
-made_in="" made_from="" made_extra=""
+# Whether every extra wanted is among those installed. Any includes what the package itself needs.
+has_extras() {
+  local extra
+  for extra in ${extras//,/ }; do
+    [[ ",$1," == *",$extra,"* ]] || return 1
+  done
+}
+
+# The stamp says what was installed.
+stamp="$venv/.jaxserve-installed"
+made_in="" made_from="" made_extras=""
 if [[ -f $stamp ]]; then
-  { read -r made_in; read -r made_from; read -r made_extra; } <"$stamp"
+  { read -r made_in; read -r made_from; read -r made_extras; } <"$stamp"
 fi
 project="$(cksum <pyproject.toml)"
 
-if ! is_new_enough .venv/bin/python || [[ -n $made_in && $made_in != "$PWD" ]]; then
+if ! is_new_enough "$venv/bin/python" || [[ -n $made_in && $made_in != "$PWD" ]]; then
   # None yet, or one that was moved here: its scripts name the old folder.
   python="$(find_python)"
-  echo "making .venv with $("$python" --version)" >&2
-  rm -rf .venv
-  "$python" -m venv .venv
-elif [[ $made_from == "$project" && (-z $extra || $made_extra == "[$extra]") ]]; then
+  echo "making $venv with $("$python" --version)" >&2
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+elif [[ $made_from == "$project" ]] && has_extras "$made_extras"; then
   exit 0
 fi
-echo "installing jaxserve${extra:+[$extra]} into .venv" >&2
+echo "installing jaxserve${extras:+[$extras]} into $venv" >&2
 rm -f "$stamp"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
-printf '%s\n' "$PWD" "$project" "[$extra]" >"$stamp"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --editable ".${extras:+[$extras]}"
+printf '%s\n' "$PWD" "$project" "$extras" >"$stamp"

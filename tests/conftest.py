@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
-# Before anything imports JAX; subprocesses that tests start inherit both.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Before anything imports JAX; subprocesses that tests start inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"  # whatever else is installed: compilers of other chips, too
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # several test processes, and no chip to share
+os.environ["TPU_SKIP_MDS_QUERY"] = "true"  # or libtpu looks for a cloud that it might run in
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from jaxserve.cache.page_pool import PagePool
@@ -21,14 +20,13 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
-from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
-from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
+from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.scheduling.policies import make_policy
@@ -67,8 +65,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     max_model_len = _max_model_len(config, model_config)
     implementation = resolve_implementation(config.attention_implementation)
     log.info("attention: %s", implementation)
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(model_config)))
-    params = _params(graph, checkpoint, rules, dtype, progress)
+    graph = ModelGraph.of_model(model_config)
+    params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
     # What the weights leave free decides about the pool, and the pool about the longest request:
     # one that the whole pool cannot hold could never be served.
     num_pages = _num_pages(config, model_config, rules, dtype, max_model_len)
@@ -79,11 +77,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         max_model_len=max_model_len,
         page_size=config.page_size,
     )
-    backend = AttentionBackend(rules, implementation, jax.default_backend() == "cpu")
-    program = StepProgram(graph, backend, limits)
-    runner = DeviceRunner(
-        program, params, rules, num_pages=num_pages, page_size=config.page_size, kv_dtype=dtype
-    )
+    program = StepProgram.of_graph(graph, rules, limits, implementation)
+    runner = DeviceRunner(StepLowering(program, dtype, num_pages, config.page_size, dtype), params)
     _compile(runner, config, model_config, limits, num_pages, dtype, progress)
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
@@ -148,21 +143,6 @@ def _dtype(config: EngineConfig) -> np.dtype:
         return jnp.dtype(config.dtype)
     # XLA:CPU computes bfloat16 matmuls many times slower than float32 ones.
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def _params(
-    graph: ModelGraph,
-    checkpoint: Checkpoint,
-    rules: ShardingRules,
-    dtype: np.dtype,
-    progress: bool,
-) -> dict[str, jax.Array]:
-    axes = graph.axes()
-    targets = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
-        for name, shape in graph.shapes().items()
-    }
-    return load_params(checkpoint, targets, progress=progress)
 
 
 def _num_pages(

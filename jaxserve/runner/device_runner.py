@@ -8,17 +8,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.stages import Compiled
 
 from jaxserve.core.step import StepPlan, StepResult
-from jaxserve.models.attention import kv_pages_spec
-from jaxserve.parallel.mesh import ShardingRules
-from jaxserve.runner.packing import PackedStep, pack, packed_length
+from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.packing import PackedStep, pack
 from jaxserve.runner.program_cache import ProgramCache
-from jaxserve.runner.step_program import StepProgram
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +37,20 @@ class DeviceRunner:
     """Runs step plans with ahead-of-time compiled programs; implements `core.step.Executor`.
 
     Args:
-        program: the step's pure functions.
-        params: weights by name, on the mesh.
-        rules: the mesh and its placements.
-        num_pages: pages of the KV pool, over all data shards.
-        page_size: tokens per page.
-        kv_dtype: type of the KV pool.
+        lowering: the step's programs and the shapes of what they keep.
+        params: weights by name, on the mesh, as `lowering.params` describes them.
     """
 
-    def __init__(
-        self,
-        program: StepProgram,
-        params: Mapping[str, jax.Array],
-        rules: ShardingRules,
-        *,
-        num_pages: int,
-        page_size: int,
-        kv_dtype: jnp.dtype,
-    ) -> None:
-        config = program.graph.abstract.config
-        self._program = program
+    def __init__(self, lowering: StepLowering, params: Mapping[str, jax.Array]) -> None:
+        program = lowering.program
+        self._lowering = lowering
+        self._buckets = program.buckets
+        self._shards = lowering.rules.data
         self._params = dict(params)
         self._head = {name: params[name] for name in program.graph.head_names}
-        self._rules = rules
-        self._split = rules.sharding("data")  # of anything that is one part per shard
-        shape = (
-            config.num_layers, num_pages, 2, config.num_kv_heads, page_size, config.head_dim,
-        )  # fmt: skip
-        pool = NamedSharding(rules.mesh, kv_pages_spec(rules))
-        self._kv_pages = _zeros(shape, kv_dtype, pool)
-        slots = (rules.data, program.buckets.max_rows)
-        self._last_tokens = _zeros(slots, jnp.int32, self._split)
+        self._split = lowering.last_tokens.sharding  # of anything that is one part per shard
+        self._kv_pages = _zeros(lowering.kv_pages)
+        self._last_tokens = _zeros(lowering.last_tokens)
         self._backbones: dict[int, Compiled] = {}
         self._samplers: dict[int, Compiled] = {}
 
@@ -84,9 +63,9 @@ class DeviceRunner:
             cache: where executables are kept between starts.
             progress: told after each program.
         """
-        buckets = self._program.buckets
-        jobs = [(f"backbone-{n}", partial(self.lower_backbone, n)) for n in buckets.tokens]
-        jobs += [(f"sampler-{n}", partial(self._lower_sampler, n)) for n in buckets.sampled]
+        buckets, lowering = self._buckets, self._lowering
+        jobs = [(f"backbone-{n}", partial(lowering.backbone, n)) for n in buckets.tokens]
+        jobs += [(f"sampler-{n}", partial(lowering.sampler, n)) for n in buckets.sampled]
         started = time.monotonic()
         with ThreadPoolExecutor(max_workers=2) as threads:  # XLA compiles outside the GIL
             futures = [threads.submit(cache.get, name, lower) for name, lower in jobs]
@@ -100,42 +79,13 @@ class DeviceRunner:
         self._warm_up()
         log.info("%d programs ready in %.1f s", len(jobs), time.monotonic() - started)
 
-    def lower_backbone(self, num_tokens: int) -> jax.stages.Lowered:
-        """The backbone for one token bucket, lowered for this runner's mesh."""
-        rows = self._program.buckets.rows(num_tokens)
-        length = packed_length(num_tokens, rows, self._program.buckets.max_pages)
-        packed = self._abstract((self._rules.data, length), jnp.int32)
-        out = (self._kv_pages.sharding, self._split, self._split)
-        function = partial(self._program.backbone, num_tokens=num_tokens)
-        return jax.jit(function, donate_argnums=1, out_shardings=out).lower(
-            self._params, self._kv_pages, self._last_tokens, packed
-        )
-
-    def _lower_sampler(self, num_sampled: int) -> jax.stages.Lowered:
-        shards = self._rules.data
-        hidden = self._abstract((shards, *self._program.hidden_shape), self._activation_dtype)
-        sampling = self._abstract((shards, *self._program.sampling_shape), jnp.int32)
-        function = partial(self._program.sampler, num_sampled=num_sampled)
-        return jax.jit(function, donate_argnums=1, out_shardings=(self._split, self._split)).lower(
-            self._head, self._last_tokens, hidden, sampling
-        )
-
-    def _abstract(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._split)
-
-    @property
-    def _activation_dtype(self) -> jnp.dtype:
-        return self._params["embed"].dtype
-
     def _warm_up(self) -> None:
         """Run every program once on an empty batch: the first call pays for set-up."""
-        buckets = self._program.buckets
-        sizes = max(buckets.tokens, buckets.sampled, key=len)
-        for i in range(len(sizes)):
+        buckets = self._buckets
+        for i in range(max(len(buckets.tokens), len(buckets.sampled))):
             tokens = buckets.tokens[min(i, len(buckets.tokens) - 1)]
             sampled = buckets.sampled[min(i, len(buckets.sampled) - 1)]
-            length = packed_length(tokens, buckets.rows(tokens), buckets.max_pages)
-            empty = np.zeros((self._rules.data, length), np.int32)
+            empty = np.zeros(self._lowering.packed(tokens).shape, np.int32)
             self._run(PackedStep(empty, tokens, sampled, []))
         jax.block_until_ready(self._last_tokens)
 
@@ -143,7 +93,7 @@ class DeviceRunner:
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Queue one step on the devices; returns before it has run."""
-        packed = pack(plan, self._program.buckets, self._rules.data)
+        packed = pack(plan, self._buckets, self._shards)
         places = [
             place if row.samples else None
             for place, row in zip(packed.places, plan.rows, strict=True)
@@ -174,12 +124,12 @@ class DeviceRunner:
         return StepResult(token_ids)
 
 
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:
     """Zeros made in place on every device, without compiling a program."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only of a sharding that this process has no part in
-        sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-        return np.zeros(sizes, dtype)
+        sizes = [len(range(*s.indices(n))) for s, n in zip(index, wanted.shape, strict=True)]
+        return np.zeros(sizes, wanted.dtype)
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(wanted.shape, wanted.format, part)

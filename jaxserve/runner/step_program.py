@@ -9,10 +9,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
+from jaxserve.models.registry import build_model
+from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
 from jaxserve.runner.sampler import sample
@@ -34,6 +38,22 @@ class StepProgram:
     graph: "ModelGraph"
     backend: AttentionBackend
     buckets: Buckets
+
+    @classmethod
+    def of_graph(
+        cls, graph: "ModelGraph", rules: ShardingRules, buckets: Buckets, implementation: str
+    ) -> "StepProgram":
+        """The step of a model on a mesh.
+
+        Args:
+            graph: the model as it runs.
+            rules: the mesh, and what is split over it.
+            buckets: shapes per data shard.
+            implementation: of attention.
+        """
+        # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers.
+        on_cpu = rules.mesh.devices.flat[0].platform == "cpu"
+        return cls(graph, AttentionBackend(rules, implementation, loop_layers=on_cpu), buckets)
 
     def backbone(
         self,
@@ -129,6 +149,11 @@ class ModelGraph:
         self.abstract = abstract
         self._graphdef, self._state = nnx.split(abstract)
 
+    @classmethod
+    def of_model(cls, config: ModelConfig) -> "ModelGraph":
+        """The structure of a model that was fitted to a mesh (`shard_model`)."""
+        return cls(nnx.eval_shape(lambda: build_model(config)))
+
     def axes(self) -> dict[str, tuple[str | None, ...]]:
         """Logical axes of every parameter."""
         return {name: variable.get_metadata("axes") for name, variable in self._named()}
@@ -136,6 +161,16 @@ class ModelGraph:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter."""
         return {name: variable.get_value().shape for name, variable in self._named()}
+
+    def abstract_params(
+        self, rules: ShardingRules, dtype: np.dtype
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and placement of every parameter on a mesh."""
+        axes = self.axes()
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
+            for name, shape in self.shapes().items()
+        }
 
     def _named(self):
         for path, variable in nnx.to_flat_state(self._state):

@@ -124,7 +124,7 @@ def test_smollm2(mesh: str, smollm2_gguf: Path, program_cache_dir: Path):
         max_model_len=128, compilation_cache_dir=str(program_cache_dir),
     )  # fmt: skip
     weights, _ = shard_shapes(engine)
-    tensor = engine._executor._rules.tensor  # type: ignore
+    tensor = engine._executor._lowering.rules.tensor  # type: ignore
     assert weights["embed"] == (49152 // tensor, 576)
     answers = run(engine, [(p["prompt_token_ids"], greedy(12)) for p in reference], check=False)
     assert tokens(answers) == [p["output_token_ids"][:12] for p in reference]

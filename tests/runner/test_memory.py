@@ -1,18 +1,15 @@
 """A step's temporary memory does not grow with the KV pool, and the pool is updated in place."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jaxserve.checkpoints.load import load_params
-from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
-from jaxserve.runner.device_runner import DeviceRunner
+from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
@@ -29,22 +26,13 @@ def model_config(family: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def runner(family: str, mesh: str, num_pages: int, loop_layers: bool) -> DeviceRunner:
-    checkpoint = RandomCheckpoint(model_config(family), seed=0)
-    config, rules = shard_model(checkpoint.config, make_mesh(mesh))
+def lowering(family: str, mesh: str, num_pages: int, loop_layers: bool) -> StepLowering:
+    config, rules = shard_model(model_config(family), make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
-    axes = graph.axes()
-    targets = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rules.sharding(*axes[name]))
-        for name, shape in graph.shapes().items()
-    }
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
     program = StepProgram(graph, AttentionBackend(rules, "xla", loop_layers=loop_layers), buckets)
-    params = load_params(checkpoint, targets, progress=False)
-    return DeviceRunner(
-        program, params, rules, num_pages=num_pages, page_size=PAGE_SIZE,
-        kv_dtype=jnp.dtype("float32"),
-    )  # fmt: skip
+    float32 = jnp.dtype("float32")
+    return StepLowering(program, float32, num_pages, PAGE_SIZE, float32)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +46,7 @@ def test_temporaries_do_not_grow_with_the_pool(
 ):
     temporaries = []
     for num_pages in (1_000, 10_000):
-        lowered = runner(family, mesh, num_pages, loop_layers).lower_backbone(num_tokens)
+        lowered = lowering(family, mesh, num_pages, loop_layers).backbone(num_tokens)
         compiled = lowered.compile()
         memory = compiled.memory_analysis()
         assert memory is not None

@@ -1,0 +1,113 @@
+"""The programs of a step, lowered for devices and arrays that need not exist.
+
+Only shapes, types and placements go in. The runner compiles what comes out for the devices it
+has; `ahead_of_time` compiles the same for devices that are somewhere else.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format, Layout
+from jax.sharding import NamedSharding
+from jax.stages import Lowered
+
+from jaxserve.models.attention import kv_pages_spec
+from jaxserve.parallel.mesh import ShardingRules
+from jaxserve.runner.packing import packed_length
+from jaxserve.runner.step_program import StepProgram
+
+Abstract = jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLowering:
+    """A step's functions together with everything that shapes their arguments.
+
+    Attributes:
+        program: the step's pure functions; the mesh is its backend's.
+        dtype: type of weights and activations.
+        num_pages: pages of the KV pool, over all data shards.
+        page_size: tokens per page.
+        kv_dtype: type of the KV pool.
+    """
+
+    program: StepProgram
+    dtype: np.dtype
+    num_pages: int
+    page_size: int
+    kv_dtype: np.dtype
+
+    @property
+    def rules(self) -> ShardingRules:
+        """The mesh and its placements."""
+        return self.program.backend.rules
+
+    # -- what the programs keep on the devices --------------------------------------------
+
+    @property
+    def params(self) -> dict[str, Abstract]:
+        """The weights by name."""
+        return self.program.graph.abstract_params(self.rules, self.dtype)
+
+    @property
+    def kv_pages(self) -> Abstract:
+        """The KV pool; see `PagedBatch`."""
+        config = self.program.graph.abstract.config
+        shape = (
+            config.num_layers, self.num_pages, 2, config.num_kv_heads, self.page_size,
+            config.head_dim,
+        )  # fmt: skip
+        sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
+        # XLA:TPU would lay out small heads with the pages innermost, and copy the pool in
+        # front of every kernel that reads a page as one piece of memory.
+        row_major = Layout(major_to_minor=tuple(range(len(shape))))
+        return Abstract(shape, self.kv_dtype, sharding=Format(row_major, sharding))
+
+    @property
+    def last_tokens(self) -> Abstract:
+        """The token sampled last in every slot: int32 [shards, slots]."""
+        return self._per_shard((self.program.buckets.max_rows,), jnp.int32)
+
+    # -- the programs -----------------------------------------------------------------------
+
+    def packed(self, num_tokens: int) -> Abstract:
+        """The packed step of one token bucket: int32 [shards, length]."""
+        buckets = self.program.buckets
+        length = packed_length(num_tokens, buckets.rows(num_tokens), buckets.max_pages)
+        return self._per_shard((length,), jnp.int32)
+
+    def backbone(self, num_tokens: int) -> Lowered:
+        """The backbone for one token bucket; it takes the pool and gives it back."""
+        function = partial(self.program.backbone, num_tokens=num_tokens)
+        out = (self.kv_pages.format, self._split, self._split)
+        packed = self.packed(num_tokens)
+        return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
+
+    def sampler(self, num_sampled: int) -> Lowered:
+        """The head and the sampler for one bucket of rows."""
+        function = partial(self.program.sampler, num_sampled=num_sampled)
+        params = self.params
+        head = {name: params[name] for name in self.program.graph.head_names}
+        hidden = self._per_shard(self.program.hidden_shape, self.dtype)
+        sampling = self._per_shard(self.program.sampling_shape, jnp.int32)
+        out = (self._split, self._split)
+        return self._lower(function, out, head, self.last_tokens, hidden, sampling)
+
+    def _lower(self, function: Callable, out_shardings: tuple, *args: Any) -> Lowered:
+        """Lower with the second argument donated: what a step changes on the device."""
+        jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)
+        # Kernels ask while they are traced which device they will run on.
+        with jax.sharding.use_abstract_mesh(self.rules.mesh.abstract_mesh):
+            return jitted.lower(*args)
+
+    @property
+    def _split(self) -> NamedSharding:
+        return self.rules.sharding("data")  # of anything that is one part per shard
+
+    def _per_shard(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Abstract:
+        return Abstract((self.rules.data, *shape), dtype, sharding=self._split)

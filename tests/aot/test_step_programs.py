@@ -1,0 +1,234 @@
+"""The server's own programs, compiled by the real TPU and GPU compilers for chips not there.
+
+Weights and pool are shapes only. Most models are cut to two layers, one of each kind of
+attention, because compilers take seconds per layer; what is said of memory is said of the
+whole model, whose weights and pool need no compiler.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.stages import Compiled
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_readers import from_preset
+from jaxserve.parallel.chips import abstract_tpu_devices, hbm_bytes
+from jaxserve.parallel.mesh import make_mesh
+from jaxserve.runner.ahead_of_time import bytes_per_device, compile_step, lower_step
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.collectives import Collective, collectives
+from jaxserve.runner.lowering import StepLowering
+from tests.aot.gpu import TARGET_CONFIG, needs_cuda_compiler
+
+pytestmark = pytest.mark.slow
+
+# Which attention the programs are compiled with.
+ATTENTION = {"tpu": "xla", "gpu": "xla"}
+# Those that leave the pool where it is. XLA:TPU copies it into other layouts for its own
+# scatter and gather, which is one reason to have kernels.
+IN_PLACE = {("gpu", "xla"), ("tpu", "tpu"), ("gpu", "gpu")}
+
+BFLOAT16 = jnp.dtype("bfloat16")
+PAGE_SIZE, MAX_ROWS = 64, 64
+SERVED_PAGES = 1024  # 64 requests of 1024 tokens, to see whether a model fits
+CUT_PAGES = 8192  # so many that a copy of the pool of two layers cannot be overlooked
+USABLE = 0.9  # of a device's memory: the server leaves the rest alone, too
+# Slices by number of devices; the two halves of a TPU7x are two devices.
+SLICES = {
+    "v5e": {4: "v5e:2x2", 8: "v5e:2x4"},
+    "v6e": {4: "v6e:2x2", 8: "v6e:2x4"},
+    "v5p": {4: "v5p:2x2x1", 8: "v5p:2x2x2"},
+    "tpu7x": {8: "tpu7x:2x2x1"},
+}
+
+
+class Case(NamedTuple):
+    """A model on a mesh of one kind of chip."""
+
+    chip: str
+    preset: str
+    tensor: int
+    layers: int | None = 2  # None: all
+    num_pages: int = CUT_PAGES
+
+    @property
+    def platform(self) -> str:
+        return "gpu" if self.chip == "h100" else "tpu"
+
+
+def case(*args: Any, tokens: int | None = None, **fields: Any):
+    """A parameter of a test that is skipped where the compiler is not installed."""
+    made = Case(*args, **fields)
+    no_libtpu = pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, TPUs' compiler"
+    )
+    depth = "" if made.layers else "-all-layers"
+    name = f"{made.chip}-{made.preset}{depth}-tensor{made.tensor}"
+    values = (made,) if tokens is None else (made, tokens)
+    mark = needs_cuda_compiler if made.platform == "gpu" else no_libtpu
+    return pytest.param(*values, marks=mark, id=name if tokens is None else f"{name}-{tokens}")
+
+
+def devices_for(chip: str, count: int):
+    if chip == "h100":
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET_CONFIG.read_text(), topology="1x1x1"
+        ).devices
+    return abstract_tpu_devices(SLICES[chip][min(n for n in SLICES[chip] if n >= count)])
+
+
+def model(preset: str, layers: int | None) -> ModelConfig:
+    """A preset, all of it or its first layers of each kind in turn."""
+    config = from_preset(preset)
+    if layers is None:
+        return config
+    kinds = tuple(dict.fromkeys(config.sliding_window))
+    windows = tuple(kinds[i % len(kinds)] for i in range(layers))
+    return dataclasses.replace(config, num_layers=layers, sliding_window=windows)
+
+
+def lower(case: Case) -> StepLowering:
+    return lower_step(
+        model(case.preset, case.layers),
+        make_mesh(f"tensor={case.tensor}", devices_for(case.chip, case.tensor)),
+        buckets=Buckets(
+            tokens=(64, 512), sampled=(MAX_ROWS,), max_rows=MAX_ROWS, max_pages=8192 // PAGE_SIZE
+        ),
+        dtype=BFLOAT16,
+        kv_dtype=BFLOAT16,
+        num_pages=case.num_pages,
+        page_size=PAGE_SIZE,
+        implementation=ATTENTION[case.platform],
+    )
+
+
+@functools.cache
+def backbone(case: Case, tokens: int):
+    return compile_step(lower(case), tokens=[tokens], sampled=[])
+
+
+def assert_in_place(compiled: Compiled, case: Case, pool: int) -> None:
+    """The pool goes in and comes out as one piece of memory, and nothing like it is made."""
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= pool
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 2**20
+    if (case.platform, ATTENTION[case.platform]) in IN_PLACE:
+        assert memory.temp_size_in_bytes < pool / 10
+
+
+def assert_reduces_once_per_sum(compiled: Compiled, config: ModelConfig, tokens: int) -> None:
+    """One sum over devices for the embedding and two for every layer, and nothing else moves."""
+    found = collectives(compiled)
+    assert set(found) == {Collective("all-reduce", "bf16", (tokens, config.hidden_size), True)}
+    assert len(found) == 1 + 2 * config.num_layers
+
+
+BACKBONES = [
+    case("v5e", "smollm2-135m", 1, tokens=64),
+    case("v5e", "smollm2-135m", 1, tokens=512),
+    case("v5e", "llama-3.1-8b", 4, tokens=64),
+    case("v6e", "llama-3.1-8b", 4, tokens=512),
+    case("v6e", "gemma3-27b", 8, tokens=64),
+    case("v5p", "gemma3-27b", 4, tokens=64),
+    case("v5p", "llama-3.1-8b", 8, tokens=512),
+    case("tpu7x", "llama-3.1-8b", 8, tokens=64),
+    case("tpu7x", "gemma3-27b", 8, tokens=512),
+    case("v6e", "smollm2-135m", 1, tokens=64, layers=None, num_pages=SERVED_PAGES),
+    case("v5e", "llama-3.1-8b", 4, tokens=64, layers=None, num_pages=SERVED_PAGES),
+    case("h100", "smollm2-135m", 1, tokens=64, layers=None, num_pages=CUT_PAGES),
+    case("h100", "llama-3.1-8b", 1, tokens=64),
+    case("h100", "llama-3.1-8b", 1, tokens=512),
+]
+
+
+@pytest.mark.parametrize(("case", "tokens"), BACKBONES)
+def test_backbone(case: Case, tokens: int):
+    compiled = backbone(case, tokens)
+    program, used = compiled.backbones[tokens], compiled.bytes
+    config = model(case.preset, case.layers)
+    assert_in_place(program, case, used.kv_pages)
+    if case.tensor > 1:
+        assert_reduces_once_per_sum(program, config, tokens)
+    else:
+        assert not collectives(program)
+
+    whole = lower(case._replace(layers=None, num_pages=SERVED_PAGES))
+    weights = sum(map(bytes_per_device, whole.params.values()))
+    pool = bytes_per_device(whole.kv_pages)
+    # What layouts add, they add to every layer.
+    padding = used.padding / (used.weights + used.kv_pages) * (weights + pool)
+    room = hbm_bytes(whole.rules.mesh.devices.flat[0]) * USABLE
+    assert weights + pool + padding + used.temporaries < room
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case("v5e", "smollm2-135m", 1),
+        case("v6e", "llama-3.1-8b", 4),
+        case("v5p", "llama-3.1-8b", 8),
+        case("tpu7x", "gemma3-27b", 8),
+        case("h100", "llama-3.1-8b", 1),
+    ],
+)
+def test_sampler(case: Case):
+    """What it exchanges is a few numbers for each row, of the vocabulary nothing."""
+    config = model(case.preset, case.layers)
+    lowering = lower(case)
+    program = lowering.sampler(MAX_ROWS).compile()
+    found = collectives(program)
+    assert {c.kind for c in found} <= {"all-reduce", "all-gather"}
+    assert all(c.size <= case.tensor * MAX_ROWS for c in found)
+    if case.tensor > 1:
+        assert any(c.kind == "all-gather" and c.dtype == "f32" for c in found), "no maximum"
+    else:
+        assert not found
+    memory = program.memory_analysis()
+    assert memory is not None
+    logits = MAX_ROWS * config.vocab_size * 4 // case.tensor
+    assert memory.temp_size_in_bytes < 6 * logits
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            *case("v6e", "llama-3.1-8b", 4).values,
+            marks=[
+                *case("v6e", "llama-3.1-8b", 4).marks,
+                pytest.mark.xfail(
+                    ("tpu", ATTENTION["tpu"]) not in IN_PLACE,
+                    raises=AssertionError,
+                    reason="XLA:TPU copies the pool for its own scatter and gather",
+                ),
+            ],
+        ),
+        case("h100", "llama-3.1-8b", 1),
+    ],
+)
+def test_temporaries_do_not_grow_with_the_pool(case: Case):
+    small, large = (backbone(case._replace(num_pages=pages), 64).bytes for pages in (1000, 10_000))
+    assert large.kv_pages == 10 * small.kv_pages
+    assert large.temporaries == pytest.approx(small.temporaries, abs=2**20)
+
+
+@pytest.mark.parametrize("case", [case("v5e", "gemma3-27b", 4), case("h100", "gemma3-27b", 1)])
+def test_what_does_not_fit_is_seen_without_compiling(case: Case):
+    whole = lower(case._replace(layers=None, num_pages=SERVED_PAGES))
+    taken = [*whole.params.values(), whole.kv_pages]
+    room = hbm_bytes(whole.rules.mesh.devices.flat[0]) * USABLE
+    assert sum(map(bytes_per_device, taken)) > room
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x3", "v99:2x2"])
+def test_no_such_slice(topology: str):
+    pytest.importorskip("libtpu", reason="needs libtpu, TPUs' compiler")
+    with pytest.raises(ConfigError, match=f"there is no TPU slice '{topology}'"):
+        abstract_tpu_devices(topology)
