@@ -81,22 +81,35 @@ def check(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (1, None), (11, 1.3)])
+@pytest.mark.parametrize(
+    ("dtype", "window", "soft_cap"),
+    [
+        ("float32", None, None),
+        ("bfloat16", 1, None),
+        ("float32", 11, 1.3),
+        ("bfloat16", None, 1.3),
+    ],
+)
 def test_mixed_rows(dtype: str, window: int | None, soft_cap: float | None):
     case = make_case(MIXED, **SIZES, head_dim=64, layers=3, dtype=dtype)
     check(case, sliding_window=window, soft_cap=soft_cap)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("head_dim", "kv_heads", "group", "page_size"),
-    [(64, 3, 3, 16), (128, 1, 5, 64), (256, 1, 4, 16), (128, 4, 7, 32), (64, 2, 1, 128)],
+    ("head_dim", "kv_heads", "group", "page_size", "dtype"),
+    [
+        (64, 3, 3, 16, "bfloat16"),
+        (64, 2, 1, 128, "float32"),
+        (128, 1, 5, 64, "float32"),
+        (128, 4, 7, 32, "bfloat16"),
+        (256, 1, 4, 16, "bfloat16"),
+        (256, 1, 2, 8, "float32"),
+    ],
 )
 def test_head_shapes(head_dim: int, kv_heads: int, group: int, page_size: int, dtype: str):
     rows = [(1, 41), (11, 29), (1, 5)]
     case = make_case(
-        rows, num_tokens=17, num_rows=5, max_pages=3, num_pages=11, kv_heads=kv_heads,
+        rows, num_tokens=17, num_rows=5, max_pages=6, num_pages=13, kv_heads=kv_heads,
         group=group, head_dim=head_dim, page_size=page_size, seed=head_dim, dtype=dtype,
     )  # fmt: skip
     check(case, scale=head_dim**-0.5)
