@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Sharding
 
 
 class PagedBatch(NamedTuple):
@@ -53,3 +55,12 @@ class PagedBatch(NamedTuple):
         first = self.context_len - self.query_len - self.query_start
         position = jnp.arange(num_tokens, dtype=jnp.int32) + first[row]
         return jnp.where(valid, position, 0), row, valid
+
+
+def pool_format(sharding: Sharding) -> Format:
+    """Row-major memory for the pool, on all its way into and out of programs with kernels.
+
+    Kernels address pages as contiguous memory. XLA:TPU chooses another order for head_dim 64,
+    and would copy the pool to and fro around every kernel.
+    """
+    return Format(Layout(major_to_minor=(0, 1, 2, 3, 4, 5)), sharding)

@@ -1,13 +1,33 @@
 """Writing a step's new K and V rows into their pages."""
 
 import jax
-import jax.numpy as jnp
 
+from pallas_kernels import jax_compat
+from pallas_kernels.kv_write import reference, tpu, xla
 from pallas_kernels.paged_batch import PagedBatch
 
 
+def resolve_implementation(implementation: str) -> str:
+    """The implementation that a name stands for on this machine.
+
+    Raises:
+        ValueError: there is no implementation of that name.
+    """
+    auto = "xla" if jax_compat.device_kind() is None else "tpu"
+    names = {"auto": auto, "tpu": "tpu", "xla": "xla", "reference": "reference"}
+    if implementation not in names:
+        raise ValueError(f"no KV write {implementation!r}; there are {', '.join(names)}")
+    return names[implementation]
+
+
 def kv_write(
-    kv_pages: jax.Array, k: jax.Array, v: jax.Array, batch: PagedBatch, *, layer: int | jax.Array
+    kv_pages: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    batch: PagedBatch,
+    *,
+    layer: int | jax.Array,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Store one layer's new keys and values; in place when `kv_pages` is donated.
 
@@ -17,18 +37,18 @@ def kv_write(
         v: [tokens, kv_heads, head_dim].
         batch: which token goes to which position of which page table row.
         layer: index on the pool's first axis.
+        implementation: "auto" picks the fastest for the platform; a named one is used or fails.
 
     Returns:
         `kv_pages` with the rows of real tokens replaced; padding tokens write nothing.
+
+    Raises:
+        ValueError: unknown implementation.
     """
-    num_pages, page_size = kv_pages.shape[1], kv_pages.shape[4]
-    position, row, valid = batch.positions(k.shape[0])
-    page = batch.page_table[row, position // page_size]
-    page = jnp.where(valid, page, num_pages)  # out of bounds: dropped
-    if k.shape[0] == 1:
-        # XLA:CPU turns a scatter of one row into an update of a copy of the whole pool; a
-        # second, dropped row keeps it a scatter in place.
-        k, v, position = (jnp.concatenate([x, x]) for x in (k, v, position))
-        page = jnp.concatenate([page, jnp.full_like(page, num_pages)])
-    new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)  # [tokens, 2, kv_heads, head_dim]
-    return kv_pages.at[layer, page, :, :, position % page_size].set(new, mode="drop")
+    implementations = {
+        "tpu": tpu.kv_write,
+        "xla": xla.kv_write,
+        "reference": reference.kv_write,
+    }
+    write = implementations[resolve_implementation(implementation)]
+    return write(kv_pages, k, v, batch, layer=layer)

@@ -15,7 +15,8 @@ def paged_attention(
     scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Causal attention of every token over its row's whole context. See the package's docs."""
     num_tokens, num_heads, head_dim = q.shape
     num_pages, _, kv_heads, page_size = kv_pages.shape[1:5]
@@ -39,4 +40,9 @@ def paged_attention(
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     weights = jax.nn.softmax(scores, axis=-1, where=seen[:, None, None, :])
     out = jnp.einsum("thgc,htcd->thgd", weights, v)
-    return jnp.where(valid[:, None, None], out.reshape(q.shape), 0)
+    out = jnp.where(valid[:, None, None], out.reshape(q.shape), 0)
+    if not return_lse:
+        return out
+    scores = scores.astype(jnp.float32)
+    lse = jax.nn.logsumexp(scores, axis=-1, where=seen[:, None, None, :])
+    return out, lse.reshape(q.shape[:2])

@@ -35,6 +35,7 @@ class _Rules(NamedTuple):
     scale: float
     sliding_window: int | None
     soft_cap: float | None
+    return_lse: bool
 
 
 class _Products(NamedTuple):
@@ -62,22 +63,41 @@ def paged_attention(
     scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.paged_attention.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
     kv_heads = kv_pages.shape[3]
-    rules = _Rules(scale, sliding_window, soft_cap)
+    rules = _Rules(scale, sliding_window, soft_cap, return_lse)
     queries = q.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
 
     row, _ = batch.rows_of_tokens(num_tokens)
     is_decode = batch.query_len == 1
     decode_index = jnp.cumsum(is_decode) - 1  # of a row, among the decode rows
     decoded = _decode_rows(queries, kv_pages, layer, batch, is_decode, rules)
-    out = jnp.take(decoded, decode_index[row], axis=0, mode="clip")
+    outs = jax.tree.map(lambda x: jnp.take(x, decode_index[row], axis=0, mode="clip"), decoded)
     if num_tokens > 1:
         prefilled = _prefill_rows(queries, kv_pages, layer, batch, ~is_decode, rules)
-        out = jnp.where(is_decode[row][:, None, None, None], out, prefilled)
-    return out.reshape(q.shape)
+        outs = jax.tree.map(
+            lambda x, y: jnp.where(is_decode[row][:, None, None, None], x, y), outs, prefilled
+        )
+    out = outs[0].reshape(q.shape)
+    return (out, outs[1].reshape(q.shape[:2])) if return_lse else out
+
+
+def _empty_outs(queries: jax.Array, rules: _Rules) -> tuple[jax.Array, ...]:
+    """What loops write their results into: [..., head_dim] and, if asked for, the LSE [..., 1]."""
+    lse = (jnp.zeros((*queries.shape[:-1], 1), jnp.float32),) if rules.return_lse else ()
+    return jnp.zeros_like(queries), *lse
+
+
+def _update(
+    outs: tuple[jax.Array, ...], new: tuple[jax.Array, ...], start: jax.Array, axis: int
+) -> tuple[jax.Array, ...]:
+    """Write `new` into `outs` from `start` on."""
+    return jax.tree.map(
+        lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, axis=axis), outs, new
+    )
 
 
 def _decode_rows(
@@ -87,7 +107,7 @@ def _decode_rows(
     batch: PagedBatch,
     is_decode: jax.Array,
     rules: _Rules,
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     """Attention of the rows with one token: [rows (decode rows first), kv_heads, group, D]."""
     num_rows = batch.page_table.shape[0]
     page_size = kv_pages.shape[4]
@@ -103,7 +123,7 @@ def _decode_rows(
     tokens = jnp.take(batch.query_start, rows, mode="clip")
     queries = jnp.take(queries, tokens, axis=0, mode="clip")  # [rows, h, g, D]
 
-    def one_group(i: jax.Array, out: jax.Array) -> jax.Array:
+    def one_group(i: jax.Array, outs: tuple) -> tuple:
         def mine(x: jax.Array) -> jax.Array:
             return lax.dynamic_slice_in_dim(x, i * group_rows, group_rows)
 
@@ -122,10 +142,10 @@ def _decode_rows(
         )
         ends_of_group = jnp.min(start), jnp.max(end)
         attended = _over_blocks(q, kv_pages, layer, mine(table), 1, ends_of_group, products, rules)
-        return lax.dynamic_update_slice_in_dim(out, attended, i * group_rows, axis=0)
+        return _update(outs, attended, i * group_rows, axis=0)
 
     num_groups = (jnp.sum(is_decode) + group_rows - 1) // group_rows
-    return lax.fori_loop(0, num_groups, one_group, jnp.zeros_like(queries))
+    return lax.fori_loop(0, num_groups, one_group, _empty_outs(queries, rules))
 
 
 def _prefill_rows(
@@ -135,7 +155,7 @@ def _prefill_rows(
     batch: PagedBatch,
     is_prefill: jax.Array,
     rules: _Rules,
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     """Attention of the rows with several tokens: [tokens, kv_heads, group, D]."""
     num_tokens = queries.shape[0]
     tile = min(PREFILL_TILE, num_tokens)
@@ -145,7 +165,7 @@ def _prefill_rows(
     # The last tile may hang over.
     queries = jnp.pad(jnp.moveaxis(queries, 0, 1), ((0, 0), (0, tile), (0, 0), (0, 0)))
 
-    def one_tile(i: jax.Array, out: jax.Array) -> jax.Array:
+    def one_tile(i: jax.Array, outs: tuple) -> tuple:
         row = jnp.argmax((tiles_before <= i) & (i < tiles_before + tiles))
         offset = (i - tiles_before[row]) * tile
         token = batch.query_start[row] + offset
@@ -177,10 +197,10 @@ def _prefill_rows(
             q, kv_pages, layer, table, block_pages, (start, end), products, rules
         )
         # A tile that hangs over its row is overwritten by the next row's, which comes later.
-        return lax.dynamic_update_slice_in_dim(out, attended, token, axis=1)
+        return _update(outs, attended, token, axis=1)
 
-    out = lax.fori_loop(0, jnp.sum(tiles), one_tile, jnp.zeros_like(queries))
-    return jnp.moveaxis(out[:, :num_tokens], 1, 0)
+    outs = lax.fori_loop(0, jnp.sum(tiles), one_tile, _empty_outs(queries, rules))
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :num_tokens], 1, 0), outs)
 
 
 def _over_blocks(
@@ -192,7 +212,7 @@ def _over_blocks(
     span: tuple[jax.Array, jax.Array],
     products: _Products,
     rules: _Rules,
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     """Online softmax of q [..., D] over positions start..end-1 of the rows of `table`."""
     num_pages, _, kv_heads, page_size, head_dim = kv_pages.shape[1:]
     num_rows, width = table.shape
@@ -229,8 +249,12 @@ def _over_blocks(
     empty = q.shape[:-1]
     state = (jnp.full(empty, MASKED), jnp.zeros(empty), jnp.zeros((*empty, head_dim)))
     first, last = span[0] // block, (span[1] + block - 1) // block
-    _, total, acc = lax.fori_loop(first, last, one_block, state)
-    return (acc / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
+    highest, total, acc = lax.fori_loop(first, last, one_block, state)
+    out = (acc / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
+    if not rules.return_lse:
+        return (out,)
+    lse = jnp.where(highest > MASKED, highest + jnp.log(total), -jnp.inf)
+    return out, lse[..., None]
 
 
 def _window_start(position: jax.Array, rules: _Rules) -> jax.Array:

@@ -92,9 +92,26 @@ def oracle(
     soft_cap: float | None = None,
 ) -> np.ndarray:
     """Attention of the real tokens, one token and head at a time: float64 [real, heads, D]."""
+    return _oracle(case, scale, sliding_window, soft_cap)[0]
+
+
+def oracle_lse(
+    case: PagedCase,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> np.ndarray:
+    """The logarithm of the sum of exp(scores) of the real tokens: float64 [real, heads]."""
+    return _oracle(case, scale, sliding_window, soft_cap)[1]
+
+
+def _oracle(
+    case: PagedCase, scale: float, sliding_window: int | None, soft_cap: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     heads = case.q.shape[1]
     group = heads // case.pool.shape[3]
-    out = []
+    out, lse = [], []
     for row, (keys, values) in enumerate(case.context):
         start, length = case.batch.query_start[row], case.batch.query_len[row]
         first = int(case.batch.context_len[row] - length)
@@ -108,7 +125,8 @@ def oracle(
                     scores = soft_cap * np.tanh(scores / soft_cap)
                 weights = np.exp(scores - scores.max())
                 out.append(weights / weights.sum() @ values[head // group, begin:end])
-    return np.array(out).reshape(-1, heads, case.q.shape[2])
+                lse.append(scores.max() + np.log(weights.sum()))
+    return np.array(out).reshape(-1, heads, case.q.shape[2]), np.array(lse).reshape(-1, heads)
 
 
 def relative_errors(out: jax.Array, case: PagedCase, expected: np.ndarray) -> np.ndarray:

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.kv_write import kv_write
+from pallas_kernels.kv_write import kv_write, resolve_implementation
 from pallas_kernels.paged_batch import PagedBatch
 from tests.pallas_kernels.paged_case import GARBAGE
 
+BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
 LAYERS, KV_HEADS, PAGES, PAGE_SIZE, HEAD_DIM = 3, 2, 23, 4, 6
 TOKENS, ROWS, PAGES_PER_ROW = 19, 5, 4
 
-write = jax.jit(kv_write, static_argnames="layer", donate_argnums=0)
+write = jax.jit(kv_write, static_argnames=("layer", "implementation"), donate_argnums=0)
 
 
 def make_batch(rows: list[tuple[int, int]], seed: int) -> PagedBatch:
@@ -34,7 +35,14 @@ def make_batch(rows: list[tuple[int, int]], seed: int) -> PagedBatch:
     return PagedBatch(*map(jnp.asarray, (starts, lens, ends, table)))
 
 
-def check(rows: list[tuple[int, int]], *, layer: int, dtype: str = "float32", seed: int = 0):
+def check(
+    rows: list[tuple[int, int]],
+    *,
+    layer: int,
+    dtype: str = "float32",
+    seed: int = 0,
+    implementation: str = "xla",
+):
     random = np.random.default_rng(seed + 1)
     pool = jnp.asarray(
         random.standard_normal((LAYERS, PAGES, 2, KV_HEADS, PAGE_SIZE, HEAD_DIM)), dtype
@@ -49,20 +57,25 @@ def check(rows: list[tuple[int, int]], *, layer: int, dtype: str = "float32", se
             for kind, new in enumerate((k, v)):
                 expected[layer, page, kind, :, position % PAGE_SIZE] = new[token]
             token += 1
-    got = write(pool, jnp.asarray(k), jnp.asarray(v), batch, layer=layer)
+    got = write(
+        pool, jnp.asarray(k), jnp.asarray(v), batch, layer=layer, implementation=implementation
+    )
     assert got.dtype == dtype
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", range(LAYERS))
-def test_mixed_rows(layer: int, dtype: str):
+def test_mixed_rows(implementation: str, layer: int, dtype: str):
     # A decode, a chunk over three pages from mid-page, a decode on a fresh page, a whole prompt.
-    check([(1, 7), (9, 11), (1, 5), (3, 3)], layer=layer, dtype=dtype)
+    rows = [(1, 7), (9, 11), (1, 5), (3, 3)]
+    check(rows, layer=layer, dtype=dtype, implementation=implementation)
 
 
-def test_padding_writes_nothing():
-    check([], layer=1)
+@BOTH
+def test_padding_writes_nothing(implementation: str):
+    check([], layer=1, implementation=implementation)
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,3 +105,11 @@ def test_in_place_when_donated():
     address = pool.unsafe_buffer_pointer()
     out = compiled(pool, k, k, batch)
     assert pool.is_deleted() and out.unsafe_buffer_pointer() == address
+
+
+def test_implementation_names():
+    assert resolve_implementation("auto") in ("xla", "tpu", "gpu")
+    for name in ("reference", "xla", "tpu"):
+        assert resolve_implementation(name) == name
+    with pytest.raises(ValueError, match="no KV write 'magic'"):
+        resolve_implementation("magic")

@@ -4,13 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.paged_attention import paged_attention, resolve_implementation
 from pallas_kernels.paged_batch import PagedBatch
-from tests.pallas_kernels.paged_case import PagedCase, make_case, oracle, relative_errors
+from tests.pallas_kernels.paged_case import (
+    PagedCase,
+    make_case,
+    oracle,
+    oracle_lse,
+    relative_errors,
+)
 
 BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
 LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -141,6 +148,25 @@ def test_the_layer_may_be_a_constant():
     assert relative_errors(out, case, oracle(case, scale=0.5)).max() < 1e-5
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (11, 1.3)])
+def test_log_sum_exp(implementation: str, dtype: str, window: int | None, soft_cap: float | None):
+    case = make_case(
+        MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, dtype=dtype, head_dim=16
+    )
+    rules = {"scale": 0.31, "sliding_window": window, "soft_cap": soft_cap}
+    out, lse = paged_attention(
+        jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch(), layer=case.layer,
+        return_lse=True, implementation=implementation, **rules,
+    )  # fmt: skip
+    assert (relative_errors(out, case, oracle(case, **rules)) < LIMIT[dtype]).all()
+    assert lse.shape == case.q.shape[:2] and lse.dtype == jnp.float32
+    got = np.asarray(lse)[case.tokens()]
+    # Absolute: the LSE may be near 0, and what it is used for, exp(), turns absolute into relative.
+    np.testing.assert_allclose(got, oracle_lse(case, **rules), rtol=0, atol=3 * LIMIT[dtype])
+
+
 TOKENS, ROWS, PAGES_PER_ROW, PAGE_SIZE = 29, 7, 11, 8
 CAPACITY = PAGES_PER_ROW * PAGE_SIZE
 
@@ -173,6 +199,7 @@ def test_random_batches(
 
 def test_implementation_names():
     assert resolve_implementation("auto") in ("xla", "tpu", "gpu")
-    assert resolve_implementation("reference") == "reference"
+    for name in ("reference", "xla", "tpu"):
+        assert resolve_implementation(name) == name
     with pytest.raises(ValueError, match="no paged attention 'magic'"):
         resolve_implementation("magic")

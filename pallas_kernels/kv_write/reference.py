@@ -1,0 +1,24 @@
+"""KV writes as their specification says it: one token after the other."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.paged_batch import PagedBatch
+
+
+def kv_write(
+    kv_pages: jax.Array, k: jax.Array, v: jax.Array, batch: PagedBatch, *, layer: int | jax.Array
+) -> jax.Array:
+    """See `pallas_kernels.kv_write.kv_write`."""
+    page_size = kv_pages.shape[4]
+    position, row, valid = batch.positions(k.shape[0])
+
+    def one_token(token: jax.Array, pool: jax.Array) -> jax.Array:
+        page_index, slot = jnp.divmod(position[token], page_size)
+        page = jnp.where(valid[token], batch.page_table[row[token], page_index], 0)
+        new = jnp.stack([k[token], v[token]]).astype(pool.dtype)  # [2, kv_heads, head_dim]
+        old = pool[layer, page, :, :, slot]
+        return pool.at[layer, page, :, :, slot].set(jnp.where(valid[token], new, old))
+
+    return lax.fori_loop(0, k.shape[0], one_token, kv_pages)

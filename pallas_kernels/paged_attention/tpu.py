@@ -1,0 +1,202 @@
+"""Paged attention for TPUs (Pallas, Mosaic TPU): prefill chunks and decode rows in one call.
+
+`tpu_body` holds what one program does; this file, how the call is made. The grid runs over blocks
+of consecutive query tokens, whoever's they are. Queries and outputs keep their layout
+[tokens, heads, head_dim] in HBM (a transposition there would cost as much as a short prefill's
+attention); the pool stays in HBM and is read page by page. Where a chip is one device with two
+TensorCores (v4 and v5p as "megacore"), the cores take query blocks in turn.
+
+Memory: Pallas wants the pool row-major, which XLA chooses by itself for head_dim 128 and 256. For
+head_dim 64 it does not: it makes the pages the minor axis, to fill its lanes of 128, and would
+copy the pool to row-major and back in every step. Hold the pool in `paged_batch.pool_format`, into
+and out of every program. With head_dim 64 it then takes, by `memory_analysis()`, exactly twice its
+logical size in HBM, since half of the lanes are padding; and reading it takes twice the time.
+Small pages cost as well: each one is a copy to be issued, and 16 slots of one bfloat16 KV head
+with head_dim 128 are only 8 KiB. Pages of 64 or 128 slots suit a TPU better.
+
+Compiled for v4, v5e, v5p, v6e and tpu7x and run in the interpreter; not yet run on a device.
+
+Techniques: PagedAttention (Kwon et al., SOSP 2023), FlashAttention's online softmax (Dao et al.,
+2022), ragged batches in one call as in JAX's `ragged_paged_attention` and vLLM's TPU backend.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import jax_compat
+from pallas_kernels.paged_attention import tuning
+from pallas_kernels.paged_attention.tpu_body import (
+    LANES,
+    Program,
+    Rules,
+    Scalars,
+    Scratch,
+    run,
+    tile_rows,
+)
+from pallas_kernels.paged_batch import PagedBatch
+
+MAX_TABLE_BYTES = 900 * 2**10  # of 1 MiB of scalar memory on every TPU since v4
+
+
+def paged_attention(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    batch: PagedBatch,
+    *,
+    layer: int | jax.Array,
+    scale: float,
+    sliding_window: int | jax.Array | None = None,
+    soft_cap: float | None = None,
+    return_lse: bool = False,
+    interpret: bool | pltpu.InterpretParams = False,
+    block_sizes: tuning.BlockSizes | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.paged_attention.paged_attention`.
+
+    Args:
+        interpret: run in the TPU interpreter, on any platform.
+        block_sizes: instead of those from the tuning table.
+
+    Raises:
+        ValueError: shapes or dtypes that the kernel is not made for.
+    """
+    _check(q, kv_pages, batch)
+    num_tokens, heads, head_dim = q.shape
+    kv_heads, page_size = kv_pages.shape[3:5]
+    chip, cores = jax_compat.device_kind(), jax_compat.num_cores()
+    shape = tuning.Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)
+    sizes = block_sizes or tuning.lookup(chip, shape)
+    # Every core gets a block, if there are tokens enough.
+    share = -(-pl.cdiv(num_tokens, cores) // 8) * 8
+    query_tokens = min(sizes.query_tokens, share, num_tokens)
+    cores = min(cores, pl.cdiv(num_tokens, query_tokens))
+    rules = Rules(
+        scale=scale,
+        soft_cap=soft_cap,
+        windowed=sliding_window is not None,
+        query_tokens=query_tokens,
+        pages_per_block=sizes.pages_per_block,
+        pages_per_chunk=sizes.pages_per_chunk,
+        cores=cores,
+    )
+    steps = pl.cdiv(pl.cdiv(num_tokens, query_tokens), cores)
+    scalars = _make_scalars(
+        batch, layer, sliding_window, query_tokens, num_blocks=(steps + 1) * cores
+    )
+
+    def block(*minor: int) -> pl.BlockSpec:
+        def index(core: Any, step: Any, call: Any, *_: Any) -> tuple:
+            # Behind the last real token a core stays at its last block: there is nothing to copy.
+            # At its own: what it leaves there is written back.
+            last_step = lax.div(jnp.maximum(call[3] - 1 - core, 0), cores)
+            return jnp.minimum(step, last_step) * cores + core, 0, 0
+
+        return pl.BlockSpec((query_tokens, *minor), index)
+
+    out_shape = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
+    if return_lse:  # the same in every lane: a column would have to be turned into a row
+        out_shape.append(jax.ShapeDtypeStruct((num_tokens, heads, LANES), jnp.float32))
+    outs = pl.pallas_call(
+        functools.partial(_kernel, rules, return_lse),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(cores, steps),
+            in_specs=[block(heads, head_dim), pl.BlockSpec(memory_space=pl.ANY)],
+            out_specs=[block(*shape.shape[1:]) for shape in out_shape],
+            scratch_shapes=list(_make_scratch(q, kv_pages, rules)),
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=tuning.vmem_limit(chip),
+        ),
+        interpret=interpret,
+        name="paged_attention",
+    )(*scalars, q, kv_pages)
+    return (outs[0], outs[1][..., 0]) if return_lse else outs[0]
+
+
+def _check(q: jax.Array, kv_pages: jax.Array, batch: PagedBatch) -> None:
+    """Refuse with a ValueError what would fail later, or worse, not fail."""
+    kv_heads, page_size, head_dim = kv_pages.shape[3:]
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"the TPU kernel takes float32 or bfloat16 queries, not {q.dtype}")
+    if q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise ValueError(f"queries {q.shape} do not fit {kv_heads} KV heads of size {head_dim}")
+    tile = tile_rows(kv_pages.dtype)
+    if page_size % tile:
+        raise ValueError(
+            f"the TPU kernel needs pages of a multiple of {tile} slots of {kv_pages.dtype}, "
+            f"not {page_size}"
+        )
+    table_bytes = 4 * batch.page_table.size
+    if table_bytes > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"a page table of {batch.page_table.shape} takes {table_bytes} bytes of scalar "
+            f"memory, and there are {MAX_TABLE_BYTES} for it: take larger pages or fewer rows"
+        )
+
+
+def _make_scalars(
+    batch: PagedBatch,
+    layer: int | jax.Array,
+    sliding_window: int | jax.Array | None,
+    query_tokens: int,
+    num_blocks: int,
+) -> Scalars:
+    """What goes to scalar memory. All layers of a step make the same; XLA keeps one of them."""
+    real = batch.query_len > 0
+    ends = batch.query_start + batch.query_len
+    begins = jnp.arange(num_blocks, dtype=jnp.int32) * query_tokens
+    num_rows = jnp.sum(real, dtype=jnp.int32)
+    num_tokens = jnp.max(jnp.where(real, ends, 0))
+    window = 0 if sliding_window is None else sliding_window
+    call = (layer, window, num_rows, pl.cdiv(num_tokens, query_tokens))
+    return Scalars(
+        call=jnp.stack([jnp.asarray(x, jnp.int32) for x in call]),
+        first_row=jnp.sum(real & (ends <= begins[:, None]), axis=1, dtype=jnp.int32),
+        start=batch.query_start,
+        length=batch.query_len,
+        context=batch.context_len,
+        table=batch.page_table.reshape(-1),
+    )
+
+
+def _make_scratch(q: jax.Array, kv_pages: jax.Array, rules: Rules) -> Scratch:
+    """The shapes of the kernel's own memory."""
+    heads, head_dim = q.shape[1:]
+    kv_heads, page_size = kv_pages.shape[3:5]
+    rows = rules.query_tokens * (heads // kv_heads)
+    block = rules.pages_per_block * page_size
+    return Scratch(
+        kv=pltpu.VMEM((2, 2, kv_heads, block, head_dim), kv_pages.dtype),
+        semaphores=pltpu.SemaphoreType.DMA((2,)),
+        slot=pltpu.SMEM((1,), jnp.int32),
+        out=pltpu.VMEM((rules.query_tokens, heads, head_dim), jnp.float32),
+        token_state=pltpu.VMEM((2, heads, LANES), jnp.float32),
+        token_acc=pltpu.VMEM((heads, head_dim), jnp.float32),
+        tile_q=pltpu.VMEM((kv_heads, rows, head_dim), q.dtype),
+        tile_state=pltpu.VMEM((2, kv_heads, rows, LANES), jnp.float32),
+        tile_acc=pltpu.VMEM((kv_heads, rows, head_dim), jnp.float32),
+    )
+
+
+def _kernel(rules: Rules, return_lse: bool, *refs: Any) -> None:
+    """One program: scalars, q, pool | out, lse if asked for | scratch."""
+    scalars, (q, pool, out), rest = Scalars(*refs[:6]), refs[6:9], refs[9:]
+    lse = rest[0] if return_lse else None
+    scratch = Scratch(*rest[int(return_lse) :])
+    core, step = pl.program_id(0), pl.program_id(1)
+    program = Program(rules, scalars, scratch, step * rules.cores + core, q, lse, pool)
+
+    @pl.when(program.block < scalars.call[3])
+    def _() -> None:
+        run(program, step == 0)
+        out[...] = scratch.out[...].astype(out.dtype)
