@@ -56,7 +56,7 @@ class EngineConfig:
         "auto",
         "the paged attention to use; a named one never falls back to another",
         group="device",
-        choices=("auto", "xla", "reference"),
+        choices=("auto", "tpu", "gpu", "xla", "reference"),
     )
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept (default: ~/.cache/jaxserve/programs)",

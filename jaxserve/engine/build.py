@@ -34,7 +34,7 @@ from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
-from pallas_kernels.paged_attention import resolve_implementation
+from pallas_kernels.paged_attention import Shape, choose_implementation
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     dtype = _dtype(config)
     _check_divides(config, rules)
     max_model_len = _max_model_len(config, model_config)
-    implementation = resolve_implementation(config.attention_implementation)
+    implementation = _attention(config, model_config, rules, dtype)
     log.info("attention: %s", implementation)
     graph = ModelGraph.of_model(model_config)
     params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
@@ -79,7 +79,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     )
     program = StepProgram.of_graph(graph, rules, limits, implementation)
     runner = DeviceRunner(StepLowering(program, dtype, num_pages, config.page_size, dtype), params)
-    _compile(runner, config, model_config, limits, num_pages, dtype, progress)
+    _compile(runner, config, model_config, limits, num_pages, dtype, implementation, progress)
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
         family=model_config.family,
@@ -145,6 +145,20 @@ def _dtype(config: EngineConfig) -> np.dtype:
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
+def _attention(
+    config: EngineConfig, model: ModelConfig, rules: ShardingRules, dtype: np.dtype
+) -> str:
+    """The attention that runs on this mesh's devices."""
+    parts = rules.tensor if "kv_heads" in rules.split else 1
+    heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
+    shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
+    device = rules.mesh.devices.flat[0]
+    try:
+        return choose_implementation(config.attention_implementation, device, shape)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _num_pages(
     config: EngineConfig,
     model: ModelConfig,
@@ -184,6 +198,7 @@ def _compile(
     limits: Buckets,
     num_pages: int,
     dtype: np.dtype,
+    implementation: str,
     progress: bool,
 ) -> None:
     settings = {
@@ -193,7 +208,7 @@ def _compile(
         "num_pages": num_pages,
         "page_size": config.page_size,
         "dtype": dtype.name,
-        "attention": config.attention_implementation,
+        "attention": implementation,
     }
     cache = ProgramCache(_cache_dir(config), settings)
     with tqdm(desc="compiling programs", delay=1, disable=None if progress else True) as bar:

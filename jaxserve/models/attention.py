@@ -29,6 +29,11 @@ class AttentionBackend:
     implementation: str
     loop_layers: bool = False
 
+    @property
+    def kv_write_implementation(self) -> str:
+        """The KV write beside it: on a TPU its kernel; GPUs and CPUs scatter in place."""
+        return "tpu" if self.implementation == "tpu" else "xla"
+
     def __call__(
         self,
         q: jax.Array,
@@ -56,7 +61,9 @@ class AttentionBackend:
         """
 
         def on_shard(q, k, v, kv_pages, batch, layer, window):
-            kv_pages = kv_write(kv_pages, k, v, batch, layer=layer)
+            kv_pages = kv_write(
+                kv_pages, k, v, batch, layer=layer, implementation=self.kv_write_implementation
+            )
             out = paged_attention(
                 q.reshape(q.shape[0], -1, q.shape[-1]),
                 kv_pages,

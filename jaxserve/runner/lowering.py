@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.stages import Lowered
 
@@ -20,6 +19,7 @@ from jaxserve.models.attention import kv_pages_spec
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.packing import packed_length
 from jaxserve.runner.step_program import StepProgram
+from pallas_kernels.paged_batch import pool_format
 
 Abstract = jax.ShapeDtypeStruct
 
@@ -63,10 +63,7 @@ class StepLowering:
             config.head_dim,
         )  # fmt: skip
         sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
-        # XLA:TPU would lay out small heads with the pages innermost, and copy the pool in
-        # front of every kernel that reads a page as one piece of memory.
-        row_major = Layout(major_to_minor=tuple(range(len(shape))))
-        return Abstract(shape, self.kv_dtype, sharding=Format(row_major, sharding))
+        return Abstract(shape, self.kv_dtype, sharding=pool_format(sharding))
 
     @property
     def last_tokens(self) -> Abstract:

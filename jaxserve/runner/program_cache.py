@@ -99,18 +99,18 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     }
     digest.update(repr(sorted(facts.items())).encode())
     for package in _SOURCES:
-        for path, content in sorted(_python_files(package)):
+        for path, content in sorted(_source_files(package)):
             digest.update(path.encode() + content)
     return digest.hexdigest()[:24]
 
 
-def _python_files(package: str) -> Iterator[tuple[str, bytes]]:
+def _source_files(package: str) -> Iterator[tuple[str, bytes]]:
     folders = [importlib.resources.files(package)]
     while folders:
         for entry in folders.pop().iterdir():
             if entry.is_dir():
                 folders.append(entry)
-            elif entry.name.endswith(".py"):
+            elif entry.name.endswith((".py", ".json")):
                 yield f"{package}/{entry.name}", entry.read_bytes()
 
 

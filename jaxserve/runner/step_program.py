@@ -52,8 +52,8 @@ class StepProgram:
             implementation: of attention.
         """
         # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers.
-        on_cpu = rules.mesh.devices.flat[0].platform == "cpu"
-        return cls(graph, AttentionBackend(rules, implementation, loop_layers=on_cpu), buckets)
+        loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
+        return cls(graph, AttentionBackend(rules, implementation, loop_layers=loop), buckets)
 
     def backbone(
         self,

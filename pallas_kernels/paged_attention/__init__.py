@@ -4,22 +4,15 @@ from typing import Literal, overload
 
 import jax
 
-from pallas_kernels.paged_attention import reference, tpu, xla
+from pallas_kernels.paged_attention.choice import (
+    Implementation,
+    choose_implementation,
+    kernel_module,
+)
+from pallas_kernels.paged_attention.tuning import Shape
 from pallas_kernels.paged_batch import PagedBatch
 
-Implementation = Literal["auto", "tpu", "xla", "reference"]
-
-
-def resolve_implementation(implementation: str) -> str:
-    """The implementation that a name stands for on this machine.
-
-    Raises:
-        ValueError: there is no implementation of that name.
-    """
-    names = {"auto": "xla", "tpu": "tpu", "xla": "xla", "reference": "reference"}
-    if implementation not in names:
-        raise ValueError(f"no paged attention {implementation!r}; there are {', '.join(names)}")
-    return names[implementation]
+__all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention"]
 
 
 @overload
@@ -80,7 +73,8 @@ def paged_attention(
         sliding_window: positions a token sees, itself included; None sees all.
         soft_cap: if given, scores become soft_cap * tanh(scores / soft_cap).
         return_lse: also return the log-sum-exp, for merging partial attentions.
-        implementation: "auto" picks the fastest for the platform; a named one is used or fails.
+        implementation: "auto" picks the fastest for this machine's device
+            (`choose_implementation`); a named one is used or fails.
 
     Returns:
         [tokens, heads, head_dim] in q's dtype, and with `return_lse` float32 [tokens, heads], the
@@ -88,14 +82,13 @@ def paged_attention(
         hold no meaning.
 
     Raises:
-        ValueError: unknown implementation.
+        ValueError: unknown implementation, or shapes that the one named does not take.
     """
-    implementations = {
-        "tpu": tpu.paged_attention,
-        "xla": xla.paged_attention,
-        "reference": reference.paged_attention,
-    }
-    return implementations[resolve_implementation(implementation)](
+    if implementation == "auto":
+        heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
+        shape = Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)
+        implementation = choose_implementation("auto", jax.devices()[0], shape)
+    return kernel_module(implementation).paged_attention(
         q,
         kv_pages,
         batch,

@@ -123,19 +123,29 @@ def paged_attention(
     return (outs[0], outs[1][..., 0]) if return_lse else outs[0]
 
 
+def refusal(shape: tuning.Shape) -> str | None:
+    """Why the kernel does not take a shape, or None if it does."""
+    if jnp.dtype(shape.dtype) not in (jnp.float32, jnp.bfloat16):
+        return f"it takes float32 or bfloat16, not {jnp.dtype(shape.dtype).name}"
+    tile = tile_rows(shape.dtype)
+    if shape.page_size % tile:
+        return (
+            f"it takes pages of a multiple of {tile} slots of {jnp.dtype(shape.dtype).name}, "
+            f"not {shape.page_size}"
+        )
+    return None
+
+
 def _check(q: jax.Array, kv_pages: jax.Array, batch: PagedBatch) -> None:
     """Refuse with a ValueError what would fail later, or worse, not fail."""
     kv_heads, page_size, head_dim = kv_pages.shape[3:]
-    if q.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"the TPU kernel takes float32 or bfloat16 queries, not {q.dtype}")
-    if q.shape[2] != head_dim or q.shape[1] % kv_heads:
+    heads = q.shape[1]
+    if q.shape[2] != head_dim or heads % kv_heads:
         raise ValueError(f"queries {q.shape} do not fit {kv_heads} KV heads of size {head_dim}")
-    tile = tile_rows(kv_pages.dtype)
-    if page_size % tile:
-        raise ValueError(
-            f"the TPU kernel needs pages of a multiple of {tile} slots of {kv_pages.dtype}, "
-            f"not {page_size}"
-        )
+    shapes = [tuning.Shape(heads, kv_heads, head_dim, page_size, x.dtype) for x in (q, kv_pages)]
+    for shape in shapes:
+        if (reason := refusal(shape)) is not None:
+            raise ValueError(f"paged attention on TPU: {reason}")
     table_bytes = 4 * batch.page_table.size
     if table_bytes > MAX_TABLE_BYTES:
         raise ValueError(

@@ -1,0 +1,69 @@
+"""Which implementation runs: the fastest that a device and a shape allow, or the one named."""
+
+import importlib
+import logging
+from typing import Any, Literal, get_args
+
+import jax
+
+from pallas_kernels.paged_attention.tuning import Shape
+
+log = logging.getLogger(__name__)
+
+Implementation = Literal["auto", "tpu", "gpu", "xla", "reference"]
+NAMES: tuple[str, ...] = get_args(Implementation)
+HOPPER = 9.0  # compute capability
+
+
+def choose_implementation(implementation: str, device: jax.Device, shape: Shape) -> str:
+    """The implementation to run on a device; a name never stands for another one.
+
+    Args:
+        implementation: a name, or "auto" for the fastest.
+        device: where it will run.
+        shape: of one shard.
+
+    Raises:
+        ValueError: no implementation has that name, or the one named cannot run.
+    """
+    if implementation != "auto":
+        kernel_module(implementation)
+        if (reason := _refusal(implementation, device, shape)) is not None:
+            raise ValueError(f"attention {implementation!r} cannot run here: {reason}")
+        return implementation
+    kernel = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(device.platform)
+    if kernel is None:
+        return "xla"
+    if (reason := _refusal(kernel, device, shape)) is not None:
+        log.warning(
+            "attention: the XLA implementation instead of the %s kernel: %s", kernel, reason
+        )
+        return "xla"
+    return kernel
+
+
+def _refusal(kernel: str, device: jax.Device, shape: Shape) -> str | None:
+    """Why a kernel cannot run, or None if it can."""
+    if kernel == "tpu" and device.platform != "tpu":
+        return f"it takes a TPU, and this is {device.platform}; use 'auto' or 'xla'"
+    if kernel == "gpu":
+        if device.platform not in ("gpu", "cuda"):
+            return f"it takes an NVIDIA GPU, and this is {device.platform}; use 'auto' or 'xla'"
+        capability = float(getattr(device, "compute_capability", 0))
+        if capability < HOPPER:
+            return (
+                f"it takes a Hopper GPU (compute capability {HOPPER}) or newer, and "
+                f"{device.device_kind} has {capability}; use 'auto' or 'xla'"
+            )
+    return kernel_module(kernel).refusal(shape) if kernel in ("tpu", "gpu") else None
+
+
+def kernel_module(kernel: str) -> Any:
+    """The module of an implementation, imported when it is first needed.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if kernel not in NAMES[1:]:
+        raise ValueError(f"no paged attention {kernel!r}; there are {', '.join(NAMES)}")
+    return importlib.import_module(f"pallas_kernels.paged_attention.{kernel}")
