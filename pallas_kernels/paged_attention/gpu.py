@@ -1,0 +1,117 @@
+"""Ragged paged attention on Hopper GPUs (H100, H200) in Mosaic GPU: WGMMA and TMA.
+
+Two kernels and a merge, each bounded by what the batch really holds: `gpu_decode` takes the rows
+of one query token, `gpu_prefill` the others, and both write one output. A step without rows of
+one kind costs that kernel's launch.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.jax_compat import gpu_core_count
+from pallas_kernels.paged_attention.gpu_decode import columns, decode, plan_decode
+from pallas_kernels.paged_attention.gpu_prefill import (
+    ROWS,
+    lse_of_tokens,
+    plan_prefill,
+    prefill,
+)
+from pallas_kernels.paged_attention.gpu_tiles import Attention, GpuTiles, gpu_tiles
+from pallas_kernels.paged_batch import PagedBatch
+
+
+def paged_attention(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    batch: PagedBatch,
+    *,
+    layer: int | jax.Array,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    return_lse: bool = False,
+    tiles: GpuTiles | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Causal attention of ragged queries over paged keys and values. See the package's docs.
+
+    Args:
+        q: bfloat16 or float16 [tokens, heads, head_dim].
+        kv_pages: q's dtype [layers, pages, 2, kv_heads, page_size, head_dim].
+        batch: the ragged batch.
+        layer: index on the pool's first axis; may be traced.
+        scale: what scores are multiplied by.
+        sliding_window: positions a token sees, itself included; None sees all.
+        soft_cap: if given, scores become soft_cap * tanh(scores / soft_cap).
+        return_lse: also return the log of the sum of exp of scores.
+        tiles: block sizes; None takes those of `gpu_tiles`.
+
+    Returns:
+        [tokens, heads, head_dim] in q's dtype, undefined where padding; with `return_lse` also
+        float32 [tokens, heads], -inf where padding.
+
+    Raises:
+        ValueError: a shape or dtype that the kernels do not take.
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    num_pages, _, kv_heads, page_size = kv_pages.shape[1:5]
+    if tiles is None:
+        tiles = gpu_tiles(head_dim, gpu_core_count())
+    _check(q, kv_pages, tiles)
+    heads = q.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
+    real, group = heads.shape[2], _group(heads.shape[2])
+    if group > real:
+        heads = jnp.pad(heads, ((0, 0), (0, 0), (0, group - real), (0, 0)))
+    attention = Attention(
+        num_pages, kv_heads, group, page_size, head_dim, scale, sliding_window, soft_cap
+    )
+    pool = kv_pages.reshape(-1, page_size, head_dim)
+
+    decode_plan = plan_decode(batch, layer, attention, tiles)
+    out, lse = decode(heads, pool, batch.page_table, decode_plan, attention, tiles)
+    lse = lse[:, :, :real]
+    if num_tokens > 1:
+        plan = plan_prefill(batch, num_tokens, layer, attention, tiles)
+        out, tile_lse = prefill(heads, pool, batch.page_table, out, plan, attention, tiles)
+        if return_lse:
+            row, _ = batch.rows_of_tokens(num_tokens)
+            chunk_lse = lse_of_tokens(tile_lse, plan, batch, num_tokens, group)[:, :, :real]
+            lse = jnp.where((batch.query_len[row] > 1)[:, None, None], chunk_lse, lse)
+    out = out[:, :, :real].reshape(q.shape)
+    if not return_lse:
+        return out
+    _, valid = batch.rows_of_tokens(num_tokens)
+    lse = lse.reshape(num_tokens, num_heads) * math.log(2)
+    return out, jnp.where(valid[:, None], lse, -jnp.inf)
+
+
+def _group(group: int) -> int:
+    """Query heads of a KV head as the kernels count them: TMA pads up to 8 by itself."""
+    return group if group <= 8 else columns(group)
+
+
+def _check(q: jax.Array, kv_pages: jax.Array, tiles: GpuTiles) -> None:
+    """Refuses what the kernels cannot do, with what to do instead."""
+    head_dim, num_heads = q.shape[2], q.shape[1]
+    kv_heads, page_size = kv_pages.shape[3:5]
+    instead = 'use implementation="xla"'
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or kv_pages.dtype != q.dtype:
+        raise ValueError(
+            f"paged attention on GPU takes bfloat16 or float16 queries and pages of the same "
+            f"dtype, not {q.dtype} and {kv_pages.dtype} (tensor cores round float32 to 10 bits): "
+            f"{instead}"
+        )
+    if head_dim not in (64, 128, 256):
+        raise ValueError(f"paged attention on GPU takes no head_dim {head_dim}: {instead}")
+    if num_heads % kv_heads or _group(num_heads // kv_heads) > ROWS:
+        raise ValueError(
+            f"paged attention on GPU takes 1 to {ROWS} query heads for each KV head, not "
+            f"{num_heads} for {kv_heads}: {instead}"
+        )
+    for tile in (tiles.decode_tile, tiles.prefill_tile):
+        if page_size % 8 or (tile % page_size and page_size % tile):
+            raise ValueError(
+                f"paged attention on GPU takes page sizes that are multiples of 8 and divide "
+                f"{tile} or are divided by it, not {page_size}: {instead}"
+            )
