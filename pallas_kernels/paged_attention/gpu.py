@@ -68,12 +68,13 @@ def paged_attention(
     )
     pool = kv_pages.reshape(-1, page_size, head_dim)
 
-    decode_plan = plan_decode(batch, layer, attention, tiles)
-    out, lse = decode(heads, pool, batch.page_table, decode_plan, attention, tiles)
+    at = jnp.asarray(layer, jnp.int32).reshape(1)
+    decode_plan = plan_decode(batch, attention, tiles)
+    out, lse = decode(heads, pool, batch.page_table, at, decode_plan, attention, tiles)
     lse = lse[:, :, :real]
     if num_tokens > 1:
-        plan = plan_prefill(batch, num_tokens, layer, attention, tiles)
-        out, tile_lse = prefill(heads, pool, batch.page_table, out, plan, attention, tiles)
+        plan = plan_prefill(batch, num_tokens, attention, tiles)
+        out, tile_lse = prefill(heads, pool, batch.page_table, at, out, plan, attention, tiles)
         if return_lse:
             row, _ = batch.rows_of_tokens(num_tokens)
             chunk_lse = lse_of_tokens(tile_lse, plan, batch, num_tokens, group)[:, :, :real]

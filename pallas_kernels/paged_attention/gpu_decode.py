@@ -11,6 +11,7 @@ Products are transposed, scores = K q^T and out = V^T p^T, so that the 64 rows t
 cores insist on are positions and head columns; the few query heads are padded to 8 columns.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -32,14 +33,14 @@ from pallas_kernels.paged_attention.gpu_tiles import (
 from pallas_kernels.paged_batch import PagedBatch
 
 ROW, TOKEN, CONTEXT, SEEN, START, TILES, UNITS = range(7)  # columns of DecodePlan.rows
-TOTAL, SHARE, LAYER = range(3)  # entries of DecodePlan.header
+TOTAL, SHARE = range(2)  # entries of DecodePlan.header
 
 
 class DecodePlan(NamedTuple):
     """Which tiles there are, and who takes which.
 
     Attributes:
-        header: int32 [3]: units altogether, units per block, the layer.
+        header: int32 [2]: units altogether, units per block.
         rows: int32 [rows, 7], decode rows first, one per line: row of the batch, its token, its
             context, the first position it sees, where its tiles begin, how many there are, and
             how many units there are before it.
@@ -51,9 +52,7 @@ class DecodePlan(NamedTuple):
     first: jax.Array
 
 
-def plan_decode(
-    batch: PagedBatch, layer: int | jax.Array, attention: Attention, tiles: GpuTiles
-) -> DecodePlan:
+def plan_decode(batch: PagedBatch, attention: Attention, tiles: GpuTiles) -> DecodePlan:
     """Lays out the line of units. Layers of equal windows share it: XLA computes it once."""
     num_rows = batch.query_len.shape[0]
     decodes = batch.query_len == 1
@@ -75,7 +74,7 @@ def plan_decode(
     begins = jnp.arange(tiles.decode_blocks, dtype=jnp.int32) * share
     first = jnp.searchsorted(after, begins, side="right", method="compare_all")
     return DecodePlan(
-        jnp.stack([total, share, jnp.asarray(layer, jnp.int32)]).astype(jnp.int32),
+        jnp.stack([total, share]).astype(jnp.int32),
         jnp.stack(fields, axis=1).astype(jnp.int32),
         jnp.minimum(first, num_rows - 1).astype(jnp.int32),
     )
@@ -110,10 +109,12 @@ def columns(group: int) -> int:
     return -(-group // 8) * 8
 
 
+@functools.partial(jax.jit, static_argnames=("attention", "tiles"))
 def decode(
     q: jax.Array,
     pool: jax.Array,
     page_table: jax.Array,
+    layer: jax.Array,
     plan: DecodePlan,
     attention: Attention,
     tiles: GpuTiles,
@@ -124,6 +125,7 @@ def decode(
         q: [tokens, kv_heads, group, head_dim].
         pool: [layers * pages * 2 * kv_heads, page_size, head_dim].
         page_table: int32 [rows, max_pages].
+        layer: int32 [1]: an operand, so that all layers share one kernel, lowered once.
         plan: from `plan_decode`.
         attention: the call's constants.
         tiles: block sizes.
@@ -155,7 +157,7 @@ def decode(
         ),
         grid=blocks,
         name="paged_decode",
-    )(plan.header, plan.rows, plan.first, page_table, q, pool)
+    )(layer, plan.header, plan.rows, plan.first, page_table, q, pool)
     out_ref, lse_ref = jax.new_ref(out), jax.new_ref(lse)
     mosaic_gpu_kernel(
         lambda *refs: _merge_body(attention, *refs),
@@ -170,7 +172,7 @@ def decode(
 class _Block(NamedTuple):
     """What a thread block of the decode kernel works on and with: Refs, and its piece."""
 
-    header: Any
+    layer: Any
     rows: Any
     table: Any
     q: Any
@@ -217,11 +219,11 @@ def _fetch(attention: Attention, block: _Block, unit: jax.Array, ahead: _Ahead) 
         # The slice is as wide as the padded group, and TMA fills in zeros; that its start is
         # no constant keeps JAX from rejecting it.
         wide, slot = block.q_smem.shape[1], block.q_slot(segment)
-        heads = pl.ds(block.header[LAYER] * 0, wide)
+        heads = pl.ds(block.layer[0] * 0, wide)
         source = block.q.at[rows_ref[cursor.line, TOKEN], cursor.head, heads]
         plgpu.copy_gmem_to_smem(source, block.q_smem.at[slot], block.q_ready.at[slot])
 
-    slot, layer = block.slot(unit), block.header[LAYER]
+    slot, layer = block.slot(unit), block.layer[0]
     for kind, smem in enumerate((block.k_smem, block.v_smem)):
         attention.copy_tile(
             block.pool, pages, kind, cursor.head, position, layer, smem.at[slot],
@@ -303,8 +305,8 @@ def _attend(
 
 def _decode_body(
     attention: Attention, tiles: GpuTiles,
-    header_ref: Any, rows_ref: Any, first_ref: Any, table_ref: Any, q_ref: Any, pool_ref: Any,
-    out_ref: Any, lse_ref: Any, partial_out_ref: Any, partial_lse_ref: Any,
+    layer_ref: Any, header_ref: Any, rows_ref: Any, first_ref: Any, table_ref: Any, q_ref: Any,
+    pool_ref: Any, out_ref: Any, lse_ref: Any, partial_out_ref: Any, partial_lse_ref: Any,
     q_smem: Any, k_smem: Any, v_smem: Any, p_smem: Any, out_smem: Any, q_ready: Any, kv_ready: Any,
 ) -> None:  # fmt: skip
     """One thread block: its piece of the line, tile by tile, copies running ahead."""
@@ -312,7 +314,7 @@ def _decode_body(
     begin = index * header_ref[SHARE]
     end = jnp.minimum(begin + header_ref[SHARE], header_ref[TOTAL])
     block = _Block(
-        header_ref, rows_ref, table_ref, q_ref, pool_ref, q_smem, k_smem, v_smem, q_ready,
+        layer_ref, rows_ref, table_ref, q_ref, pool_ref, q_smem, k_smem, v_smem, q_ready,
         kv_ready, begin, end,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ running maximum, sum and output. A query tile comes in and goes out token by tok
 the tokens of a group's heads lie apart and a tile's end must not write over the next row.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,6 @@ from pallas_kernels.paged_attention.gpu_tiles import (
 from pallas_kernels.paged_batch import PagedBatch
 
 ROW, TOKEN, VALID, POSITION, CONTEXT = range(5)  # columns of PrefillPlan.tiles
-TOTAL, LAYER = range(2)  # entries of PrefillPlan.header
 ROWS = 64  # query rows of a warpgroup: what one WGMMA instruction takes
 MAX_COLUMNS = 128
 
@@ -38,7 +38,7 @@ class PrefillPlan(NamedTuple):
     """The tiles of query tokens.
 
     Attributes:
-        header: int32 [2]: how many tiles there are, the layer.
+        header: int32 [1]: how many tiles there are.
         tiles: int32 [max_tiles, 5]: row of the batch, first token, tokens, the first one's
             position, the row's context.
         first: int32 [rows]: the first tile of every row.
@@ -57,7 +57,6 @@ def tokens_per_warpgroup(group: int) -> int:
 def plan_prefill(
     batch: PagedBatch,
     num_tokens: int,
-    layer: int | jax.Array,
     attention: Attention,
     tiles: GpuTiles,
 ) -> PrefillPlan:
@@ -80,16 +79,18 @@ def plan_prefill(
         context,
     )
     return PrefillPlan(
-        jnp.stack([after[-1], jnp.asarray(layer, jnp.int32)]).astype(jnp.int32),
+        after[-1:],
         jnp.stack(fields, axis=1).astype(jnp.int32),
         (after - count).astype(jnp.int32),
     )
 
 
+@functools.partial(jax.jit, static_argnames=("attention", "tiles"))
 def prefill(
     q: jax.Array,
     pool: jax.Array,
     page_table: jax.Array,
+    layer: jax.Array,
     out: jax.Array,
     plan: PrefillPlan,
     attention: Attention,
@@ -101,6 +102,7 @@ def prefill(
         q: [tokens, kv_heads, group, head_dim].
         pool: [layers * pages * 2 * kv_heads, page_size, head_dim].
         page_table: int32 [rows, max_pages].
+        layer: int32 [1]: an operand, so that all layers share one kernel, lowered once.
         out: like q; its memory is reused, other tokens' places keep what they hold.
         plan: from `plan_prefill`.
         attention: the call's constants.
@@ -135,7 +137,7 @@ def prefill(
         grid=min(tiles.prefill_blocks, max_tiles * kv_heads),
         num_threads=workers + 1,
         name="paged_prefill",
-    )(plan.header, plan.tiles, page_table, q, pool, out_ref)
+    )(layer, plan.header, plan.tiles, page_table, q, pool, out_ref)
     return jax.freeze(out_ref), lse
 
 
@@ -169,7 +171,7 @@ class _Item(NamedTuple):
     ) -> "_Item":
         heads = jnp.int32(attention.kv_heads)
         # A row's last tiles see most: taken first, so that short ones fill the gaps at the end.
-        line = header_ref[TOTAL] - 1 - lax.div(index, heads)
+        line = header_ref[0] - 1 - lax.div(index, heads)
         position = tiles_ref[line, POSITION]
         window = attention.sliding_window
         seen = position * 0 if window is None else jnp.maximum(position - (window - 1), 0)
@@ -182,14 +184,14 @@ class _Item(NamedTuple):
 
 def _prefill_body(
     attention: Attention, tiles: GpuTiles,
-    header_ref: Any, tiles_ref: Any, table_ref: Any, q_ref: Any, pool_ref: Any, out_ref: Any,
-    lse_ref: Any, token_smem: Any, q_smem: Any, p_smem: Any, k_smem: Any, v_smem: Any,
+    layer_ref: Any, header_ref: Any, tiles_ref: Any, table_ref: Any, q_ref: Any, pool_ref: Any,
+    out_ref: Any, lse_ref: Any, token_smem: Any, q_smem: Any, p_smem: Any, k_smem: Any, v_smem: Any,
     q_ready: Any, kv_ready: Any, kv_free: Any, v_clean: Any,
 ) -> None:  # fmt: skip
     """One thread block: its items, by one warpgroup that fetches and others that multiply."""
     workers, tile = tiles.prefill_warpgroups, tiles.prefill_tile
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-    items = header_ref[TOTAL] * attention.kv_heads
+    items = header_ref[0] * attention.kv_heads
     blocks = min(tiles.prefill_blocks, tiles_ref.shape[0] * attention.kv_heads)
     turns = lax.div(items - block + (blocks - 1), jnp.int32(blocks))
 
@@ -203,7 +205,7 @@ def _prefill_body(
         if workers > 1:
             plgpu.set_max_registers(40, action="decrease")
         _fetch_items(
-            attention, tiles, turns, item_of, header_ref, tiles_ref, table_ref, pool_ref, pipe
+            attention, tiles, turns, item_of, layer_ref, tiles_ref, table_ref, pool_ref, pipe
         )
 
     @pl.when(warpgroup < workers)
@@ -225,7 +227,7 @@ def _prefill_body(
 
 
 def _fetch_items(
-    attention: Attention, tiles: GpuTiles, turns: jax.Array, item_of: Any, header_ref: Any,
+    attention: Attention, tiles: GpuTiles, turns: jax.Array, item_of: Any, layer_ref: Any,
     tiles_ref: Any, table_ref: Any, pool_ref: Any, pipe: _Pipe,
 ) -> None:  # fmt: skip
     """The fetching warpgroup: every K and V tile of every item, as soon as there is room."""
@@ -247,7 +249,7 @@ def _fetch_items(
                     plgpu.barrier_wait(pipe.free[kind].at[slot])
 
                 attention.copy_tile(
-                    pool_ref, pages, kind, item.head, position, header_ref[LAYER],
+                    pool_ref, pages, kind, item.head, position, layer_ref[0],
                     pipe.smem[kind].at[slot], pipe.ready[kind].at[slot],
                 )  # fmt: skip
 

@@ -20,7 +20,7 @@ interpreted = pytest.mark.skipif(
 )
 
 # (query_len, context_len) of every row: decodes, whole prompts and later chunks, in no order.
-MIXED = [(1, 1), (7, 7), (1, 130), (45, 101), (1, 64), (50, 50), (1, 65), (2, 100)]
+MIXED = [(1, 1), (7, 7), (1, 130), (45, 101), (1, 64), (1, 65), (2, 100)]
 
 
 def few_blocks(head_dim: int, decode_blocks: int = 3, prefill_blocks: int = 2) -> GpuTiles:
@@ -75,7 +75,7 @@ def check(
     soft_cap: float | None = None,
 ) -> None:
     options = dict(scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)
-    out, lse = attend(case, tiles, **options)
+    out, lse = attend(case, tiles, **options)  # type: ignore[arg-type]
     assert out.dtype == case.q.dtype and out.shape == case.q.shape
     errors = relative_errors(jnp.asarray(out), case, oracle(case, **options))  # type: ignore[arg-type]
     assert (errors < 1e-2).all(), f"token errors {errors}"
@@ -92,7 +92,7 @@ def check(
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (1, None), (37, 1.3)])
 def test_mixed_rows(window: int | None, soft_cap: float | None):
     case = make_case(
-        MIXED, num_tokens=113, num_rows=11, max_pages=37, num_pages=67, kv_heads=2, group=3,
+        MIXED, num_tokens=61, num_rows=11, max_pages=37, num_pages=67, kv_heads=2, group=3,
         head_dim=64, page_size=16, dtype="bfloat16",
     )  # fmt: skip
     check(case, few_blocks(64), sliding_window=window, soft_cap=soft_cap)
