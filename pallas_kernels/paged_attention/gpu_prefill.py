@@ -31,7 +31,6 @@ from pallas_kernels.paged_batch import PagedBatch
 
 ROW, TOKEN, VALID, POSITION, CONTEXT = range(5)  # columns of PrefillPlan.tiles
 ROWS = 64  # query rows of a warpgroup: what one WGMMA instruction takes
-MAX_COLUMNS = 128
 
 
 class PrefillPlan(NamedTuple):
@@ -304,7 +303,8 @@ def _attend(
     group, window = attention.group, attention.sliding_window
     position = tiles_ref[item.line, POSITION] + skipped
     context = tiles_ref[item.line, CONTEXT]
-    chunk = min(head_dim, MAX_COLUMNS)
+    # Columns multiplied at once: a sum of 256 and its addend do not fit in registers.
+    chunk = head_dim if head_dim <= 128 else 64
 
     def step(i: jax.Array, carry: tuple, masked: bool) -> tuple:
         columns, top, total = carry
