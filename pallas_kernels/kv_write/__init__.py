@@ -13,7 +13,7 @@ def resolve_implementation(implementation: str) -> str:
     Raises:
         ValueError: there is no implementation of that name.
     """
-    auto = "xla" if jax_compat.device_kind() is None else "tpu"
+    auto = "xla" if jax_compat.tpu_kind() is None else "tpu"
     names = {"auto": auto, "tpu": "tpu", "xla": "xla", "reference": "reference"}
     if implementation not in names:
         raise ValueError(f"no KV write {implementation!r}; there are {', '.join(names)}")

@@ -4,8 +4,6 @@ import importlib
 import logging
 from typing import Any, Literal, get_args
 
-import jax
-
 from pallas_kernels.paged_attention.tuning import Shape
 
 log = logging.getLogger(__name__)
@@ -15,12 +13,12 @@ NAMES: tuple[str, ...] = get_args(Implementation)
 HOPPER = 9.0  # compute capability
 
 
-def choose_implementation(implementation: str, device: jax.Device, shape: Shape) -> str:
+def choose_implementation(implementation: str, device: Any, shape: Shape) -> str:
     """The implementation to run on a device; a name never stands for another one.
 
     Args:
         implementation: a name, or "auto" for the fastest.
-        device: where it will run.
+        device: the `jax.Device` where it will run.
         shape: of one shard.
 
     Raises:
@@ -42,7 +40,7 @@ def choose_implementation(implementation: str, device: jax.Device, shape: Shape)
     return kernel
 
 
-def _refusal(kernel: str, device: jax.Device, shape: Shape) -> str | None:
+def _refusal(kernel: str, device: Any, shape: Shape) -> str | None:
     """Why a kernel cannot run, or None if it can."""
     if kernel == "tpu" and device.platform != "tpu":
         return f"it takes a TPU, and this is {device.platform}; use 'auto' or 'xla'"

@@ -70,7 +70,7 @@ def paged_attention(
     _check(q, kv_pages, batch)
     num_tokens, heads, head_dim = q.shape
     kv_heads, page_size = kv_pages.shape[3:5]
-    chip, cores = jax_compat.device_kind(), jax_compat.num_cores()
+    chip, cores = jax_compat.tpu_kind(), jax_compat.tpu_core_count()
     shape = tuning.Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)
     sizes = block_sizes or tuning.lookup(chip, shape)
     # Every core gets a block, if there are tokens enough.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.paged_attention import paged_attention, resolve_implementation
+from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_batch import PagedBatch
 from tests.pallas_kernels.paged_case import (
     PagedCase,
@@ -195,11 +195,3 @@ def test_random_batches(
         page_size=PAGE_SIZE, seed=seed,
     )  # fmt: skip
     check(case, implementation, sliding_window=window)
-
-
-def test_implementation_names():
-    assert resolve_implementation("auto") in ("xla", "tpu", "gpu")
-    for name in ("reference", "xla", "tpu"):
-        assert resolve_implementation(name) == name
-    with pytest.raises(ValueError, match="no paged attention 'magic'"):
-        resolve_implementation("magic")

@@ -131,7 +131,7 @@ def test_long_contexts(window: int | None, dtype: str):
 @pytest.mark.parametrize("window", [None, 19])
 def test_two_cores(window: int | None, monkeypatch: pytest.MonkeyPatch):
     """The cores of a v4 or v5p take query blocks in turn, and prefetch each for itself."""
-    monkeypatch.setattr(jax_compat, "num_cores", lambda: 2)
+    monkeypatch.setattr(jax_compat, "tpu_core_count", lambda: 2)
     rows = [*MIXED, (21, 77)]
     sizes: dict[str, Any] = SIZES | {"num_tokens": 79}
     case = make_case(rows, **sizes, head_dim=32)
@@ -140,7 +140,7 @@ def test_two_cores(window: int | None, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("num_tokens", [3, 11, 23])
 def test_two_cores_and_work_for_one(num_tokens: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax_compat, "num_cores", lambda: 2)
+    monkeypatch.setattr(jax_compat, "tpu_core_count", lambda: 2)
     case = make_case(
         [(1, 19), (2, 5)], num_tokens=num_tokens, num_rows=3, max_pages=2, num_pages=5,
         page_size=16, head_dim=32,

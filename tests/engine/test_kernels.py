@@ -1,0 +1,78 @@
+"""The engine's tokens with the TPU and GPU kernels, in Pallas' interpreters, against XLA's."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxserve.engine import build as build_module
+from jaxserve.engine.engine import Engine
+from jaxserve.runner.program_cache import ProgramCache
+from tests.engine.harness import build, greedy, run, tokens
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = [(40, 6), (1, 9), (23, 4), (7, 8), (16, 5)]  # prompt tokens, answer tokens
+
+
+def interpret(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines built from now on run a kernel on this CPU."""
+
+    def interpreter() -> contextlib.AbstractContextManager:
+        if kernel == "tpu":
+            return pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan"))
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+
+    def compile_program(_: ProgramCache, name: str, lower: Callable) -> jax.stages.Compiled:
+        with interpreter():  # here, since it counts for one thread
+            return lower().compile()  # such programs call back: no file can hold them
+
+    monkeypatch.setattr(build_module, "choose_implementation", lambda *_: kernel)
+    monkeypatch.setattr(ProgramCache, "get", compile_program)
+
+
+def answers(engine: Engine, shape: Sequence[tuple[int, int]] = REQUESTS) -> list[list[int]]:
+    """What becomes of requests that come one after another: prefill and decode are mixed."""
+    random = np.random.default_rng(3)
+    requests = [(random.integers(0, 250, n).tolist(), greedy(m)) for n, m in shape]
+    return tokens(run(engine, requests))
+
+
+def shuffle_pages(engine: Engine) -> None:
+    """Let pages be given out in no order."""
+    for shard in engine._scheduler._shards:
+        np.random.default_rng(1).shuffle(shard.pool._free)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_tpu_kernels(family: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    options: dict[str, Any] = {"page_size": 8, "num_pages": 24, "max_num_batched_tokens": 16}
+    directory = tiny_model(family)
+    expected = answers(build(directory, **options))
+    interpret("tpu", monkeypatch)
+    engine = build(directory, **options)
+    assert engine.info.attention_implementation == "tpu"
+    shuffle_pages(engine)
+    assert answers(engine) == expected
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="JAX 0.11 has the GPU interpreter")
+def test_gpu_kernels(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    options: dict[str, Any] = {
+        "page_size": 16, "num_pages": 12, "max_num_batched_tokens": 16, "dtype": "bfloat16",
+    }  # fmt: skip
+    directory = tiny_model("gemma3", head_dim=64, num_hidden_layers=2,
+                           layer_types=["sliding_attention", "full_attention"])  # fmt: skip
+    expected = answers(build(directory, **options))
+    interpret("gpu", monkeypatch)
+    engine = build(directory, **options)
+    assert engine.info.attention_implementation == "gpu"
+    shuffle_pages(engine)
+    assert answers(engine) == expected
