@@ -142,7 +142,7 @@ BACKBONES = [
     case("tpu7x", "gemma3-27b", 8, tokens=512),
     case("v6e", "smollm2-135m", 1, tokens=64, layers=None, num_pages=SERVED_PAGES),
     case("v5e", "llama-3.1-8b", 4, tokens=64, layers=None, num_pages=SERVED_PAGES),
-    case("h100", "smollm2-135m", 1, tokens=64, layers=None, num_pages=CUT_PAGES),
+    case("h100", "smollm2-135m", 1, tokens=64),
     case("h100", "llama-3.1-8b", 1, tokens=64),
     case("h100", "llama-3.1-8b", 1, tokens=512),
 ]
@@ -216,7 +216,8 @@ def test_sampler(case: Case):
 def test_temporaries_do_not_grow_with_the_pool(case: Case):
     small, large = (backbone(case._replace(num_pages=pages), 64).bytes for pages in (1000, 10_000))
     assert large.kv_pages == 10 * small.kv_pages
-    assert large.temporaries == pytest.approx(small.temporaries, abs=2**20)
+    # Not equal: what XLA:TPU keeps in VMEM varies a little. A copy would add all of the growth.
+    assert large.temporaries - small.temporaries < (large.kv_pages - small.kv_pages) / 100
 
 
 @pytest.mark.parametrize("case", [case("v5e", "gemma3-27b", 4), case("h100", "gemma3-27b", 1)])
