@@ -28,12 +28,6 @@ from tests.aot.gpu import TARGET_CONFIG, needs_cuda_compiler
 
 pytestmark = pytest.mark.slow
 
-# Which attention the programs are compiled with.
-ATTENTION = {"tpu": "xla", "gpu": "xla"}
-# Those that leave the pool where it is. XLA:TPU copies it into other layouts for its own
-# scatter and gather, which is one reason to have kernels.
-IN_PLACE = {("gpu", "xla"), ("tpu", "tpu"), ("gpu", "gpu")}
-
 BFLOAT16 = jnp.dtype("bfloat16")
 PAGE_SIZE, MAX_ROWS = 64, 64
 SERVED_PAGES = 1024  # 64 requests of 1024 tokens, to see whether a model fits
@@ -104,7 +98,7 @@ def lower(case: Case) -> StepLowering:
         kv_dtype=BFLOAT16,
         num_pages=case.num_pages,
         page_size=PAGE_SIZE,
-        implementation=ATTENTION[case.platform],
+        implementation=case.platform,  # its kernel
     )
 
 
@@ -113,14 +107,13 @@ def backbone(case: Case, tokens: int):
     return compile_step(lower(case), tokens=[tokens], sampled=[])
 
 
-def assert_in_place(compiled: Compiled, case: Case, pool: int) -> None:
+def assert_in_place(compiled: Compiled, pool: int) -> None:
     """The pool goes in and comes out as one piece of memory, and nothing like it is made."""
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.alias_size_in_bytes >= pool
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 2**20
-    if (case.platform, ATTENTION[case.platform]) in IN_PLACE:
-        assert memory.temp_size_in_bytes < pool / 10
+    assert memory.temp_size_in_bytes < pool / 10
 
 
 def assert_reduces_once_per_sum(compiled: Compiled, config: ModelConfig, tokens: int) -> None:
@@ -153,7 +146,7 @@ def test_backbone(case: Case, tokens: int):
     compiled = backbone(case, tokens)
     program, used = compiled.backbones[tokens], compiled.bytes
     config = model(case.preset, case.layers)
-    assert_in_place(program, case, used.kv_pages)
+    assert_in_place(program, used.kv_pages)
     if case.tensor > 1:
         assert_reduces_once_per_sum(program, config, tokens)
     else:
@@ -196,23 +189,7 @@ def test_sampler(case: Case):
     assert memory.temp_size_in_bytes < 6 * logits
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            *case("v6e", "llama-3.1-8b", 4).values,
-            marks=[
-                *case("v6e", "llama-3.1-8b", 4).marks,
-                pytest.mark.xfail(
-                    ("tpu", ATTENTION["tpu"]) not in IN_PLACE,
-                    raises=AssertionError,
-                    reason="XLA:TPU copies the pool for its own scatter and gather",
-                ),
-            ],
-        ),
-        case("h100", "llama-3.1-8b", 1),
-    ],
-)
+@pytest.mark.parametrize("case", [case("v6e", "llama-3.1-8b", 4), case("h100", "llama-3.1-8b", 1)])
 def test_temporaries_do_not_grow_with_the_pool(case: Case):
     small, large = (backbone(case._replace(num_pages=pages), 64).bytes for pages in (1000, 10_000))
     assert large.kv_pages == 10 * small.kv_pages
