@@ -8,7 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout
 from jax.stages import Compiled
 
 from jaxserve.core.step import StepPlan, StepResult
@@ -125,11 +127,18 @@ class DeviceRunner:
 
 
 def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """Zeros made in place on every device, without compiling a program."""
+    """Zeros made in place on every device, where the layout allows it without a program."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only of a sharding that this process has no part in
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, wanted.shape, strict=True)]
         return np.zeros(sizes, wanted.dtype)
 
-    return jax.make_array_from_callback(wanted.shape, wanted.format, part)
+    assert wanted.sharding is not None
+    zeros = jax.make_array_from_callback(wanted.shape, wanted.sharding, part)
+    layout, made = wanted.format.layout, zeros.format.layout
+    assert isinstance(made, Layout)
+    if not isinstance(layout, Layout) or layout.major_to_minor == made.major_to_minor:
+        return zeros
+    zeros.delete()  # there may be no room for both
+    return jax.jit(lambda: jnp.zeros(wanted.shape, wanted.dtype), out_shardings=wanted.format)()
