@@ -39,6 +39,7 @@ from pallas_kernels.paged_attention import Shape, choose_implementation
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MODEL_LEN = 8192  # longer contexts cost page-table width in every step
+TPU_LANES = 128
 CPU_KV_GIB = 2.0
 FREE_MEMORY_SHARE = 0.9  # of what an accelerator has left once the weights are there
 
@@ -170,7 +171,10 @@ def _num_pages(
     if config.num_pages is not None:
         return config.num_pages
     kv_heads = model.num_kv_heads // (rules.tensor if "kv_heads" in rules.split else 1)
-    page_bytes = model.num_layers * 2 * kv_heads * model.head_dim * dtype.itemsize
+    head_dim = model.head_dim
+    if rules.mesh.devices.flat[0].platform == "tpu":
+        head_dim = -(-head_dim // TPU_LANES) * TPU_LANES  # as its memory is laid out
+    page_bytes = model.num_layers * 2 * kv_heads * head_dim * dtype.itemsize
     page_bytes *= config.page_size
     device = rules.mesh.devices.flat[0]
     stats = device.memory_stats() or {}

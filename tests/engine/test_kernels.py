@@ -1,6 +1,7 @@
 """The engine's tokens with the TPU and GPU kernels, in Pallas' interpreters, against XLA's."""
 
 import contextlib
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def interpret(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interpreter() -> contextlib.AbstractContextManager:
         if kernel == "tpu":
             return pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan"))
-        from jax.experimental.pallas import mosaic_gpu as plgpu
-
-        return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+        gpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+        return gpu.force_gpu_interpret_mode(gpu.InterpretGPUParams())  # from JAX 0.11 on
 
     def compile_program(_: ProgramCache, name: str, lower: Callable) -> jax.stages.Compiled:
         with interpreter():  # here, since it counts for one thread
