@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxserve.runner import sampler
 from jaxserve.runner.packing import SamplingRows
 from jaxserve.runner.sampler import sample
 
@@ -173,3 +174,12 @@ def test_large_vocabulary_nucleus():
     ranks = np.argsort(order)[tokens]
     assert ranks.max() <= size + 2
     assert ranks.max() > size * 0.8  # and the tail of the nucleus does come
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 64, 101, 192, 277 * 4])
+def test_the_first_of_equal_logits_is_taken(vocab: int):
+    """By blocks or not, it is `argmax`; few different values, so that many are equal."""
+    logits = np.random.default_rng(vocab).integers(0, 3, (5, vocab)).astype(np.float32)
+    logits[1] = -np.inf
+    got = sampler._argmax_by_blocks(jnp.asarray(logits))
+    np.testing.assert_array_equal(got, logits.argmax(axis=-1))
