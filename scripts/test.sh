@@ -10,7 +10,8 @@ venv_path="$PWD/.venv/bin:$PATH"
 PATH="$venv_path" ruff check .
 PATH="$venv_path" ruff format --check .
 PATH="$venv_path" pyright
-PATH="$venv_path" pytest "$@"
+# Two at a time, a file's tests together: a file shares its engines and compiled programs.
+PATH="$venv_path" pytest -n 2 --dist loadfile "$@"
 
 # Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests
 # above ran with less, those of GPU kernels run once more, in a second environment.
@@ -32,5 +33,5 @@ elif ((made)); then
   exit "$made"
 fi
 status=0
-PATH="$PWD/.venv-jax011/bin:$PATH" pytest "$@" "${gpu_tests[@]}" || status=$?
+PATH="$PWD/.venv-jax011/bin:$PATH" pytest -n 2 "$@" "${gpu_tests[@]}" || status=$?
 exit $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
