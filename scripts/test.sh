@@ -4,24 +4,34 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/make_venv.sh dev,aot
-venv_path="$PWD/.venv/bin:$PATH"
+# Two tests at a time; a file's tests together, since they share engines and compiled programs.
+run_tests() {
+  local venv="$1" status=0
+  shift
+  PATH="$PWD/$venv/bin:$PATH" pytest -n 2 --dist loadfile "$@" || status=$?
+  return $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
+}
 
-PATH="$venv_path" ruff check .
-PATH="$venv_path" ruff format --check .
-PATH="$venv_path" pyright
-# Two at a time, a file's tests together: a file shares its engines and compiled programs.
-PATH="$venv_path" pytest -n 2 --dist loadfile "$@"
-
-# Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests
-# above ran with less, those of GPU kernels run once more, in a second environment.
-gpu_tests=(tests/pallas_kernels/*gpu*.py tests/engine/test_kernels.py)
+scripts/make_venv.sh dev
+export PATH="$PWD/.venv/bin:$PATH"
+ruff check .
+ruff format --check .
+pyright
+run_tests .venv "$@"
 for argument in "$@"; do
   if [[ -e ${argument%%::*} ]]; then
     exit 0  # somebody asked for certain tests, and has had them
   fi
 done
-if .venv/bin/python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))'; then
+
+# The compilers of TPUs and GPUs live apart: with them installed, JAX looks for such devices.
+scripts/make_venv.sh test,aot .venv-aot
+run_tests .venv-aot "$@" tests/aot tests/pallas_kernels/*aot*.py
+
+# Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests
+# above ran with less, those of GPU kernels run once more.
+gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py)
+if python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))'; then
   exit 0
 fi
 made=0
@@ -32,6 +42,4 @@ if ((made == 3)); then
 elif ((made)); then
   exit "$made"
 fi
-status=0
-PATH="$PWD/.venv-jax011/bin:$PATH" pytest -n 2 "$@" "${gpu_tests[@]}" || status=$?
-exit $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
+run_tests .venv-jax011 "$@" "${gpu_tests[@]}"
