@@ -12,7 +12,7 @@ import pytest
 from pallas_kernels.bench import __main__ as bench
 from pallas_kernels.bench import peers, timing, workloads
 from pallas_kernels.bench.workloads import Work, make_inputs, make_workload, work_of
-from pallas_kernels.paged_attention import Shape, tuning, xla
+from pallas_kernels.paged_attention import Shape, tuning
 from pallas_kernels.shapes import MODEL_SHAPES
 
 TINY = Shape(heads=6, kv_heads=2, head_dim=8, page_size=4, dtype=jnp.bfloat16)
@@ -100,11 +100,10 @@ def test_short_calls_share_a_timing(monkeypatch: pytest.MonkeyPatch):
     assert calls[0] == pytest.approx(2 + 3 * timing.TIMING_SECONDS / 0.001, abs=3)
 
 
-@pytest.mark.parametrize("name", ["xla", "reference"])
-def test_a_timed_kv_write_leaves_the_inputs(name: str):
+def test_a_timed_kv_write_leaves_the_inputs():
     inputs = make_inputs(make_workload("kv_write", 2, 8), TINY)
     before = np.asarray(inputs.kv_pages).astype(np.float32)
-    write = bench.functools.partial(bench.kv_write, layer=0, implementation=name)
+    write = bench.functools.partial(bench.kv_write, layer=0, implementation="reference")
     assert timing.time_kv_write(write, inputs, repeats=1) > 0
     np.testing.assert_array_equal(np.asarray(inputs.kv_pages).astype(np.float32), before)
 
@@ -116,13 +115,13 @@ def test_the_command_line_reports_every_field(
     monkeypatch.setattr(timing, "TIMING_SECONDS", 0.0)
     path = tmp_path / "results.json"
     bench.main(
-        "--shapes SmolLM2-135M --workloads decode prefill kv_write --batch 1 --context 32 --page-size 16 --repeats 1 "
-        f"--dtype float32 --json {path}".split()
+        "--shapes SmolLM2-135M --workloads decode kv_write --batch 1 --context 32 --page-size 16 "
+        f"--repeats 1 --dtype float32 --json {path}".split()
     )
     report = json.loads(path.read_text())
     assert (report["platform"], report["dtype"], report["page_size"]) == ("cpu", "float32", 16)
     assert (report["copy_bytes_per_s"], report["matmul_flops_per_s"]) == (1e10, 1e11)
-    assert [r["workload"] for r in report["results"]] == ["decode", "prefill", "kv_write"]
+    assert [r["workload"] for r in report["results"]] == ["decode", "kv_write"]
     for result in report["results"]:
         assert (result["model"], result["implementation"]) == ("SmolLM2-135M", "xla")
         assert (result["heads"], result["kv_heads"], result["head_dim"]) == (9, 3, 64)
@@ -132,10 +131,10 @@ def test_the_command_line_reports_every_field(
         assert {"rows", "tokens", "context"} < set(result)
     left_out = {(r["workload"], r["implementation"]): r["reason"] for r in report["left_out"]}
     assert "takes a TPU" in left_out["decode", "tpu"]
-    assert "takes a GPU" in left_out["prefill", peers.CUDNN]
+    assert "takes a GPU" in left_out["decode", peers.CUDNN]
     assert "PyTorch" in left_out["decode", peers.TORCH]
     printed = capsys.readouterr().out
-    assert printed.count("\nxla ") == 3 and "torch-sdpa left out: PyTorch" in printed
+    assert printed.count("\nxla ") == 2 and "torch-sdpa left out: PyTorch" in printed
 
 
 def test_peers_take_rows_of_one_length_only():
@@ -204,6 +203,7 @@ def test_the_tuner_refuses_sizes_that_change_results(tuner: ModuleType):
 def test_the_tuner_measures_every_candidate_that_runs(
     tuner: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(tuner.xla, "paged_attention", lambda q, *_, **__: q)
     seconds = iter([2.0, 1.0])
     monkeypatch.setattr(timing, "time_attention", lambda *_, **__: next(seconds))
     options = tuner.argparse.Namespace(batch=1, context=8, repeats=1)
@@ -214,7 +214,7 @@ def test_the_tuner_measures_every_candidate_that_runs(
                 raise NotImplementedError("too large")
             if candidate == "is wrong":
                 return -q
-            return xla.paged_attention(q, kv_pages, batch, layer=0, scale=TINY.head_dim**-0.5)
+            return q
 
         return attend
 
@@ -238,4 +238,6 @@ def test_there_are_candidates_for_every_model_and_the_heuristic_is_one(
         for workload in ("decode", "prefill"):
             candidates = tuner.gpu_candidates(workload, shape, 132)
             assert tuner.gpu_tiles(shape.head_dim, 132) in candidates
-            assert 4 <= len(candidates) == len(set(candidates))
+            assert len(candidates) == len(set(candidates))
+            # A multiprocessor's registers: what three warpgroups ask for is never there.
+            assert all(tiles.prefill_warpgroups <= 2 for tiles in candidates)
