@@ -71,6 +71,17 @@ def gpu_core_count() -> int:
     return getattr(jax.devices()[0], "core_count", 1)
 
 
+def gpu_kind() -> str | None:
+    """The kind of GPU that is traced for ("NVIDIA H100 80GB HBM3"), or None where there is none.
+
+    An abstract mesh with a device goes before the default backend, as for `tpu_kind`.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        device = jax.devices()[0]
+    return device.device_kind if device.platform in ("gpu", "cuda") else None
+
+
 def tpu_kind() -> str | None:
     """The kind of TPU that is traced for ("TPU v5 lite"), or None where that is unknown.
 

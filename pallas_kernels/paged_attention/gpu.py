@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.jax_compat import gpu_core_count
+from pallas_kernels.jax_compat import gpu_core_count, gpu_kind
 from pallas_kernels.paged_attention.gpu_decode import columns, decode, plan_decode
 from pallas_kernels.paged_attention.gpu_prefill import (
     ROWS,
@@ -18,7 +18,7 @@ from pallas_kernels.paged_attention.gpu_prefill import (
     plan_prefill,
     prefill,
 )
-from pallas_kernels.paged_attention.gpu_tiles import Attention, GpuTiles, gpu_tiles
+from pallas_kernels.paged_attention.gpu_tiles import Attention, GpuTiles, lookup_tiles
 from pallas_kernels.paged_attention.tuning import Shape
 from pallas_kernels.paged_batch import PagedBatch
 
@@ -46,7 +46,7 @@ def paged_attention(
         sliding_window: positions a token sees, itself included; None sees all.
         soft_cap: if given, scores become soft_cap * tanh(scores / soft_cap).
         return_lse: also return the log of the sum of exp of scores.
-        tiles: block sizes; None takes those of `gpu_tiles`.
+        tiles: block sizes; None takes those of `lookup_tiles`.
 
     Returns:
         [tokens, heads, head_dim] in q's dtype, undefined where padding; with `return_lse` also
@@ -58,7 +58,8 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_pages, _, kv_heads, page_size = kv_pages.shape[1:5]
     if tiles is None:
-        tiles = gpu_tiles(head_dim, gpu_core_count())
+        shape = Shape(num_heads, kv_heads, head_dim, page_size, kv_pages.dtype)
+        tiles = lookup_tiles(gpu_kind(), gpu_core_count(), shape)
     _check(q, kv_pages, tiles)
     heads = q.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
     real, group = heads.shape[2], _group(heads.shape[2])
@@ -98,7 +99,7 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
 
     Args:
         shape: of queries and pool.
-        tiles: block sizes; None takes those of `gpu_tiles`.
+        tiles: block sizes; None takes those of `lookup_tiles`.
     """
     if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):
         name = jnp.dtype(shape.dtype).name
@@ -110,7 +111,7 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
             f"it takes 1 to {ROWS} query heads for each KV head, not {shape.heads} for "
             f"{shape.kv_heads}"
         )
-    tiles = tiles or gpu_tiles(shape.head_dim, gpu_core_count())
+    tiles = tiles or lookup_tiles(gpu_kind(), gpu_core_count(), shape)
     for tile in (tiles.decode_tile, tiles.prefill_tile):
         if shape.page_size % 8 or (tile % shape.page_size and shape.page_size % tile):
             return (

@@ -11,11 +11,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jax_compat import load_ref
+from pallas_kernels.paged_attention import tuning
 
 LOG2E = math.log2(math.e)
 
 # What WGMMA reads and TMA writes: rows of 128 bytes, eight to a swizzle pattern.
 OPERAND = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+
+
+# Of the prefill kernel, beside the fetching one: they take 232 registers a thread, and a third
+# would wait for ever for its share of the multiprocessor's 65536.
+MAX_WARPGROUPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,7 @@ class GpuTiles:
         prefill_blocks: thread blocks of the prefill kernel.
         prefill_tile: positions per turn, 64 or 128.
         prefill_stages: tiles in flight.
-        prefill_warpgroups: of 64 query rows (tokens times heads of a group) each.
+        prefill_warpgroups: of 64 query rows (tokens times heads of a group) each; 1 or 2.
     """
 
     decode_blocks: int
@@ -61,6 +67,29 @@ def gpu_tiles(head_dim: int, num_cores: int) -> GpuTiles:
         prefill_stages=2 if wide else 3,
         prefill_warpgroups=1 if wide else 2,
     )
+
+
+def lookup_tiles(chip: str | None, num_cores: int, shape: tuning.Shape) -> GpuTiles:
+    """The block sizes to use: measured ones from tuning.json, or those of `gpu_tiles`.
+
+    Args:
+        chip: the device's kind; None if unknown.
+        num_cores: its multiprocessors.
+        shape: the kernel's shape.
+
+    Raises:
+        ValueError: the table's entry makes no sense.
+    """
+    entry = None if chip is None else tuning.load_table().get(tuning.key(chip, shape))
+    if entry is None:
+        return gpu_tiles(shape.head_dim, num_cores)
+    name = tuning.key(chip or "", shape)
+    fields = [field.name for field in dataclasses.fields(GpuTiles)]
+    tiles = GpuTiles(**tuning.entry_values(name, entry, fields))
+    fits = tiles.prefill_tile in (64, 128) and tiles.prefill_warpgroups <= MAX_WARPGROUPS
+    if tiles.decode_tile % 64 or not fits:
+        raise ValueError(f"tuning.json, {name!r}: {tiles} cannot be used")
+    return tiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,19 @@
-"""Block sizes of the TPU kernel: measured ones from tuning.json, or a heuristic.
+"""Block sizes of the kernels: measured ones from tuning.json, or a heuristic.
 
-The table has no entries yet: nobody has had a device to measure on. An entry's name is what
-`key` makes of a chip and a shape, its value the fields of `BlockSizes`.
+The table has no entries yet: nobody has had a device to measure on. `scripts/tune_attention.py`
+makes them. An entry's name is what `key` makes of a chip and a shape; its value is the fields of
+`BlockSizes` for a TPU and those of `gpu_tiles.GpuTiles` for a GPU.
 """
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+TABLE = Path(__file__).with_name("tuning.json")
 MEBIBYTE = 2**20
 # Vector memory of one core by the beginning of the device's kind; the first match counts.
 VMEM_MEBIBYTES = {
@@ -66,10 +69,30 @@ def lookup(chip: str | None, shape: Shape) -> BlockSizes:
     entry = None if chip is None else load_table().get(key(chip, shape))
     if entry is None:
         return heuristic(chip, shape)
-    sizes = BlockSizes(**entry)
-    if min(sizes) < 1 or sizes.pages_per_block % sizes.pages_per_chunk:
+    values = entry_values(key(chip or "", shape), entry, BlockSizes._fields)
+    sizes = BlockSizes(**values)
+    if sizes.pages_per_block % sizes.pages_per_chunk:
         raise ValueError(f"tuning.json, {key(chip or '', shape)!r}: {sizes} cannot be used")
     return sizes
+
+
+def entry_values(name: str, entry: dict[str, int], fields: Sequence[str]) -> dict[str, int]:
+    """An entry of the table, if it has the fields it should have and all are positive integers.
+
+    Args:
+        name: the entry's name.
+        entry: its value.
+        fields: names that it must have, and no others.
+
+    Raises:
+        ValueError: it has other fields or values.
+    """
+    if set(entry) != set(fields):
+        raise ValueError(f"tuning.json, {name!r}: needs {', '.join(fields)}, has {sorted(entry)}")
+    for field, value in entry.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"tuning.json, {name!r}: {field}={value!r} cannot be used")
+    return entry
 
 
 def key(chip: str, shape: Shape) -> str:
@@ -81,7 +104,7 @@ def key(chip: str, shape: Shape) -> str:
 @functools.cache
 def load_table() -> dict[str, dict[str, int]]:
     """The measured block sizes, by `key`."""
-    return json.loads(Path(__file__).with_name("tuning.json").read_text())
+    return json.loads(TABLE.read_text())
 
 
 def heuristic(chip: str | None, shape: Shape) -> BlockSizes:

@@ -1,0 +1,1 @@
+"""Times the kernels beside other implementations: `python -m pallas_kernels.bench`."""
