@@ -30,7 +30,7 @@ run_tests .venv-aot "$@" tests/aot tests/pallas_kernels/*aot*.py
 
 # Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests
 # above ran with less, those of GPU kernels run once more.
-gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py)
+gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py::test_gpu_kernels)
 if python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))'; then
   exit 0
 fi
