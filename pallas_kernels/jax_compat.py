@@ -63,40 +63,34 @@ def mosaic_gpu_kernel(
     return pl.kernel(with_scratch, out_type=out_type, mesh=mesh, compiler_params=params, name=name)
 
 
-def gpu_core_count() -> int:
-    """Streaming multiprocessors of the GPU that is compiled for; 1 where there is none."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None and device.num_cores is not None:
-        return device.num_cores
-    return getattr(jax.devices()[0], "core_count", 1)
+def _traced_device() -> Any:
+    """The device that is traced for.
+
+    An abstract mesh with a device (compiling ahead of time, for one that is not there) goes before
+    the default backend.
+    """
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 def gpu_kind() -> str | None:
-    """The kind of GPU that is traced for ("NVIDIA H100 80GB HBM3"), or None where there is none.
-
-    An abstract mesh with a device goes before the default backend, as for `tpu_kind`.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        device = jax.devices()[0]
+    """The kind of GPU that is traced for ("NVIDIA H100 80GB HBM3"), or None where it is none."""
+    device = _traced_device()
     return device.device_kind if device.platform in ("gpu", "cuda") else None
 
 
-def tpu_kind() -> str | None:
-    """The kind of TPU that is traced for ("TPU v5 lite"), or None where that is unknown.
+def gpu_core_count() -> int:
+    """Streaming multiprocessors of the GPU that is traced for; 1 where that is unknown."""
+    # An abstract device may not know, and calls num_cores what is a real one's core_count.
+    known = getattr(_traced_device(), "num_cores", None)
+    return known or getattr(jax.devices()[0], "core_count", 1)
 
-    An abstract mesh with a device (compiling ahead of time, for a TPU that is not there) goes
-    before the default backend.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return device.device_kind if device.device_kind.startswith("TPU") else None
-    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
+
+def tpu_kind() -> str | None:
+    """The kind of TPU that is traced for ("TPU v5 lite"), or None where it is none."""
+    kind = _traced_device().device_kind
+    return kind if kind.startswith("TPU") else None
 
 
 def tpu_core_count() -> int:
     """TensorCores of the device that is traced for; two where a chip is one device (v4, v5p)."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return device.num_cores or 1
-    return getattr(jax.devices()[0], "num_cores", 1) if jax.default_backend() == "tpu" else 1
+    return (tpu_kind() and getattr(_traced_device(), "num_cores", None)) or 1

@@ -1,6 +1,10 @@
 """Attention shapes of real models, for tests and benchmarks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from pallas_kernels.paged_attention import Shape
 
 
 class AttentionShape(NamedTuple):
@@ -26,3 +30,17 @@ MODEL_SHAPES = (
     AttentionShape("Gemma-3-270M", 4, 1, 256),
     AttentionShape("Qwen2.5-7B", 28, 4, 128),
 )
+
+MODELS = {shape.model: shape for shape in MODEL_SHAPES}
+
+
+def model_shape(model: str, page_size: int, dtype: Any) -> Shape:
+    """What the kernels are told of a model's attention.
+
+    Args:
+        model: one of MODELS.
+        page_size: tokens per page.
+        dtype: of queries and pool.
+    """
+    _, heads, kv_heads, head_dim = MODELS[model]
+    return Shape(heads, kv_heads, head_dim, page_size, jnp.dtype(dtype))

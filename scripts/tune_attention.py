@@ -24,9 +24,8 @@ from pallas_kernels.bench import timing, workloads
 from pallas_kernels.jax_compat import gpu_core_count, gpu_kind, tpu_kind
 from pallas_kernels.paged_attention import Shape, choose_implementation, gpu, tpu, tuning, xla
 from pallas_kernels.paged_attention.gpu_tiles import MAX_WARPGROUPS, GpuTiles, gpu_tiles
-from pallas_kernels.shapes import MODEL_SHAPES
+from pallas_kernels.shapes import MODELS, model_shape
 
-SHAPES = {shape.model: shape for shape in MODEL_SHAPES}
 MAX_ERROR = 0.02  # two roundings to bfloat16; float32 on a TPU is multiplied in bfloat16 too
 SMEM_BYTES = 227 * 1024  # of a Hopper multiprocessor, as one thread block can have it
 Candidate = TypeVar("Candidate", bound=Hashable)
@@ -166,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--page-sizes", nargs="+", type=int, default=[16, 64, 128])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--batch", type=int, help="rows; default: as in pallas_kernels.bench")
@@ -181,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     kernel = "tpu" if tpu_kind() is not None else "gpu"
     for model, page_size in itertools.product(options.shapes, options.page_sizes):
-        shape = Shape(*SHAPES[model][1:], page_size, jnp.dtype(options.dtype))
+        shape = model_shape(model, page_size, options.dtype)
         try:
             choose_implementation(kernel, device, shape)
         except ValueError as error:

@@ -35,11 +35,11 @@ from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
 from pallas_kernels.paged_attention import Shape, choose_implementation
+from pallas_kernels.tpu_layout import padded_to_lanes
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MODEL_LEN = 8192  # longer contexts cost page-table width in every step
-TPU_LANES = 128
 CPU_KV_GIB = 2.0
 FREE_MEMORY_SHARE = 0.9  # of what an accelerator has left once the weights are there
 
@@ -146,14 +146,18 @@ def _dtype(config: EngineConfig) -> np.dtype:
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
+def _head_parts(rules: ShardingRules) -> int:
+    """Over how many devices the attention heads are split."""
+    return rules.tensor if "kv_heads" in rules.split else 1
+
+
 def _attention(
     config: EngineConfig, model: ModelConfig, rules: ShardingRules, dtype: np.dtype
 ) -> str:
     """The attention that runs on this mesh's devices."""
-    parts = rules.tensor if "kv_heads" in rules.split else 1
+    device, parts = rules.mesh.devices.flat[0], _head_parts(rules)
     heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
     shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
-    device = rules.mesh.devices.flat[0]
     try:
         return choose_implementation(config.attention_implementation, device, shape)
     except ValueError as error:
@@ -170,13 +174,12 @@ def _num_pages(
     """Pages of the KV pool, over all data shards."""
     if config.num_pages is not None:
         return config.num_pages
-    kv_heads = model.num_kv_heads // (rules.tensor if "kv_heads" in rules.split else 1)
-    head_dim = model.head_dim
-    if rules.mesh.devices.flat[0].platform == "tpu":
-        head_dim = -(-head_dim // TPU_LANES) * TPU_LANES  # as its memory is laid out
+    device = rules.mesh.devices.flat[0]
+    kv_heads, head_dim = model.num_kv_heads // _head_parts(rules), model.head_dim
+    if device.platform == "tpu":
+        head_dim = padded_to_lanes(head_dim)
     page_bytes = model.num_layers * 2 * kv_heads * head_dim * dtype.itemsize
     page_bytes *= config.page_size
-    device = rules.mesh.devices.flat[0]
     stats = device.memory_stats() or {}
     if config.kv_cache_memory is not None:
         room = config.kv_cache_memory * 2**30

@@ -51,7 +51,8 @@ class StepProgram:
             buckets: shapes per data shard.
             implementation: of attention.
         """
-        # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers.
+        # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers. The
+        # GPU kernel, which a CPU may interpret, takes no traced window.
         loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
         return cls(graph, AttentionBackend(rules, implementation, loop_layers=loop), buckets)
 

@@ -1,6 +1,9 @@
 """A whole engine without a device: real scheduler, pages and tokenizer, a hash for a model."""
 
+from typing import Any
+
 from jaxserve.cache.page_pool import PagePool
+from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
@@ -10,23 +13,36 @@ from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 
 
-def fake_engine(
+def fake_engine(**options: Any) -> AsyncEngine:
+    """An engine that is ready at once; for testing clients and servers.
+
+    Args:
+        options: those of `fake_sync_engine`.
+    """
+    return AsyncEngine(fake_sync_engine(**options))
+
+
+def fake_sync_engine(
     *,
     model: FakeModel | None = None,
+    executor: Executor | None = None,
     num_pages: int = 512,
     page_size: int = 4,
     max_model_len: int = 512,
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 128,
     max_waiting: int = 1000,
+    overlap: bool = True,
     step_seconds: float = 0.001,
-) -> AsyncEngine:
-    """An engine that is ready at once; for testing clients, servers and policies.
+) -> Engine:
+    """The same, stepped by its caller; for testing policies.
 
     Args:
         model: what answers; default one over the byte tokenizer's vocabulary.
+        executor: the device; default a `FakeExecutor` of `model`.
         num_pages, page_size: the KV cache's size, and a page's in tokens.
-        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting: as in `EngineConfig`.
+        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap: as in
+            `EngineConfig`.
         step_seconds: how long the pretended device takes for a step.
     """
     tokenizer = ByteTokenizer()
@@ -55,6 +71,7 @@ def fake_engine(
         platform="fake",
         eos_token_ids=tokenizer.eos_token_ids,
     )
-    model = model or FakeModel(vocab_size=tokenizer.vocab_size)
-    executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
-    return AsyncEngine(Engine(scheduler, executor, tokenizer, info))
+    if executor is None:
+        model = model or FakeModel(vocab_size=tokenizer.vocab_size)
+        executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
+    return Engine(scheduler, executor, tokenizer, info, overlap=overlap)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.bench import peers, timing, workloads
 from pallas_kernels.bench.timing import Limits
@@ -25,9 +24,8 @@ from pallas_kernels.bench.workloads import Workload
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import Shape, choose_implementation, paged_attention
 from pallas_kernels.paged_attention.choice import NAMES
-from pallas_kernels.shapes import MODEL_SHAPES
+from pallas_kernels.shapes import MODELS, model_shape
 
-SHAPES = {shape.model: shape for shape in MODEL_SHAPES}
 ROW = "{:<14}{:>12}{:>12}{:>14}{:>9}{:>13}{:>10}"
 HEADER = ("implementation", "MB", "GFLOP", "bound (us)", "of", "time (us)", "fraction")
 
@@ -39,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["Llama-3.1-8B"])
+    parser.add_argument("--shapes", nargs="+", choices=MODELS, default=["Llama-3.1-8B"])
     parser.add_argument(
         "--workloads", nargs="+", choices=workloads.NAMES, default=list(workloads.NAMES)
     )
@@ -69,10 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(count is not None and count < 1 for count in counts):
         parser.error("--batch, --context, --page-size and --repeats must be positive")
     device = jax.devices()[0]
-    shapes = {
-        name: Shape(*SHAPES[name][1:], options.page_size, jnp.dtype(options.dtype))
-        for name in options.shapes
-    }
+    shapes = {name: model_shape(name, options.page_size, options.dtype) for name in options.shapes}
     for shape in shapes.values():  # before anything is timed
         for name in options.implementations or ():
             try:

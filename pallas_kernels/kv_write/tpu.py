@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.tpu_layout import tile_rows
 
 RING = 8  # items in flight: half of them being read, half being written
 
@@ -64,7 +65,7 @@ def kv_write(
         ValueError: pages are not whole tiles.
     """
     _, _, _, kv_heads, page_size, head_dim = kv_pages.shape
-    slots = 32 // kv_pages.dtype.itemsize
+    slots = tile_rows(kv_pages.dtype)
     if page_size % slots:
         raise ValueError(
             f"the TPU kernel writes tiles of {slots} slots of {kv_pages.dtype}; a page of "

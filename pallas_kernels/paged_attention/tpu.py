@@ -31,16 +31,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import jax_compat
 from pallas_kernels.paged_attention import tuning
-from pallas_kernels.paged_attention.tpu_body import (
-    LANES,
-    Program,
-    Rules,
-    Scalars,
-    Scratch,
-    run,
-    tile_rows,
-)
+from pallas_kernels.paged_attention.tpu_body import Program, Rules, Scalars, Scratch, run
 from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.tpu_layout import LANES, tile_rows
 
 MAX_TABLE_BYTES = 900 * 2**10  # of 1 MiB of scalar memory on every TPU since v4
 

@@ -19,13 +19,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.tpu_layout import tile_rows
+
 MASKED = -1e30  # finite: a row with nothing to see must not turn into NaN
-LANES = 128
-
-
-def tile_rows(dtype: Any) -> int:
-    """Rows of one tile in memory: narrow dtypes share 32-bit words between rows."""
-    return 32 // jnp.dtype(dtype).itemsize
 
 
 class Rules(NamedTuple):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from pallas_kernels.tpu_layout import LANES, padded_to_lanes
+
 TABLE = Path(__file__).with_name("tuning.json")
 MEBIBYTE = 2**20
 # Vector memory of one core by the beginning of the device's kind; the first match counts.
@@ -118,7 +120,7 @@ def heuristic(chip: str | None, shape: Shape) -> BlockSizes:
     # About 512 rows (token, group) of a query tile; 256 where memory is short.
     query_tokens = min(max(_power_of_two((512 if roomy else 256) // group), 16), 128)
     # K and V of one token in vector memory, where the last axis takes whole lanes.
-    lanes = -(-shape.head_dim // 128) * 128
+    lanes = padded_to_lanes(shape.head_dim)
     token_bytes = 2 * shape.kv_heads * lanes * jnp.dtype(shape.dtype).itemsize
     block_tokens = min((2 if roomy else 1) * MEBIBYTE // token_bytes, 2048)
     pages_per_block = _power_of_two(block_tokens // shape.page_size)
@@ -135,14 +137,14 @@ def vmem_bytes(shape: Shape, sizes: BlockSizes) -> int:
 
     Queries are counted as float32, and the log-sum-exp as asked for.
     """
-    lanes = -(-shape.head_dim // 128) * 128
+    lanes = padded_to_lanes(shape.head_dim)
     itemsize = jnp.dtype(shape.dtype).itemsize
     heads = -(-shape.heads // 8) * 8
     rows = sizes.query_tokens * (shape.heads // shape.kv_heads)
     block = 4 * shape.kv_heads * sizes.pages_per_block * shape.page_size * lanes * itemsize
-    blocks = 4 * sizes.query_tokens * heads * (3 * lanes + 2 * 128)  # two of q, two of out
+    blocks = 4 * sizes.query_tokens * heads * (3 * lanes + 2 * LANES)  # two of q, two of out
     blocks += 4 * sizes.query_tokens * heads * 2 * lanes
-    tile = 4 * shape.kv_heads * rows * (2 * lanes + 2 * 128)
+    tile = 4 * shape.kv_heads * rows * (2 * lanes + 2 * LANES)
     scores = 3 * 4 * rows * sizes.pages_per_chunk * shape.page_size
     return block + blocks + tile + scores
 

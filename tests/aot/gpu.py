@@ -21,7 +21,8 @@ needs_cuda_compiler = pytest.mark.skipif(
 
 
 @functools.cache
-def _h100() -> topologies.TopologyDescription:
+def h100_topology() -> topologies.TopologyDescription:
+    """One H100."""
     return topologies.get_topology_desc(
         platform="cuda", target_config=TARGET_CONFIG.read_text(), topology="1x1x1"
     )
@@ -41,7 +42,7 @@ def h100_compile(
         The executable: `memory_analysis()` works, calling it does not.
     """
     device = AbstractDevice(platform="cuda", device_kind=DEVICE_KIND, num_cores=SM_COUNT)
-    mesh = topologies.make_mesh(_h100(), (1,), ("x",))
+    mesh = topologies.make_mesh(h100_topology(), (1,), ("x",))
     replicated = NamedSharding(mesh, PartitionSpec())
     args = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), abstract_args

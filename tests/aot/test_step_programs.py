@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.stages import Compiled
 
 from jaxserve.core.errors import ConfigError
@@ -24,7 +23,7 @@ from jaxserve.runner.ahead_of_time import bytes_per_device, compile_step, lower_
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.collectives import Collective, collectives
 from jaxserve.runner.lowering import StepLowering
-from tests.aot.gpu import TARGET_CONFIG, needs_cuda_compiler
+from tests.aot.gpu import h100_topology, needs_cuda_compiler
 
 pytestmark = pytest.mark.slow
 
@@ -71,9 +70,7 @@ def case(*args: Any, tokens: int | None = None, **fields: Any):
 
 def devices_for(chip: str, count: int):
     if chip == "h100":
-        return topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET_CONFIG.read_text(), topology="1x1x1"
-        ).devices
+        return h100_topology().devices
     return abstract_tpu_devices(SLICES[chip][min(n for n in SLICES[chip] if n >= count)])
 
 

@@ -4,18 +4,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import Executor
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import ModelInfo, TokenDelta
-from jaxserve.scheduling.policies import make_policy
-from jaxserve.scheduling.scheduler import Scheduler
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
-from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+from jaxserve.engine.outputs import TokenDelta
+from jaxserve.testing.fake_engine import fake_sync_engine
+from jaxserve.testing.fake_executor import FakeModel
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
@@ -86,35 +82,10 @@ def build(model: object, **options: Any) -> Engine:
     return build_sync_engine(EngineConfig(model=str(model), **(limits | options)), progress=False)
 
 
-def fake_engine(
-    *,
-    model: FakeModel | None = None,
-    executor: Executor | None = None,
-    num_pages: int = 64,
-    page_size: int = 4,
-    max_num_seqs: int = 4,
-    max_num_batched_tokens: int = 16,
-    max_model_len: int = 64,
-    max_waiting: int = 100,
-    overlap: bool = True,
-    step_seconds: float = 0.0,
-) -> Engine:
-    """An engine over a hash function instead of a device."""
-    model = model or FakeModel(vocab_size=256)
-    scheduler = Scheduler(
-        page_pools=[PagePool(num_pages)],
-        page_size=page_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        max_waiting=max_waiting,
-        policy=make_policy("fcfs"),
-    )
-    info = ModelInfo(
-        name="fake", family="fake", max_model_len=max_model_len, vocab_size=258, num_layers=0,
-        dtype="none", mesh="", attention_implementation="none", page_size=page_size,
-        num_pages=num_pages, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens, platform="fake", eos_token_ids=(257,),
+def fake_engine(**options: Any) -> Engine:
+    """An engine over a hash function instead of a device; small unless told otherwise."""
+    limits: dict[str, Any] = dict(
+        num_pages=64, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, max_waiting=100,
+        step_seconds=0.0,
     )  # fmt: skip
-    executor = executor or FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
-    return Engine(scheduler, executor, ByteTokenizer(), info, overlap=overlap)
+    return fake_sync_engine(**{"model": FakeModel(vocab_size=256), **limits, **options})

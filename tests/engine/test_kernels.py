@@ -51,28 +51,29 @@ def shuffle_pages(engine: Engine) -> None:
         np.random.default_rng(1).shuffle(shard.pool._free)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_tpu_kernels(family: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    options: dict[str, Any] = {"page_size": 8, "num_pages": 24, "max_num_batched_tokens": 16}
-    directory = tiny_model(family)
+def assert_same_tokens(
+    kernel: str, directory: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's engine says what XLA's says."""
     expected = answers(build(directory, **options))
-    interpret("tpu", monkeypatch)
+    interpret(kernel, monkeypatch)
     engine = build(directory, **options)
-    assert engine.info.attention_implementation == "tpu"
+    assert engine.info.attention_implementation == kernel
     shuffle_pages(engine)
     assert answers(engine) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_tpu_kernels(family: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    options = {"page_size": 8, "num_pages": 24, "max_num_batched_tokens": 16}
+    assert_same_tokens("tpu", tiny_model(family), options, monkeypatch)
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="JAX 0.11 has the GPU interpreter")
 def test_gpu_kernels(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    options: dict[str, Any] = {
+    options = {
         "page_size": 16, "num_pages": 12, "max_num_batched_tokens": 16, "dtype": "bfloat16",
     }  # fmt: skip
     directory = tiny_model("gemma3", head_dim=64, num_hidden_layers=2,
                            layer_types=["sliding_attention", "full_attention"])  # fmt: skip
-    expected = answers(build(directory, **options))
-    interpret("gpu", monkeypatch)
-    engine = build(directory, **options)
-    assert engine.info.attention_implementation == "gpu"
-    shuffle_pages(engine)
-    assert answers(engine) == expected
+    assert_same_tokens("gpu", directory, options, monkeypatch)
