@@ -75,6 +75,19 @@ class EngineConfig:
         None, "GiB of KV cache per device (default: what is free on an accelerator, on CPU 2)",
         group="cache",
     )  # fmt: skip
+    prefix_cache: bool = option(
+        True, "share KV pages between requests that begin with the same tokens", group="cache"
+    )
+    host_cache_memory: float = option(
+        0.0, "GiB of host memory for KV pages that the device has no room for", group="cache"
+    )
+    disk_cache_memory: float = option(
+        0.0, "GiB of disk for KV pages that host memory has no room for; they outlive a restart",
+        group="cache",
+    )  # fmt: skip
+    disk_cache_dir: str | None = option(
+        None, "where those are kept (default: ~/.cache/jaxserve/kv)", group="cache"
+    )
 
     # Scheduling
     max_num_seqs: int = option(
@@ -86,8 +99,67 @@ class EngineConfig:
     max_waiting: int = option(
         2048, "requests that may wait; more are refused as queue full", group="scheduling"
     )
-    policy: str = option("fcfs", "order in which requests are served", group="scheduling",
-                         choices=("fcfs",))  # fmt: skip
+    policy: str = option(
+        "fcfs", "order in which requests are served", group="scheduling",
+        choices=("fcfs", "priority", "sjf", "srtf", "mlfq", "deadline", "ltr", "vtc", "lpm",
+                 "batch-prefix"),
+    )  # fmt: skip
+    starvation_timeout: float = option(
+        60.0, "seconds without progress after which a request goes before all others, by arrival "
+        "(not under fcfs and vtc, where nobody starves)", group="scheduling",
+    )  # fmt: skip
+    length_predictor: str = option(
+        "none", "what foretells the lengths of answers: exact (regression), range (classes), "
+        "rank (pairwise ranking) learn while serving; oracle takes max_tokens for the truth",
+        group="scheduling", choices=("none", "exact", "range", "rank", "oracle"),
+    )  # fmt: skip
+    predictor_dir: str | None = option(
+        None, "where it keeps what it learned (default: ~/.cache/jaxserve/predictors)",
+        group="scheduling",
+    )  # fmt: skip
+    admission: str = option(
+        "current", "KV pages that a request must find free to start: for its tokens so far, for "
+        "its predicted length too, or for max_tokens", group="scheduling",
+        choices=("current", "predicted", "max"),
+    )  # fmt: skip
+    preemption: str = option(
+        "auto", "what becomes of a preempted request's KV: recomputed, swapped to host memory "
+        "(needs --host-cache-memory), or what is estimated to cost less", group="scheduling",
+        choices=("auto", "recompute", "swap"),
+    )  # fmt: skip
+    token_budget: str = option(
+        "fixed", "tokens per step: max_num_batched_tokens, or only as many as keep a step within "
+        "--slo-tpot-ms", group="scheduling", choices=("fixed", "tpot"),
+    )  # fmt: skip
+    slo_ttft_ms: float = option(
+        10_000.0, "time to first token wanted by requests that do not say", group="scheduling"
+    )
+    slo_tpot_ms: float = option(
+        1_000.0, "time per output token wanted by requests that do not say", group="scheduling"
+    )
+    shed_late: bool = option(
+        False, "refuse waiting requests that cannot meet their targets any more (policy deadline)",
+        group="scheduling",
+    )  # fmt: skip
+    tenant_weights: str = option(
+        "", "shares of tenants under policy vtc, for example gold=2,free=0.5 (others: 1)",
+        group="scheduling",
+    )  # fmt: skip
+    prefill_first: bool = option(
+        False, "no decoding while a prompt can be computed, instead of chunked prefill beside it",
+        group="scheduling",
+    )  # fmt: skip
+    slice_tokens: int | None = option(
+        None, "after so many answer tokens a request makes room for those that wait",
+        group="scheduling",
+    )  # fmt: skip
+    token_buckets: str | None = option(
+        None, "token counts that steps are padded to, for example 1,8,24,64 (default: doubling; "
+        "see jaxserve bench buckets)", group="scheduling",
+    )  # fmt: skip
+    row_buckets: str | None = option(
+        None, "row counts that the sampler's steps are padded to, likewise", group="scheduling"
+    )
     overlap: bool = option(
         True, "launch the next step before the last one is collected", group="scheduling"
     )

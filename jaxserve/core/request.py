@@ -5,6 +5,7 @@ import enum
 import itertools
 
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 
 _keys = itertools.count()
 
@@ -23,6 +24,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    SHED = "shed"  # given up before its first token: it could not meet its target any more
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -48,6 +50,7 @@ class Request:
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
+    service: ServiceParams = dataclasses.field(default_factory=ServiceParams)
     max_tokens: int  # resolved: params.max_tokens, cut to what the context allows
     seed: int = 0  # resolved: params.seed, or one drawn at arrival; uint32
     arrival_time: float = 0.0
@@ -60,9 +63,13 @@ class Request:
     num_pending_tokens: int = 0
     num_preemptions: int = 0
     page_ids: list[int] = dataclasses.field(default_factory=list)
+    page_keys: list[bytes] = dataclasses.field(default_factory=list)  # see cache/page_keys.py
     slot: int | None = None  # row of the device's last-token map, held while running
     shard: int = 0  # which part of the mesh's data axis holds its pages
     finish_reason: FinishReason | None = None
+    # What policies go by.
+    predicted_len: float | None = None  # answer tokens in all, as far as a predictor knows
+    last_progress: float = 0.0  # when the last token was planned, or the arrival, in seconds
 
     @property
     def num_tokens(self) -> int:

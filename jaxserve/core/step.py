@@ -1,16 +1,17 @@
 """What passes between the scheduler and whatever runs a step: plans, results, executors."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jaxserve.core.sampling_params import SamplingParams
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepRow:
+class StepRow(NamedTuple):
     """One request's part in one step: some of its next tokens, and where its KV lives.
+
+    A named tuple and no dataclass: hundreds are made every step, at a fifth of the cost.
 
     Attributes:
         key: the request's never-reused number (`Request.key`).
@@ -20,9 +21,11 @@ class StepRow:
         num_tokens: tokens computed in this step.
         token_ids: their values, known to the host; shorter than `num_tokens` by one when the
             last one is still only on the device, in `slot` of the last-token map.
-        page_ids: pages that hold positions 0 .. start + num_tokens - 1, in order.
+        page_ids: pages that hold positions 0 .. start + num_tokens - 1, in order; those before
+            the page of `start` may be shared and are only read.
         samples: whether a next token is sampled after the last token of this row.
         params, seed: how it is sampled; the random key is fold_in(seed, start + num_tokens).
+        probe: whether the last hidden state of this row is wanted in the result.
     """
 
     key: int
@@ -35,6 +38,7 @@ class StepRow:
     samples: bool
     params: SamplingParams
     seed: int
+    probe: bool = False
 
     @property
     def end(self) -> int:
@@ -42,11 +46,62 @@ class StepRow:
         return self.start + self.num_tokens
 
 
+class PageSave(NamedTuple):
+    """A page's contents are wanted in the page store, under `key`."""
+
+    shard: int
+    page: int
+    key: bytes
+
+
+class PageCopy(NamedTuple):
+    """A page's contents are wanted in another page of the same shard as well."""
+
+    shard: int
+    source: int
+    target: int
+
+
+class PageLoads(NamedTuple):
+    """Pages are to be filled from the page store, in the background.
+
+    Attributes:
+        ticket: number under which `Executor.poll` reports the outcome; never reused.
+        shard: whose pages.
+        pages: the pages to fill, in the order of the request's tokens.
+        keys: what the store keeps their contents under, one key per page.
+    """
+
+    ticket: int
+    shard: int
+    pages: tuple[int, ...]
+    keys: tuple[bytes, ...]
+
+
+class LoadDone(NamedTuple):
+    """The outcome of `PageLoads`: so many of its pages, from the first on, have been filled."""
+
+    ticket: int
+    num_pages: int
+
+
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """The rows of one step, at most one per running request, in launch order."""
+    """One step: page movements, then the rows, at most one per running request.
+
+    On the device all happens in this order: `saves` read pages before anything overwrites them,
+    `copies` come next, then the rows write and read their own. `loads` only start here: their
+    pages belong to requests without a row, until `Executor.poll` says that they are filled.
+
+    Attributes:
+        rows: in launch order; may be empty when pages are to be moved.
+        saves, copies, loads: see the classes.
+    """
 
     rows: tuple[StepRow, ...]
+    saves: tuple[PageSave, ...] = ()
+    copies: tuple[PageCopy, ...] = ()
+    loads: tuple[PageLoads, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -61,9 +116,12 @@ class StepResult:
     Attributes:
         token_ids: int32 [rows]: the sampled token of each row of the plan, -1 where the row
             did not sample.
+        hidden: float32 [probed rows, hidden]: last hidden states of the rows with `probe`, in
+            their order; None if there are none.
     """
 
     token_ids: np.ndarray
+    hidden: np.ndarray | None = None
 
 
 class Executor(Protocol):
@@ -79,4 +137,18 @@ class Executor(Protocol):
 
     def collect(self, handle: Any) -> StepResult:
         """Wait for a launched step and return what it sampled."""
+        ...
+
+    def poll(self, *, wait: bool = False) -> list[LoadDone]:
+        """The page loads that came to an end since the last call.
+
+        Steps launched from now on see the pages' contents.
+
+        Args:
+            wait: block until there is at least one, if any is under way.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish what is under way and keep what is to be kept (pages on disk). Idempotent."""
         ...

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.layout import Layout
 from jax.stages import Compiled
 
-from jaxserve.core.step import StepPlan, StepResult
+from jaxserve.core.step import LoadDone, StepPlan, StepResult
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.packing import PackedStep, pack
 from jaxserve.runner.program_cache import ProgramCache
@@ -124,6 +124,13 @@ class DeviceRunner:
                 if place is not None:
                     token_ids[i] = tokens[place]
         return StepResult(token_ids)
+
+    def poll(self, *, wait: bool = False) -> list[LoadDone]:
+        """No loads are ever under way."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:

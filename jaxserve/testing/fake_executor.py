@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import StepPlan, StepResult, StepRow
+from jaxserve.core.step import LoadDone, StepPlan, StepResult, StepRow
 
 _UNWRITTEN = -1  # no token has this id, so reading it changes every hash
 
@@ -122,6 +122,13 @@ class FakeExecutor:
         if self._step_seconds:
             time.sleep(max(0.0, handle.done_at - time.monotonic()))
         return self._results.popleft()[1]
+
+    def poll(self, *, wait: bool = False) -> list[LoadDone]:
+        """No loads are ever under way."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     def _require_disjoint(self, plan: StepPlan) -> None:
         if not plan.rows:

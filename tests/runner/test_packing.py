@@ -1,7 +1,5 @@
 """Packing a plan for the device and reading it back, row by row."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,7 +48,7 @@ def plans(draw: st.DrawFn) -> tuple[StepPlan, int]:
             )  # fmt: skip
             budget -= count
     if not rows:
-        rows.append(dataclasses.replace(_ROW, num_tokens=1, token_ids=(5,)))
+        rows.append(_ROW._replace(num_tokens=1, token_ids=(5,)))
     return StepPlan(tuple(draw(st.permutations(rows)))), shards
 
 
@@ -131,7 +129,7 @@ def test_a_padded_step_has_no_rows(num_tokens: int):
 
 
 def test_too_many_tokens_are_refused():
-    row = dataclasses.replace(_ROW, num_tokens=24, token_ids=(1,) * 24, page_ids=tuple(range(6)))
+    row = _ROW._replace(num_tokens=24, token_ids=(1,) * 24, page_ids=tuple(range(6)))
     with pytest.raises(ValueError, match="24 exceeds the largest bucket, 23"):
         pack(StepPlan((row,)), BUCKETS, 1)
 

@@ -1,6 +1,5 @@
 """The fake executor must notice plans that a device would compute nonsense from."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ PROMPT = StepRow(
     key=0, slot=0, shard=0, start=0, num_tokens=5, token_ids=(1, 2, 3, 4, 5), page_ids=(3, 1),
     samples=True, params=SamplingParams(), seed=11,
 )  # fmt: skip
-DECODE = dataclasses.replace(PROMPT, start=5, num_tokens=1, token_ids=())
+DECODE = PROMPT._replace(start=5, num_tokens=1, token_ids=())
 
 
 def run(*rows: StepRow) -> list[int]:
@@ -31,11 +30,9 @@ def test_tokens_are_the_oracles() -> None:
     )  # fmt: skip
     oracle = MODEL.generate(request)
     assert run(PROMPT, DECODE) == oracle
-    first = dataclasses.replace(
-        PROMPT, num_tokens=3, token_ids=(1, 2, 3), page_ids=(3,), samples=False
-    )
-    second = dataclasses.replace(PROMPT, start=3, num_tokens=2, token_ids=(4, 5))
-    known = dataclasses.replace(DECODE, token_ids=(oracle[0],))
+    first = PROMPT._replace(num_tokens=3, token_ids=(1, 2, 3), page_ids=(3,), samples=False)
+    second = PROMPT._replace(start=3, num_tokens=2, token_ids=(4, 5))
+    known = DECODE._replace(token_ids=(oracle[0],))
     assert run(first, second, known) == [-1, *oracle]
 
 
@@ -53,17 +50,17 @@ def test_tokens_are_the_oracles() -> None:
     ],
 )
 def test_a_mistake_changes_the_token(mistake: dict[str, Any]) -> None:
-    assert run(PROMPT, dataclasses.replace(DECODE, **mistake))[1] != run(PROMPT, DECODE)[1]
+    assert run(PROMPT, DECODE._replace(**mistake))[1] != run(PROMPT, DECODE)[1]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ((), "without rows"),
-        ((PROMPT, dataclasses.replace(PROMPT, key=1)), "same slot"),
-        ((PROMPT, dataclasses.replace(PROMPT, slot=1)), "same key"),
-        ((dataclasses.replace(PROMPT, token_ids=(1, 2, 3)),), "3 token ids for 5"),
-        ((dataclasses.replace(PROMPT, page_ids=(3,)),), "1 pages for 5"),
+        ((PROMPT, PROMPT._replace(key=1)), "same slot"),
+        ((PROMPT, PROMPT._replace(slot=1)), "same key"),
+        ((PROMPT._replace(token_ids=(1, 2, 3)),), "3 token ids for 5"),
+        ((PROMPT._replace(page_ids=(3,)),), "1 pages for 5"),
     ],
 )
 def test_a_contradiction_is_refused(rows: tuple[StepRow, ...], message: str) -> None:
@@ -82,8 +79,8 @@ def test_steps_are_collected_once_and_in_order() -> None:
 
 
 def test_greedy_ignores_the_seed_and_eos_comes_as_often_as_asked() -> None:
-    greedy = dataclasses.replace(PROMPT, params=SamplingParams(temperature=0.0))
-    assert run(greedy) == run(dataclasses.replace(greedy, seed=99)) != run(PROMPT)
+    greedy = PROMPT._replace(params=SamplingParams(temperature=0.0))
+    assert run(greedy) == run(greedy._replace(seed=99)) != run(PROMPT)
     model = FakeModel(vocab_size=20, eos_token_id=4, eos_probability=0.25)
     tokens = [model.next_token([i], seed=0) for i in range(2000)]
     assert 0.2 < tokens.count(4) / 2000 < 0.3

@@ -1,28 +1,99 @@
 """What a scheduling policy is."""
 
-from typing import Protocol
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 
 from jaxserve.core.request import Request
 
 Priority = float | tuple[float, ...]
 
 
-class Policy(Protocol):
-    """Decides who goes first; one method, no state of the scheduler in it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """What the options say to policies; each takes what concerns it.
 
-    The same order serves twice: the smallest priority is admitted first, and the largest is the
-    first to lose its pages when they run out.
+    Attributes:
+        page_size: tokens per KV page.
+        ttft_target, tpot_target: seconds, of requests that bring none of their own.
+        shed_late: whether requests that cannot meet their targets any more may be given up.
+        tenant_weights: each tenant's share; tenants not named have 1.
     """
 
+    page_size: int = 64
+    ttft_target: float = 10.0
+    tpot_target: float = 1.0
+    shed_late: bool = False
+    tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Policy(ABC):
+    """Decides who goes first. Only `priority` must be said; the rest has a plain default.
+
+    The same order serves three times: the smallest priority is admitted first and prefilled
+    first, and the largest is the first to lose its pages when they run out. A policy keeps books
+    of its own if it must (by `Request.key`), but no clock: time comes as an argument.
+
+    Attributes:
+        ages: requests without progress for longer than the starvation timeout go before all
+            others, by arrival, until they are finished. False for an order in which nobody can
+            starve anyway.
+        reranks: the priority of a running request changes while it runs, and is asked for at
+            every step.
+        refreshes: the priority of a waiting request changes while it waits; a few are asked for
+            at every step, in turn.
+        wants_predictions: refuses to run without a length predictor.
+    """
+
+    ages: bool = True
+    reranks: bool = False
+    refreshes: bool = False
+    wants_predictions: bool = False
+
+    @abstractmethod
     def priority(self, request: Request, now: float) -> Priority:
         """Rank of a request: smaller is served first, ties go to the older request.
 
-        Called once each time the request joins the waiting queue, so that a step never has to
-        sort the queue. A policy in which waiting improves a request's rank fits this too: with
-        linear ageing the order of two requests does not change while both wait.
+        Asked each time a request joins the waiting queue, when a predictor has changed its mind
+        about it, and as `reranks` and `refreshes` say. With linear ageing the order of two
+        waiting requests never changes, so that needs neither.
 
         Args:
-            request: the request that joins the queue.
-            now: when it joins, in seconds: its arrival, or the step that preempted it.
+            request: waiting or running.
+            now: seconds.
         """
-        ...
+
+    def group(self, request: Request) -> Hashable:
+        """Requests of one group keep their order among each other while they wait."""
+        return None
+
+    def group_priority(self, group: Hashable, now: float) -> float:
+        """Rank of a group, which comes before `priority`.
+
+        May change at any time, but while requests of a group wait it must never fall.
+        """
+        return 0.0
+
+    def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
+        """Whether a waiting request may take the place of a running one that ranks after it.
+
+        By default no: running requests first.
+        """
+        return False
+
+    def sheds(self, request: Request, now: float) -> bool:
+        """Whether a waiting request without a token yet is given up. Asked of the first in line."""
+        return False
+
+    def arrived(self, request: Request, now: float) -> None:  # noqa: B027
+        """A new request is about to be ranked for the first time."""
+
+    def served(self, request: Request, num_tokens: int, now: float) -> None:  # noqa: B027
+        """A step was planned that computes `num_tokens` of a request.
+
+        At this time `request.num_computed_tokens` counts them already, and
+        `request.num_pending_tokens` the token that the step will sample, if it does.
+        """
+
+    def finished(self, request: Request) -> None:  # noqa: B027
+        """A request ended, for whatever reason; forget what was kept of it."""

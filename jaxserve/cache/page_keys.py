@@ -1,0 +1,43 @@
+"""What a KV page is called wherever it is kept: a hash of all the tokens up to its end.
+
+A page's key is a hash of its parent's key and its own tokens (chained page hashes, as in vLLM's
+automatic prefix caching), and the first parent is a hash of a salt. So equal keys mean equal KV:
+the same tokens after the same tokens, for somebody with whom they may be shared.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+KEY_BYTES = 16
+
+
+def root_key(salt: str = "") -> bytes:
+    """The parent of every first page.
+
+    Args:
+        salt: all that must not share pages with others: tenant secret, adapter, and the like.
+    """
+    return hashlib.blake2b(salt.encode(), digest_size=KEY_BYTES, person=b"jaxserve.root").digest()
+
+
+def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The key of a page that holds `tokens`, after the page (or root) of key `parent`."""
+    data = np.asarray(tokens, np.int32).tobytes()
+    return hashlib.blake2b(data, digest_size=KEY_BYTES, key=parent).digest()
+
+
+def extend_keys(keys: list[bytes], root: bytes, tokens: Sequence[int], page_size: int) -> None:
+    """Append the keys of the full pages that `tokens` fill.
+
+    Args:
+        keys: keys of the pages before; extended in place.
+        root: the parent of the first page.
+        tokens: the tokens from position `len(keys) * page_size` on.
+        page_size: tokens per page.
+    """
+    parent = keys[-1] if keys else root
+    for first in range(0, len(tokens) - page_size + 1, page_size):
+        parent = page_key(parent, tokens[first : first + page_size])
+        keys.append(parent)
