@@ -112,8 +112,8 @@ _PARAGRAPHS = (
 _FUNCTIONS = (
     "reverses a string", "checks whether a number is prime", "sorts a list of numbers",
     "counts the vowels in a text", "computes the factorial of n",
-    "finds the largest number in a list", "merges two dictionaries", "removes duplicates from a list",
-    "converts Celsius to Fahrenheit",
+    "finds the largest number in a list", "merges two dictionaries",
+    "removes duplicates from a list", "converts Celsius to Fahrenheit",
     "reads a file and counts its lines", "checks whether a word is a palindrome",
     "computes the n-th Fibonacci number", "adds two matrices", "flattens a nested list",
 )  # fmt: skip
