@@ -54,11 +54,10 @@ class RequestPages:
         self._traffic = traffic
         self._prefix_cache = prefix_cache
         self.sources: list[int] = []
-        self._fresh: set[int] = set()  # published by the step being planned: not yet written
 
     def begin_step(self) -> None:
         """Let go of what only the last step needed."""
-        self._fresh.clear()
+        self.pool.begin_step()
         if self.sources:
             self.pool.free(self.sources)
             self.sources = []
@@ -120,7 +119,7 @@ class RequestPages:
         if match is None:
             return
         source, num_tokens = match
-        if num_tokens * _COPY_FRACTION < size or source in self._fresh:
+        if num_tokens * _COPY_FRACTION < size:
             return
         self.pool.share([source])
         self.sources.append(source)
@@ -145,7 +144,7 @@ class RequestPages:
             end = min(end, request.num_swapped_tokens)
         request.num_computed_tokens = end
         request.load_ticket = None
-        self.publish(request, end)
+        self.publish(request)
 
     # -- growing and sharing --------------------------------------------------------------
 
@@ -162,39 +161,21 @@ class RequestPages:
             request.page_ids += pages or ()
         return min(num_tokens, len(request.page_ids) * self._page_size - computed)
 
-    def publish(self, request: Request, written: int) -> None:
-        """Let others share the request's full pages.
-
-        Args:
-            request: holds the pages.
-            written: tokens whose KV earlier steps have written or will have; pages beyond
-                are written by the step being planned.
-        """
+    def publish(self, request: Request) -> None:
+        """Let others share the pages that the request fills with tokens whose values are known."""
         if not self._prefix_cache:
             return
         size = self._page_size
-        known = min(request.num_computed_tokens, request.num_known_tokens)
-        if known // size <= request.num_published_pages:
+        num_full = min(request.num_computed_tokens, request.num_known_tokens) // size
+        if num_full <= request.num_published_pages:
             return
         self.update_keys(request)
-        for index in range(request.num_published_pages, known // size):
-            if not self._publish_page(request, index, is_written=(index + 1) * size <= written):
-                return
-            request.num_published_pages = index + 1
-
-    def _publish_page(self, request: Request, index: int, *, is_written: bool) -> bool:
-        key, page = request.page_keys[index], request.page_ids[index]
-        if not is_written:
-            # Another page has this key? Then ours, which this step writes, cannot be given back
-            # before the next step.
-            if self.pool.match([key]):
-                return False
-            self._fresh.add(page)
-        parent = request.page_keys[index - 1] if index else _root(request)
-        first = index * self._page_size
-        tokens = request.known_tokens(first, first + self._page_size)
-        request.page_ids[index] = self.pool.publish(page, key, parent, tokens)
-        return True
+        keys, pages = request.page_keys, request.page_ids
+        for index in range(request.num_published_pages, num_full):
+            parent = keys[index - 1] if index else _root(request)
+            tokens = request.known_tokens(index * size, (index + 1) * size)
+            pages[index] = self.pool.publish(pages[index], keys[index], parent, tokens)
+        request.num_published_pages = num_full
 
     # -- giving back ----------------------------------------------------------------------
 
@@ -206,7 +187,7 @@ class RequestPages:
         if not request.page_ids:
             return
         if self._prefix_cache and request.num_computed_tokens:
-            self.publish(request, request.num_computed_tokens)
+            self.publish(request)
             self._publish_tail(request)
         self.pool.free(request.page_ids)
         request.page_ids = []

@@ -75,8 +75,10 @@ class Shard:
         """Pages to leave a running request: those it wanted at first, and one to grow into.
 
         Without that one a newcomer would be preempted after a few steps. A request that holds
-        all the pages it can ever fill is owed none.
+        all the pages it can ever fill, or has all its tokens, is owed none.
         """
+        if request.num_output_tokens >= request.max_tokens:
+            return 0
         held = len(request.page_ids)
         # The last token of an answer is never fed back, so it needs no KV.
         most = -(-(len(request.prompt_token_ids) + request.max_tokens - 1) // self.page_size)
@@ -152,9 +154,6 @@ class Shard:
         start = request.num_computed_tokens
         end = start + num_tokens
         size = self.page_size
-        fills_page = end // size > request.num_published_pages
-        if fills_page:
-            self.pages.publish(request, start)
         samples = end == request.num_tokens
         probe = self._probe_every
         # Without the value of a pending token: that one is in the slot, on the device.
@@ -185,8 +184,8 @@ class Shard:
             request.last_progress = now
         self.budget -= num_tokens
         self._planned.add(request.key)
-        if fills_page:
-            self.pages.publish(request, start)
+        if end // size > request.num_published_pages:
+            self.pages.publish(request)
 
     # -- books ----------------------------------------------------------------------------
 

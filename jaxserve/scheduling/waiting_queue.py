@@ -50,9 +50,12 @@ class WaitingQueue:
         self._compact()
 
     def _put(self, entry: Ranked) -> None:
+        request, group_priority = entry.request, entry.group_priority
+        if self._ranking.has_groups and entry.tier:
+            # What the group ranked when a request joined says nothing about its place in the group.
+            entry = entry._replace(group_priority=0.0)
         self._live[entry.key] = entry
         self._num_entries += 1
-        request = entry.request
         if entry.tier == 0:
             heapq.heappush(self._overdue, entry)
             return
@@ -65,7 +68,7 @@ class WaitingQueue:
         if heap is None:
             heap = self._groups[group] = []
             self._num_groups += 1
-            heapq.heappush(self._order, (entry.group_priority, self._num_groups, group))
+            heapq.heappush(self._order, (group_priority, self._num_groups, group))
         heapq.heappush(heap, entry)
 
     def _is_live(self, entry: Ranked) -> bool:
@@ -129,5 +132,5 @@ class WaitingQueue:
         dead = self._num_entries - len(self._live)
         if dead > max(_MIN_DEAD_TO_COMPACT, len(self._live)):
             self._clear_heaps()
-            for entry in self._live.values():
+            for entry in list(self._live.values()):
                 self._put(entry)
