@@ -13,7 +13,7 @@ from jaxserve.scheduling.ranking import Ranking
 from jaxserve.scheduling.waiting_queue import WaitingQueue
 
 TIMEOUT = 20.0
-GROUPS = ("a", "b", "c")
+GROUPS: tuple[str, ...] = ("a", "b", "c")
 
 
 class Shares(Policy):
@@ -21,7 +21,7 @@ class Shares(Policy):
 
     def __init__(self, *, ages: bool = True) -> None:
         self.ages = ages
-        self.counters = dict.fromkeys(GROUPS, 0.0)
+        self.counters: dict[str, float] = dict.fromkeys(GROUPS, 0.0)
 
     def priority(self, request: Request, now: float) -> float:
         return request.service.priority
