@@ -13,7 +13,7 @@ class _Node:
 
     __slots__ = ("number", "share", "users")
 
-    def __init__(self, number: int, share: float) -> None:
+    def __init__(self, number: int, share: int) -> None:
         self.number = number
         self.share = share
         self.users = 0  # unfinished requests
@@ -55,9 +55,10 @@ class BatchPrefix(Policy):
             self._batch += 1
             self._batch_began = request.arrival_time
         path = request.page_keys[:]  # the request's own list grows with the answer
-        nodes = [self._enter(key, request) for key in path]
+        share = _decode_share(request)
+        nodes = [self._enter(key, share) for key in path]
         if not nodes:  # a prompt of less than a page is a group by itself
-            nodes = [self._new_node(request)]
+            nodes = [self._new_node(share)]
         numbers = (node.number for node in nodes)
         self._ranks[request.key] = (self._batch, -nodes[0].share, *numbers)
         self._paths[request.key] = path
@@ -75,15 +76,19 @@ class BatchPrefix(Policy):
             if not node.users:
                 del self._nodes[key]
 
-    def _enter(self, key: bytes, request: Request) -> _Node:
+    def _enter(self, key: bytes, share: int) -> _Node:
         node = self._nodes.get(key)
         if node is None:
-            node = self._nodes[key] = self._new_node(request)
+            node = self._nodes[key] = self._new_node(share)
         node.users += 1
         return node
 
-    def _new_node(self, request: Request) -> _Node:
-        answer = request.predicted_len or request.max_tokens
-        share = math.floor(math.log2(answer / len(request.prompt_token_ids)))
+    def _new_node(self, share: int) -> _Node:
         self._num_nodes += 1
         return _Node(self._num_nodes, share)
+
+
+def _decode_share(request: Request) -> int:
+    """Answer tokens per prompt token, as the exponent of a power of two, rounded down."""
+    answer = max(request.predicted_len or request.max_tokens, 1.0)
+    return math.floor(math.log2(answer / len(request.prompt_token_ids)))

@@ -3,7 +3,7 @@
 import math
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy
 
 
 class LearnedRank(Policy):
@@ -20,7 +20,7 @@ class LearnedRank(Policy):
 
     wants_predictions = True
 
-    def priority(self, request: Request, now: float) -> Priority:
+    def priority(self, request: Request, now: float) -> float:
         """The predicted score; whoever has none comes last."""
         predicted = request.predicted_len
         return math.inf if predicted is None else predicted

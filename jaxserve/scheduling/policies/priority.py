@@ -7,7 +7,7 @@ AGEING = 0.1  # priority levels per second
 
 
 class ClientPriority(Policy):
-    """Smaller `ServiceParams.priority` first, as in vLLM; one level is worth ten seconds of waiting.
+    """Smaller `ServiceParams.priority` first, as in vLLM; ten seconds of waiting make up one level.
 
     Ageing is linear, `priority - AGEING * (now - arrival)`. The term in `now` is the same for
     all, so the rank leaves it out and never changes. Priorities may lie so far apart that ageing

@@ -1,6 +1,7 @@
 """Virtual token counters: fairness between tenants."""
 
 import heapq
+from collections.abc import Hashable
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import Request
@@ -13,8 +14,17 @@ ANSWER_PRICE = 2.0  # w_q, per answer token
 class _Account:
     """What a tenant was served, in tokens weighted by price and by the tenant's share."""
 
-    __slots__ = ("counter", "in_idle", "in_queue", "number", "tenant", "unfinished", "waiting")
-    __slots__ += ("answer_price", "prompt_price")
+    __slots__ = (
+        "answer_price",
+        "counter",
+        "in_idle",
+        "in_queue",
+        "number",
+        "prompt_price",
+        "tenant",
+        "unfinished",
+        "waiting",
+    )
 
     def __init__(self, tenant: str, weight: float, number: int) -> None:
         self.tenant = tenant
@@ -82,7 +92,7 @@ class VirtualTokenCounter(Policy):
             if not weight > 0:
                 raise ConfigError(f"the weight of tenant {tenant!r} must be positive, got {weight}")
         self._weights = settings.tenant_weights
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[Hashable, _Account] = {}  # by tenant
         self._charges: dict[int, _Charge] = {}  # by Request.key
         self._num_accounts = 0
         # Heaps of accounts by counter. Counters only grow: an entry is brought up to date when it
@@ -106,7 +116,7 @@ class VirtualTokenCounter(Policy):
         """The tenant."""
         return request.service.tenant
 
-    def group_priority(self, group: str, now: float) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def group_priority(self, group: Hashable, now: float) -> float:
         """The tenant's counter, in weighted tokens."""
         account = self._accounts.get(group)
         return account.counter if account else self._floor()
