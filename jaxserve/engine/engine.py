@@ -12,6 +12,7 @@ from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
+from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.engine.stream import OutputStream
 from jaxserve.runner.compile_counter import CompileCounter
@@ -44,6 +45,10 @@ class Engine:
         seed: seed of the seeds drawn for requests that bring none.
         compiles: the executor's compile counts, for `load`.
         predictor: foretells the lengths of answers, for policies that go by them.
+        num_shards: data shards of the mesh.
+
+    Attributes:
+        histogram: how large the steps were.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Engine:
         seed: int = 0,
         compiles: CompileCounter | None = None,
         predictor: LengthPredictor | None = None,
+        num_shards: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -66,6 +72,7 @@ class Engine:
         self._seeds = random.Random(seed)
         self._compiles = compiles or CompileCounter()
         self._predictor = predictor or NoPredictor()
+        self.histogram = StepHistogram(num_shards)
         self._streams: dict[int, OutputStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
@@ -155,6 +162,7 @@ class Engine:
         plan = self._scheduler.plan(now)
         launched = None
         if plan is not None:
+            self.histogram.add(plan)
             launched = _Launched(plan, self._executor.launch(plan), time.perf_counter())
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
