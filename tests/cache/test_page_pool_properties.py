@@ -87,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         if len(expected) < n:
             assert pages is None
             return
-        assert pages == expected
+        assert pages is not None and pages == expected
         self.stack = self.stack[n:]
         for i in pages:
             page = self.pages[i]
@@ -174,13 +174,12 @@ class PoolMachine(RuleBasedStateMachine):
         best: tuple[int, int] | None = None
         latest_first = sorted(range(len(self.pages)), key=lambda i: -self.pages[i].copyable)
         alike = [
-            i
+            (i, chain[-1])
             for i in latest_first
             if (chain := self.pages[i].chain) and self.pages[i].copyable
             if chain[:-1] == parent and list(chain[-1][:1]) == tokens[:1]
         ]
-        for i in alike[:8]:
-            own = (self.pages[i].chain or ())[-1]
+        for i, own in alike[:8]:
             n = max(k for k in range(len(own) + 1) if list(own[:k]) == tokens[:k])
             if n > (best[1] if best else 0):
                 best = (i, n)
