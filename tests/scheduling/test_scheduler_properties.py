@@ -193,7 +193,7 @@ def make_request(
     )
 
 
-class ShortestFirst:
+class ShortestFirst(Policy):
     """Lets late arrivals pass, so that a decode may rank after a prompt still in progress."""
 
     def priority(self, request: Request, now: float) -> float:
