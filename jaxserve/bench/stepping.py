@@ -8,7 +8,7 @@ step is over, as in a server; its latencies count from when it was due.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -19,10 +19,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 
 if TYPE_CHECKING:
-    from jaxserve.core.config import EngineConfig
     from jaxserve.engine.engine import Engine
-
-BuildEngine = Callable[["EngineConfig"], "Engine"]
 
 
 def greedy(num_tokens: int) -> SamplingParams:
@@ -82,6 +79,13 @@ class SteppedRecord(RequestRecord):
         return (self.delta_times[-1] - self.delta_times[0]) / (self.output_len - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class RunResult(LoadResult):
+    """A `LoadResult` whose records have the answers, too."""
+
+    records: tuple[SteppedRecord, ...]
+
+
 class Driver:
     """Adds requests to an engine, steps it, and notes when every token came.
 
@@ -119,12 +123,9 @@ class Driver:
         if request.request_id in self.records:
             raise JaxserveError(f"request id {request.request_id!r} was used before")
         # The engine, too, counts from when it was due: targets are kept or missed by that.
-        extra: dict[str, Any] = (
-            {} if request.service == ServiceParams() else {"service": request.service}
-        )
         self.engine.add(
-            request.request_id, request.prompt_token_ids, request.params,
-            now=self._start + request.arrival, **extra,
+            request.request_id, request.prompt_token_ids, request.params, request.service,
+            now=self._start + request.arrival,
         )  # fmt: skip
         record = SteppedRecord(
             request_id=request.request_id,
@@ -158,7 +159,7 @@ class Driver:
         *,
         on_step: Callable[[list[SteppedRecord]], None] = lambda changed: None,
         progress: str | None = None,
-    ) -> LoadResult:
+    ) -> RunResult:
         """Serve requests, each from its time on, until all are answered.
 
         Args:
@@ -184,7 +185,7 @@ class Driver:
                 bar.update(sum(record.finish_reason is not None for record in changed))
         first = due[0].arrival if due else 0.0
         last = max((r.delta_times[-1] for r in mine if r.delta_times), default=first)
-        return LoadResult(tuple(mine), last - first)
+        return RunResult(tuple(mine), last - first)
 
     def serve(
         self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
@@ -204,20 +205,3 @@ class Driver:
                 record.finish_reason = FinishReason.ABORT
         while self.engine.has_work:
             self.engine.step(self._clock())
-
-
-def in_turns(names: Sequence[str], round_number: int) -> Sequence[str]:
-    """The sides in the order of this round: every other round goes backwards.
-
-    A machine that slowly warms up or cools down then favours nobody.
-    """
-    return list(names) if round_number % 2 == 0 else list(reversed(names))
-
-
-def count_differing(answers: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int:
-    """How many answers of two sides are not the same tokens.
-
-    Raises:
-        ValueError: the sides did not answer the same number of requests.
-    """
-    return sum(list(a) != list(b) for a, b in zip(answers, others, strict=True))

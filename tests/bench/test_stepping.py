@@ -5,13 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.bench.report import summarize
-from jaxserve.bench.stepping import (
-    Driver,
-    TimedRequest,
-    count_differing,
-    greedy,
-    in_turns,
-)
+from jaxserve.bench.stepping import Driver, TimedRequest, greedy
 from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
@@ -136,13 +130,3 @@ def test_a_driver_takes_the_machines_own_clock() -> None:
     driver = Driver(virtual_engine(VirtualTime()))
     record = driver.serve("x", [1, 2, 3], greedy(2))
     assert 0 <= record.start <= record.delta_times[0] <= driver.now() < 60
-
-
-def test_every_other_round_goes_backwards() -> None:
-    assert [in_turns("abc", i) for i in range(3)] == [list("abc"), list("cba"), list("abc")]
-
-
-def test_differing_answers_are_counted() -> None:
-    assert count_differing([[1, 2], [3]], [(1, 2), (4,)]) == 1
-    with pytest.raises(ValueError):
-        count_differing([[1]], [])
