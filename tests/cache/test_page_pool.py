@@ -235,8 +235,10 @@ def test_clear_forgets_what_was_about_to_be_saved() -> None:
     (fresh,) = fill(pool, [2], [3])[:1]
     pool.clear()
     assert pool.take_evicted() == []
-    pool.publish_tail(fresh, ROOT, [4])
+    pool.begin_step()
+    pool.publish(fresh, keys([4])[0], ROOT, [4])
     pool.free([fresh])
+    pool.begin_step()
     assert pool.allocate(1) == [fresh]
     assert pool.take_evicted() == [(fresh, keys([4])[0])]
 
