@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxserve.bench.tables import format_table
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
@@ -200,19 +201,19 @@ def format_host_costs(
     costs: Sequence[HostCost], spec: HostCostSpec, step_seconds: float | None
 ) -> str:
     """A table, microseconds as median / 99th percentile, and the step that hides it all."""
-    columns = ("plan", "pack", "commit", "total")
-    head = f"{'policy':<14}{'waiting':>8}" + "".join(f"{c + ' (us)':>18}" for c in columns)
-    lines = [f"{spec.num_running} running requests, median / p99 per step", head]
+    columns = (*PARTS, "total")
+    rows = []
     for cost in costs:
         fields = cost.to_dict()
         cells = (f"{fields[f'median_{c}_us']:.0f} / {fields[f'p99_{c}_us']:.0f}" for c in columns)
-        line = f"{cost.policy:<14}{cost.num_waiting:>8}"
-        lines.append(line + "".join(f"{cell:>18}" for cell in cells))
+        rows.append((cost.policy, str(cost.num_waiting), *cells))
+    table = format_table(("policy", "waiting", *columns), rows)
+    text = f"{spec.num_running} running requests; microseconds per step, median / p99\n{table}"
     if step_seconds is not None:
         worst = max(float(np.median(cost.total)) for cost in costs)
-        lines.append(
-            f"A step of {spec.num_running} rows keeps the device busy for "
-            f"{step_seconds * 1e3:.1f} ms; the host's largest median is "
+        text += (
+            f"\nA step of {spec.num_running} rows keeps the device busy for "
+            f"{step_seconds * 1e3:.1f} ms; the largest median of the host's is "
             f"{100 * worst / step_seconds:.1f} % of that."
         )
-    return "\n".join(lines)
+    return text

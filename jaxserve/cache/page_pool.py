@@ -145,7 +145,7 @@ class PagePool:
             page, _ = self._cached.popitem(last=False)
             key = self._index.remove(page)
             # Saves read what was there when the step began: the first key, if there are two.
-            if page not in self._fresh:
+            if page not in self._fresh and not self._index.is_tail[page]:
                 self._evicted.setdefault(page, key)
             self._events.removed(key, Tier.DEVICE, self._shard)
             pages.append(page)
@@ -294,8 +294,9 @@ class PagePool:
     def take_evicted(self) -> list[tuple[int, bytes]]:
         """Pages (and their keys) that `allocate` evicted since the last call or `begin_step`.
 
-        Their contents are there until the step being planned runs. Each page comes once, and
-        one that was published in this very step not at all: it holds nothing yet.
+        Their contents are there until the step being planned runs. Each page comes once. Tails do
+        not come, since nobody could ask for them by key, nor do pages that were published in this
+        very step: they hold nothing yet.
         """
         if not self._evicted:
             return []
@@ -303,15 +304,16 @@ class PagePool:
         return list(evicted.items())
 
     def cached_pages(self) -> list[tuple[int, bytes]]:
-        """All pages with a key, used ones included, most recently used first, and their keys.
+        """All full pages with a key, used ones included, the latest used first, and their keys.
 
         Of two pages of one request the earlier comes first: any leading part of the list can be
         found again.
         """
-        used = [(page, key) for key, page in self._index.items() if self._references[page]]
-        key_of = self._index.key_of
-        cached = [(page, key_of[page]) for page in reversed(self._cached)]
-        return used + [(page, key) for page, key in cached if key is not None]
+        is_tail = self._index.is_tail
+        full = [(page, key) for key, page in self._index.items() if not is_tail[page]]
+        used = [(page, key) for page, key in full if self._references[page]]
+        key_of = dict(full)
+        return used + [(page, key_of[page]) for page in reversed(self._cached) if page in key_of]
 
     def clear(self) -> None:
         """Forget all contents: cached pages become free, used ones lose their keys.

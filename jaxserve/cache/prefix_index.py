@@ -20,6 +20,7 @@ class PrefixIndex:
 
     Attributes:
         key_of: by page number, its key; None for a page that is not in the index.
+        is_tail: by page number, whether it is not full.
 
     Args:
         num_pages: pages are numbered 0 .. num_pages-1.
@@ -28,7 +29,7 @@ class PrefixIndex:
     def __init__(self, num_pages: int) -> None:
         self.key_of: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
-        self._is_tail = bytearray(num_pages)
+        self.is_tail = bytearray(num_pages)
         self._start: list[tuple[bytes, int]] = [(b"", 0)] * num_pages  # parent, first token
         self._tokens = [b""] * num_pages  # as `token_bytes` makes them: a tenth of a list's size
         self._newest: dict[tuple[bytes, int], int] = {}  # by start: the head of its list
@@ -53,7 +54,7 @@ class PrefixIndex:
         """Let a page be found by its key, which must be new here; see `link` for its start."""
         self.key_of[page] = key
         self._page_of[key] = page
-        self._is_tail[page] = is_tail
+        self.is_tail[page] = is_tail
         self._start[page] = (parent, tokens[0])
         self._tokens[page] = token_bytes(tokens)
         if len(tokens) > self._most_tokens:
@@ -61,7 +62,7 @@ class PrefixIndex:
 
     def make_full(self, page: int) -> None:
         """Say that the tokens of a tail fill it: it may be shared like any full page."""
-        self._is_tail[page] = False
+        self.is_tail[page] = False
 
     def link(self, page: int) -> None:
         """Let a page be found by its start too, unless it is already or has left the index."""
@@ -99,7 +100,7 @@ class PrefixIndex:
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """The full pages of the longest run of leading keys that are all here."""
         pages = []
-        is_tail = self._is_tail
+        is_tail = self.is_tail
         for page in map(self._page_of.get, keys):
             if page is None or is_tail[page]:
                 break

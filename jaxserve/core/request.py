@@ -42,7 +42,8 @@ class Request:
       are launched but not yet collected, and tokens whose KV was found in a cache.
     * `num_pending_tokens`: tokens sampled on the device in launched steps that the host has
       not seen yet (their values live in the device's token of this request's slot).
-    * `num_tokens`: prompt + output + pending; a plain number, since it is read at every step.
+    * `num_tokens`: prompt + output + pending, and `max_num_tokens`: where it must end. Plain
+      numbers, since they are read at every step.
 
     Chunked prefill, preemption (counters back to zero), prefix reuse and overlap are arithmetic
     on these.
@@ -62,13 +63,14 @@ class Request:
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     num_tokens: int = dataclasses.field(init=False)
+    max_num_tokens: int = dataclasses.field(init=False)
     num_preemptions: int = 0
     slot: int | None = None  # row of the device's last-token map, held while running
     shard: int = 0  # which part of the mesh's data axis holds its pages
     finish_reason: FinishReason | None = None
 
     # Its KV pages.
-    page_ids: list[int] = dataclasses.field(default_factory=list)
+    page_ids: tuple[int, ...] = ()  # a tuple, since every step's row carries it
     page_keys: list[bytes] = dataclasses.field(default_factory=list)  # see cache/page_keys.py
     num_published_pages: int = 0  # its first ones, which others may share: only read from now on
     load_ticket: int | None = None  # its pages are on their way from the page store
@@ -88,6 +90,7 @@ class Request:
         self.num_tokens = (
             len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens
         )
+        self.max_num_tokens = len(self.prompt_token_ids) + self.max_tokens
 
     @property
     def num_output_tokens(self) -> int:

@@ -85,11 +85,10 @@ class PageMover:
         """
         self._programs = {name: programs[name] for name in self.jobs()}
         for n in self._sizes:
-            numbers = np.zeros((self._shards, n), np.int32)
+            numbers = self._no_pages(n)
             saved = self._programs[f"save-pages-{n}"](kv_pages, numbers)
             for shard in range(self._shards):
                 _to_host(_parts(saved, shard))
-            numbers += self._lowering.pages_per_shard
             contents = self._staging.nothing(n)
             kv_pages = self._programs[f"load-pages-{n}"](kv_pages, numbers, contents)
         return self._copy([], kv_pages) if self._copies else kv_pages
@@ -165,7 +164,7 @@ class PageMover:
         while longest := max(map(len, rest)):
             n = _piece(self._sizes, longest)
             piece, rest = [saves[:n] for saves in rest], [saves[n:] for saves in rest]
-            numbers = np.zeros((self._shards, n), np.int32)  # page 0 is as good as any to ignore
+            numbers = self._no_pages(n)
             for shard, saves in enumerate(piece):
                 numbers[shard, : len(saves)] = [save.page for save in saves]
             keys = [[save.key for save in saves] for saves in piece]
@@ -188,10 +187,14 @@ class PageMover:
 
     def _load(self, piece: "_Piece", contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
         n = contents.shape[1]
-        numbers = np.full((self._shards, n), self._lowering.pages_per_shard, np.int32)
+        numbers = self._no_pages(n)
         pages = piece.loads.pages[piece.first : piece.first + piece.count]
         numbers[piece.loads.shard, : len(pages)] = pages
         return self._programs[f"load-pages-{n}"](kv_pages, numbers, contents)
+
+    def _no_pages(self, n: int) -> np.ndarray:
+        """Page numbers out of range, int32 [shards, n]: programs leave these places out."""
+        return np.full((self._shards, n), self._lowering.pages_per_shard, np.int32)
 
 
 class _Staging:

@@ -33,16 +33,20 @@ def gather_pages(kv_pages: jax.Array, pages: jax.Array) -> jax.Array:
 
     Args:
         kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
-        pages: int32 [1, n], all within the pool.
+        pages: int32 [1, n]: the pages to read, then numbers out of range.
 
     Returns:
-        [1, n, layers, 2, kv_heads, page_size, head_dim].
+        [1, n, layers, 2, kv_heads, page_size, head_dim]; zeros where the number was out of range.
     """
 
-    def one(page: jax.Array) -> jax.Array:
-        return lax.dynamic_index_in_dim(kv_pages, page, axis=1, keepdims=False)
+    def one(i: jax.Array, out: jax.Array) -> jax.Array:
+        content = lax.dynamic_index_in_dim(kv_pages, pages[0, i], axis=1, keepdims=False)
+        return lax.dynamic_update_index_in_dim(out, content[None], i, axis=1)
 
-    return lax.map(one, pages[0])[None]
+    # The shape of the result from the start: XLA:CPU copies what is reshaped behind the loop.
+    layers, _, *rest = kv_pages.shape
+    out = jnp.zeros((1, pages.shape[1], layers, *rest), kv_pages.dtype)
+    return lax.fori_loop(0, _count(kv_pages, pages[0]), one, out)
 
 
 def scatter_pages(kv_pages: jax.Array, pages: jax.Array, contents: jax.Array) -> jax.Array:

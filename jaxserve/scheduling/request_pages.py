@@ -99,12 +99,12 @@ class RequestPages:
         The caller has made sure that there are pages enough for all its tokens.
         """
         size = self._page_size
-        request.page_ids = list(found.shared)
+        request.page_ids = tuple(found.shared)
         request.num_published_pages = len(found.shared)
         request.num_computed_tokens = len(found.shared) * size
         if found.stored:
             pages = self._allocate(len(found.stored))
-            request.page_ids += pages
+            request.page_ids += tuple(pages)
             self._traffic.load(request, self._shard, pages, found.stored, now)
         elif self._prefix_cache:
             self._copy_partly(request)
@@ -125,7 +125,7 @@ class RequestPages:
         self.sources.append(source)
         [target] = self._allocate(1)
         self._traffic.copy(self._shard, source, target)
-        request.page_ids.append(target)
+        request.page_ids += (target,)
         request.num_computed_tokens += num_tokens
 
     def _allocate(self, num_pages: int) -> list[int]:
@@ -137,7 +137,7 @@ class RequestPages:
         """Take in pages that were loaded; those that could not be filled are computed."""
         size = self._page_size
         start = len(request.page_ids) - len(pages)
-        del request.page_ids[start + num_filled :]
+        request.page_ids = request.page_ids[: start + num_filled]
         self.pool.free(pages[num_filled:])
         end = (start + num_filled) * size
         if request.swapped_keys:
@@ -158,7 +158,7 @@ class RequestPages:
         missing = -(-(computed + num_tokens) // self._page_size) - held
         if missing > 0:
             pages = self.pool.allocate(min(missing, self.pool.num_available))
-            request.page_ids += pages or ()
+            request.page_ids += tuple(pages or ())
         return min(num_tokens, len(request.page_ids) * self._page_size - computed)
 
     def publish(self, request: Request) -> None:
@@ -170,11 +170,12 @@ class RequestPages:
         if num_full <= request.num_published_pages:
             return
         self.update_keys(request)
-        keys, pages = request.page_keys, request.page_ids
+        keys, pages = request.page_keys, list(request.page_ids)
         for index in range(request.num_published_pages, num_full):
             parent = keys[index - 1] if index else _root(request)
             tokens = request.known_tokens(index * size, (index + 1) * size)
             pages[index] = self.pool.publish(pages[index], keys[index], parent, tokens)
+        request.page_ids = tuple(pages)
         request.num_published_pages = num_full
 
     # -- giving back ----------------------------------------------------------------------
@@ -183,14 +184,14 @@ class RequestPages:
         """Take a request's pages; what they hold is kept for others as long as there is room."""
         if request.load_ticket is not None:  # being filled: `PageTraffic` has them until then
             num_loading = self._traffic.abandon(request)
-            del request.page_ids[len(request.page_ids) - num_loading :]
+            request.page_ids = request.page_ids[: len(request.page_ids) - num_loading]
         if not request.page_ids:
             return
         if self._prefix_cache and request.num_computed_tokens:
             self.publish(request)
             self._publish_tail(request)
         self.pool.free(request.page_ids)
-        request.page_ids = []
+        request.page_ids = ()
         request.num_published_pages = 0
 
     def _publish_tail(self, request: Request) -> None:

@@ -121,9 +121,9 @@ class Scheduler:
         if len(self._waiting) >= self._max_waiting:
             raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
         now = request.last_progress = request.arrival_time
-        request.max_tokens = min(
-            request.max_tokens, self._max_model_len - len(request.prompt_token_ids)
-        )
+        prompt_len = len(request.prompt_token_ids)
+        request.max_tokens = min(request.max_tokens, self._max_model_len - prompt_len)
+        request.max_num_tokens = prompt_len + request.max_tokens
         if self._settings.prefix_cache:
             self._shards[0].pages.update_keys(request)
         if self._policy.refreshes:
@@ -217,12 +217,13 @@ class Scheduler:
         for shard in self._shards:
             for entry in shard.running:
                 request = entry.request
+                num_tokens = request.num_tokens
                 if request.load_ticket is not None:
                     continue
-                if self._has_all_tokens(request):
+                if num_tokens >= request.max_num_tokens:
                     # It only waits for its commit; no later step reads its KV.
                     shard.pages.release(request)
-                elif request.num_tokens - request.num_computed_tokens == 1:
+                elif num_tokens - request.num_computed_tokens == 1:
                     decodes.append((shard, request))
                 else:
                     prefills.append((shard, request))
@@ -237,7 +238,9 @@ class Scheduler:
         for shard, request in requests:
             # Not if preempted a moment ago.
             if shard.budget and request.state is RequestState.RUNNING:
-                self._serve_one(shard, request, now)
+                is_decode = request.num_tokens - request.num_computed_tokens == 1
+                if not (is_decode and shard.add_decode(request, now)):
+                    self._serve_one(shard, request, now)
 
     def _serve_one(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.
@@ -393,7 +396,7 @@ class Scheduler:
 
     def _has_all_tokens(self, request: Request) -> bool:
         """Whether every token the request may have has at least been launched."""
-        return request.num_tokens >= len(request.prompt_token_ids) + request.max_tokens
+        return request.num_tokens >= request.max_num_tokens
 
     # What became of it.
 

@@ -144,6 +144,17 @@ def test_a_page_that_was_never_written_is_not_saved() -> None:
     assert pool.take_evicted() == []
 
 
+def test_of_a_page_evicted_twice_in_a_step_only_what_it_still_holds_is_saved() -> None:
+    pool = PagePool(1)
+    pool.free(fill(pool, [1]))
+    pool.begin_step()
+    assert pool.allocate(1) == [0]
+    pool.publish_tail(0, ROOT, [2])
+    pool.free([0])
+    assert pool.allocate(1) == [0]
+    assert pool.take_evicted() == [(0, keys([1])[0])]
+
+
 def test_tails_are_copied_and_never_shared() -> None:
     pool = PagePool(3)
     (tail,) = pool.allocate(1) or []
@@ -155,7 +166,7 @@ def test_tails_are_copied_and_never_shared() -> None:
     assert pool.match_partial(ROOT, [1, 5]) == (tail, 1)
     assert pool.match_partial(ROOT, [2]) is None
     assert pool.match_partial(keys([1])[0], [1, 2]) is None
-    assert pool.cached_pages() == [(tail, keys([1, 2])[0])]
+    assert pool.cached_pages() == [] and pool.num_cached == 1
 
 
 def test_a_second_tail_of_the_same_tokens_only_renews_the_first() -> None:
@@ -215,6 +226,21 @@ def test_clear_forgets_what_is_cached_and_what_is_used() -> None:
     assert pool.match(keys([1])) == pool.match(keys([3])) == pool.cached_pages() == []
     pool.free(used)
     assert pool.num_free == 4
+
+
+def test_clear_forgets_what_was_about_to_be_saved() -> None:
+    pool = PagePool(2)
+    pool.free(fill(pool, [1]))
+    pool.begin_step()
+    (fresh,) = fill(pool, [2], [3])[:1]
+    pool.clear()
+    assert pool.take_evicted() == []
+    pool.begin_step()
+    pool.publish(fresh, keys([4])[0], ROOT, [4])
+    pool.free([fresh])
+    pool.begin_step()
+    assert pool.allocate(1) == [fresh]
+    assert pool.take_evicted() == [(fresh, keys([4])[0])]
 
 
 def test_only_private_pages_are_published() -> None:

@@ -91,7 +91,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.stack = self.stack[n:]
         for i in pages:
             page = self.pages[i]
-            if page.chain and not page.is_fresh:
+            if page.chain and not page.is_fresh and not page.is_tail:
                 self.evicted.setdefault(i, page.chain)
             self.pages[i] = Page(references=1)
 
@@ -233,8 +233,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.num_total == pool.num_free + pool.num_cached + pool.num_used
         held = [(i, key_of(page.chain)) for i, page in enumerate(self.pages) if page.chain]
         kept = pool.cached_pages()
-        assert sorted(kept) == held
-        assert [i for i, _ in kept][len(kept) - len(cached) :] == cached[::-1]
+        assert sorted(kept) == [(i, key) for i, key in held if not self.pages[i].is_tail]
+        full = [i for i in cached if not self.pages[i].is_tail]
+        assert [i for i, _ in kept][len(kept) - len(full) :] == full[::-1]
         if not self.prefix_cache:
             assert not held and not cached
 

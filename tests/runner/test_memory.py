@@ -77,11 +77,10 @@ def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
         float32 = jnp.dtype("float32")
         lowering = StepLowering(step, float32, num_pages, 64, float32)
         largest = lowering.page_pieces[-1]
-        lowered = {
-            "save": lambda lowering=lowering: lowering.save_pages(largest),
-            "load": lambda lowering=lowering: lowering.load_pages(largest),
-            "copy": lambda lowering=lowering: lowering.copy_pages(),
-        }[program]()
+        if program == "save":
+            lowered = lowering.save_pages(largest)
+        else:
+            lowered = lowering.load_pages(largest) if program == "load" else lowering.copy_pages()
         memory = lowered.compile().memory_analysis()
         assert memory is not None
         pool = num_pages * lowering.page_bytes // rules.data

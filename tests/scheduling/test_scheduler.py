@@ -159,7 +159,7 @@ def test_the_last_to_come_is_preempted_and_keeps_its_place() -> None:
     overlapped = make_plan(scheduler)  # position 8 of the first needs a third page
     assert set(spans(overlapped)) == {first.key}
     assert second.state is RequestState.WAITING and second.num_preemptions == 1
-    assert (second.slot, second.page_ids, second.num_computed_tokens) == (None, [], 0)
+    assert (second.slot, second.page_ids, second.num_computed_tokens) == (None, (), 0)
     assert scheduler.num_preemptions == 1 and scheduler.num_waiting == 2
     commit(scheduler, overlapped, 6, {first.key: FinishReason.STOP})
     resumed = make_plan(scheduler)
@@ -257,7 +257,7 @@ def test_abort_frees_at_once_in_every_state() -> None:
     assert not scheduler.has_work
     assert scheduler.get(running.request_id) is scheduler.get_by_key(running.key) is None
     assert running.finish_reason is waiting.finish_reason is FinishReason.ABORT
-    assert (running.page_ids, running.slot) == ([], None)
+    assert (running.page_ids, running.slot) == ((), None)
     assert not scheduler.abort(running.request_id) and not scheduler.abort("unknown")
     commit(scheduler, plan)
     assert running.output_token_ids == []
