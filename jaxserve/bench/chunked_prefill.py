@@ -22,6 +22,7 @@ own, and there is no prefix cache.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,9 +142,7 @@ def measure_chunked_prefill(
     Returns:
         `sides` by name, in seconds, `num_answers` and `differing_answers`.
     """
-    sides = {
-        name: driver(build(options)) for name, options in side_configs(config, spec).items()
-    }
+    sides = {name: driver(build(options)) for name, options in side_configs(config, spec).items()}
     rounds: dict[str, list[_Round]] = {name: [] for name in sides}
     total = (spec.rounds + 1) * len(sides)
     with tqdm(total=total, desc="rounds", disable=not progress) as bar:
@@ -183,8 +182,7 @@ def _run_round(driver: Driver, spec: ChunkedPrefillSpec, number: int) -> _Round:
         )
 
     streams = [
-        add(f"stream{i}", spec.stream_prompt_len, spec.stream_len)
-        for i in range(spec.num_streams)
+        add(f"stream{i}", spec.stream_prompt_len, spec.stream_len) for i in range(spec.num_streams)
     ]
     while min(stream.output_len for stream in streams) < spec.steady_tokens:
         driver.step()
@@ -210,7 +208,7 @@ def _gaps(
     first_token = prompt.delta_times[0]
     for stream in streams:
         times = stream.delta_times
-        for before, after in zip(times, times[1:], strict=False):
+        for before, after in itertools.pairwise(times):
             if after <= prompt.start:
                 steady.append(after - before)
             elif before < first_token:
