@@ -5,19 +5,21 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest, QueueFull
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.tokenizers.base import Tokenizer
 
 Prompt = str | Mapping[str, Any]  # text, or {"prompt_token_ids": [...]}
 Message = Mapping[str, str]
+T = TypeVar("T", SamplingParams, ServiceParams)
 
 
 @dataclasses.dataclass
@@ -75,10 +77,15 @@ class LLM:
         """The engine's counters."""
         return self._engine.load()
 
+    def close(self) -> None:
+        """End what runs, and keep what outlives the engine: KV pages on disk, lengths learned."""
+        self._engine.close()
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        service_params: ServiceParams | Sequence[ServiceParams] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -87,6 +94,7 @@ class LLM:
         Args:
             prompts: text or {"prompt_token_ids": [...]}, one or many.
             sampling_params: one for all, or one per prompt.
+            service_params: tenants, priorities and the like: one for all, or one per prompt.
             use_tqdm: show a progress bar on stderr.
 
         Returns:
@@ -98,12 +106,15 @@ class LLM:
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
         results = [self._result(prompt) for prompt in prompts]
-        return self._run(results, _one_each(sampling_params, len(results)), use_tqdm)
+        params = _one_each(sampling_params, SamplingParams(), len(results))
+        services = _one_each(service_params, ServiceParams(), len(results))
+        return self._run(results, params, services, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        service_params: ServiceParams | Sequence[ServiceParams] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -111,12 +122,12 @@ class LLM:
 
         Args:
             messages: a list of {"role": ..., "content": ...}, or a list of such lists.
-            sampling_params, use_tqdm: see `generate`.
+            sampling_params, service_params, use_tqdm: see `generate`.
         """
         chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
         ids = [self.tokenizer.apply_chat_template(chat) for chat in chats]  # type: ignore[arg-type]
         prompts = [{"prompt_token_ids": prompt} for prompt in ids]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, service_params, use_tqdm=use_tqdm)
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -138,7 +149,7 @@ class LLM:
         result = self._result(prompt)
         deltas: deque[TokenDelta] = deque()
         with self._requests({result.request_id: deltas.append}):
-            self._add(result, sampling_params or SamplingParams())
+            self._add(result, sampling_params or SamplingParams(), ServiceParams())
             finished = False
             while not finished:
                 while not deltas:
@@ -158,7 +169,11 @@ class LLM:
         return RequestOutput(str(self._num_requests - 1), text, ids, [CompletionOutput(0)])
 
     def _run(
-        self, results: list[RequestOutput], params: list[SamplingParams], use_tqdm: bool
+        self,
+        results: list[RequestOutput],
+        params: list[SamplingParams],
+        services: list[ServiceParams],
+        use_tqdm: bool,
     ) -> list[RequestOutput]:
         bar = tqdm(total=len(results), desc="generating", unit="request", disable=not use_tqdm)
         unfinished = {result.request_id for result in results}
@@ -172,8 +187,8 @@ class LLM:
             return take
 
         with bar, self._requests({result.request_id: taker(result) for result in results}):
-            for result, param in zip(results, params, strict=True):
-                self._add_when_room(result, param)
+            for arguments in zip(results, params, services, strict=True):
+                self._add_when_room(*arguments)
             while unfinished:
                 self._step()
         return results
@@ -191,13 +206,17 @@ class LLM:
             while self._engine.has_work and not self._takers:  # a step that was under way
                 self._step()
 
-    def _add(self, result: RequestOutput, params: SamplingParams) -> None:
-        self._engine.add(result.request_id, result.prompt_token_ids, params, now=time.monotonic())
+    def _add(self, result: RequestOutput, params: SamplingParams, service: ServiceParams) -> None:
+        self._engine.add(
+            result.request_id, result.prompt_token_ids, params, service, now=time.monotonic()
+        )
 
-    def _add_when_room(self, result: RequestOutput, params: SamplingParams) -> None:
+    def _add_when_room(
+        self, result: RequestOutput, params: SamplingParams, service: ServiceParams
+    ) -> None:
         while True:
             try:
-                return self._add(result, params)
+                return self._add(result, params, service)
             except QueueFull:
                 self._step()
 
@@ -217,13 +236,10 @@ def _append(result: RequestOutput, delta: TokenDelta) -> bool:
     return True
 
 
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if params is None:
-        params = SamplingParams()
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if len(params) != count:
-        raise InvalidRequest(f"{len(params)} sampling_params for {count} prompts")
-    return list(params)
+def _one_each(given: T | Sequence[T] | None, default: T, count: int) -> list[T]:
+    if given is None or isinstance(given, type(default)):
+        return [default if given is None else given] * count
+    if len(given) != count:
+        name = "sampling_params" if isinstance(default, SamplingParams) else "service_params"
+        raise InvalidRequest(f"{len(given)} {name} for {count} prompts")
+    return list(given)

@@ -168,13 +168,53 @@ class EngineConfig:
         for field in ("page_size", "max_num_seqs", "max_num_batched_tokens", "max_waiting"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("num_pages", "kv_cache_memory", "max_model_len"):
+        for field in (
+            "num_pages", "kv_cache_memory", "max_model_len", "starvation_timeout", "slo_ttft_ms",
+            "slo_tpot_ms", "slice_tokens",
+        ):  # fmt: skip
             value = getattr(self, field)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"{field} must be positive, got {value}")
+        for field in ("host_cache_memory", "disk_cache_memory"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"{field} must not be negative, got {getattr(self, field)}")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, got {value}")
         if self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, got {self.page_size}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        parse_tenant_weights(self.tenant_weights)
+        if self.tenant_weights and self.policy != "vtc":
+            raise ConfigError("tenant_weights are for policy vtc")
+        if self.shed_late and self.policy != "deadline":
+            raise ConfigError("shed_late is for policy deadline")
+        if self.admission == "predicted" and self.length_predictor == "none":
+            raise ConfigError("admission by predicted lengths needs a length_predictor")
+        if self.preemption == "swap" and not self.host_cache_memory:
+            raise ConfigError("preemption by swapping needs host_cache_memory")
+        if self.policy in ("lpm", "batch-prefix") and not self.prefix_cache:
+            raise ConfigError(
+                f"policy {self.policy} goes by shared prefixes: it needs prefix_cache"
+            )
+
+
+def parse_tenant_weights(text: str) -> dict[str, float]:
+    """The weights of tenants in `gold=2,free=0.5`.
+
+    Raises:
+        ConfigError: it is not such a list, or a weight is not a positive number.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        tenant, _, weight = part.rpartition("=")
+        try:
+            weights[tenant] = float(weight)
+        except ValueError:
+            weights[tenant] = 0.0
+        if not tenant or not 0 < weights[tenant] < float("inf"):
+            raise ConfigError(f"tenant_weights must be like gold=2,free=0.5, got {text!r}")
+    return weights

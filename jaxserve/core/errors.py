@@ -4,6 +4,7 @@
     ├── InvalidRequest      the caller asked for something that cannot be served
     ├── ModelNotFound       no model of that name is served (or can be found)
     ├── QueueFull           the waiting queue is at its limit; try again later
+    ├── TargetMissed        the request was given up: it could not meet its target any more
     ├── Draining            the server is shutting down and takes no new work
     ├── EngineDead          the engine loop has stopped; every request fails
     ├── ConfigError         an option, mesh or model configuration is wrong
@@ -28,6 +29,10 @@ class ModelNotFound(JaxserveError, LookupError):
 
 class QueueFull(JaxserveError):
     """Too many requests are waiting; the caller should back off and retry."""
+
+
+class TargetMissed(JaxserveError):
+    """A waiting request could not meet its target any more; the caller should back off."""
 
 
 class Draining(JaxserveError):

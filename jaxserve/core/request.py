@@ -39,12 +39,14 @@ class Request:
                                                 |<-------->| still to schedule
 
     * `num_computed_tokens`: tokens whose KV is in this request's pages, counting steps that
-      are launched but not yet collected.
+      are launched but not yet collected, and tokens whose KV was found in a cache.
     * `num_pending_tokens`: tokens sampled on the device in launched steps that the host has
       not seen yet (their values live in the device's token of this request's slot).
-    * `num_tokens`: prompt + output + pending.
+    * `num_tokens`: prompt + output + pending, and `max_num_tokens`: where it must end. Plain
+      numbers, since they are read at every step.
 
-    Chunked prefill, preemption (counters back to zero) and overlap are arithmetic on these.
+    Chunked prefill, preemption (counters back to zero), prefix reuse and overlap are arithmetic
+    on these.
     """
 
     request_id: str
@@ -59,27 +61,46 @@ class Request:
     state: RequestState = RequestState.WAITING
     output_token_ids: list[int] = dataclasses.field(default_factory=list)
     num_computed_tokens: int = 0
-    num_cached_tokens: int = 0
     num_pending_tokens: int = 0
+    num_tokens: int = dataclasses.field(init=False)
+    max_num_tokens: int = dataclasses.field(init=False)
     num_preemptions: int = 0
-    page_ids: list[int] = dataclasses.field(default_factory=list)
-    page_keys: list[bytes] = dataclasses.field(default_factory=list)  # see cache/page_keys.py
     slot: int | None = None  # row of the device's last-token map, held while running
     shard: int = 0  # which part of the mesh's data axis holds its pages
     finish_reason: FinishReason | None = None
+
+    # Its KV pages.
+    page_ids: tuple[int, ...] = ()  # a tuple, since every step's row carries it
+    page_keys: list[bytes] = dataclasses.field(default_factory=list)  # see cache/page_keys.py
+    num_published_pages: int = 0  # its first ones, which others may share: only read from now on
+    load_ticket: int | None = None  # its pages are on their way from the page store
+    swapped_keys: list[bytes] = dataclasses.field(default_factory=list)  # of its pages there
+    num_swapped_tokens: int = 0  # that those hold
+    num_cached_tokens: int = 0  # found in the cache when last looked; an estimate while waiting
+    num_reused_tokens: int | None = None  # those it did not compute when it first ran
+
     # What policies go by.
     predicted_len: float | None = None  # answer tokens in all, as far as a predictor knows
     last_progress: float = 0.0  # when the last token was planned, or the arrival, in seconds
+    is_overdue: bool = False  # without progress for too long: goes before those that are not
+    num_slices: int = 0  # how often it made room for others
+    slice_start: int = 0  # answer tokens it had when it last started
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the request so far, those only the device knows included."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens
+    def __post_init__(self) -> None:
+        self.num_tokens = (
+            len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens
+        )
+        self.max_num_tokens = len(self.prompt_token_ids) + self.max_tokens
 
     @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far, those only the device knows included."""
-        return len(self.output_token_ids) + self.num_pending_tokens
+        return self.num_tokens - len(self.prompt_token_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Prompt and output tokens whose values the host has."""
+        return self.num_tokens - self.num_pending_tokens
 
     @property
     def is_finished(self) -> bool:

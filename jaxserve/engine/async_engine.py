@@ -10,13 +10,17 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import NoReturn
 
-from jaxserve.core.errors import Draining, EngineDead, JaxserveError
+from jaxserve.core.errors import Draining, EngineDead, JaxserveError, TargetMissed
+from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
+
+_TOO_LATE = "the request could not meet its target any more; try again later"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +36,7 @@ class _Add:
     request_id: str
     prompt_token_ids: Sequence[int]
     params: SamplingParams
+    service: ServiceParams
     subscriber: _Subscriber
 
 
@@ -90,7 +95,11 @@ class AsyncEngine:
         return self._engine.load()
 
     async def generate(
-        self, request_id: str | None, prompt_token_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str | None,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        service: ServiceParams | None = None,
     ) -> AsyncGenerator[TokenDelta, None]:
         """Generate from a prompt, one delta per step; closing the iterator aborts.
 
@@ -98,10 +107,11 @@ class AsyncEngine:
             request_id: unique among the active requests; None makes one up.
             prompt_token_ids: the prompt.
             params: how to sample and when to stop.
+            service: its place among the others; default `ServiceParams()`.
 
         Raises:
-            InvalidRequest, QueueFull, Draining, EngineDead: before the first delta (EngineDead
-                also later, if the engine fails while the request runs).
+            InvalidRequest, QueueFull, TargetMissed, Draining, EngineDead: before the first delta
+                (EngineDead also later, if the engine fails while the request runs).
         """
         if self._failure is not None:
             self._raise_dead()
@@ -112,7 +122,8 @@ class AsyncEngine:
         with self._open_lock:
             self._num_open += 1
         done = False
-        self._inbox.put(_Add(request_id, prompt_token_ids, params, subscriber))
+        service = service or ServiceParams()
+        self._inbox.put(_Add(request_id, prompt_token_ids, params, service, subscriber))
         try:
             if self._closed:  # maybe since before the put: then nobody reads the inbox any more
                 self._raise_dead()
@@ -166,6 +177,7 @@ class AsyncEngine:
             while self._take_commands():
                 if self._engine.has_work:
                     self._publish(self._engine.step(time.monotonic()))
+            self._engine.close()
         except BaseException as error:  # whatever it was, nobody may wait for ever
             self._failure = error
             log.exception("the engine loop failed")
@@ -191,7 +203,11 @@ class AsyncEngine:
     def _add(self, command: _Add) -> None:
         try:
             self._engine.add(
-                command.request_id, command.prompt_token_ids, command.params, now=time.monotonic()
+                command.request_id,
+                command.prompt_token_ids,
+                command.params,
+                command.service,
+                now=time.monotonic(),
             )
         except JaxserveError as error:
             self._deliver([(command.subscriber, error)])
@@ -209,7 +225,8 @@ class AsyncEngine:
     def _publish(self, deltas: list[TokenDelta]) -> None:
         items: list[tuple[_Subscriber, TokenDelta | JaxserveError]] = []
         for delta in deltas:
-            items.append((self._subscribers[delta.request_id], delta))
+            item = TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta
+            items.append((self._subscribers[delta.request_id], item))
             if delta.finish_reason is not None:
                 del self._subscribers[delta.request_id]
         self._deliver(items)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.cache.page_pool import PagePool
+from jaxserve.cache.events import EventLog
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
@@ -18,19 +17,24 @@ from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.build_scheduler import (
+    build_predictor,
+    build_scheduler,
+    build_store,
+    cache_home,
+    model_fingerprint,
+)
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
 from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
-from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.buckets import Buckets, parse_buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
-from jaxserve.scheduling.policies import make_policy
-from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
@@ -59,7 +63,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
     mesh = make_mesh(config.mesh)
-    checkpoint = _checkpoint(config)
+    path = None if config.random_weights else resolve_model(config.model)
+    checkpoint = open_checkpoint(path) if path else _random_checkpoint(config)
     model_config, rules = shard_model(checkpoint.config, mesh)
     dtype = _dtype(config)
     _check_divides(config, rules)
@@ -72,15 +77,19 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     # one that the whole pool cannot hold could never be served.
     num_pages = _num_pages(config, model_config, rules, dtype, max_model_len)
     max_model_len = min(max_model_len, num_pages // rules.data * config.page_size)
-    limits = Buckets.for_limits(
-        max_tokens=config.max_num_batched_tokens // rules.data,
-        max_rows=config.max_num_seqs // rules.data,
-        max_model_len=max_model_len,
-        page_size=config.page_size,
-    )
+    limits = _buckets(config, rules, max_model_len)
     program = StepProgram.of_graph(graph, rules, limits, implementation)
-    runner = DeviceRunner(StepLowering(program, dtype, num_pages, config.page_size, dtype), params)
+    lowering = StepLowering(program, dtype, num_pages, config.page_size, dtype)
+    events, fingerprint = EventLog(), model_fingerprint(path, config)
+    store = build_store(config, lowering, fingerprint, events)
+    runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
     _compile(runner, config, model_config, limits, num_pages, dtype, implementation, progress)
+    predictor = build_predictor(
+        config, params, model_config.hidden_size, max_model_len, fingerprint
+    )
+    scheduler = build_scheduler(
+        config, lowering, max_model_len, store=store, events=events, predictor=predictor
+    )
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
         family=model_config.family,
@@ -101,7 +110,6 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     info = dataclasses.replace(
         info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
     )
-    scheduler = _scheduler(config, rules, num_pages, max_model_len)
     log.info("KV cache: %d pages of %d tokens", num_pages, config.page_size)
     counter.ready()
     return Engine(
@@ -112,6 +120,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         overlap=config.overlap,
         seed=config.seed,
         compiles=counter,
+        predictor=predictor,
+        num_shards=rules.data,
     )
 
 
@@ -133,10 +143,29 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _checkpoint(config: EngineConfig) -> Checkpoint:
-    if config.random_weights:
-        return RandomCheckpoint(from_preset(config.model), config.seed)
-    return open_checkpoint(resolve_model(config.model))
+def _random_checkpoint(config: EngineConfig) -> Checkpoint:
+    return RandomCheckpoint(from_preset(config.model), config.seed)
+
+
+def _buckets(config: EngineConfig, rules: ShardingRules, max_model_len: int) -> Buckets:
+    return Buckets.for_limits(
+        max_tokens=config.max_num_batched_tokens // rules.data,
+        max_rows=config.max_num_seqs // rules.data,
+        max_model_len=max_model_len,
+        page_size=config.page_size,
+        tokens=parse_buckets(
+            config.token_buckets,
+            option="--token-buckets",
+            limit=config.max_num_batched_tokens,
+            num_shards=rules.data,
+        ),
+        sampled=parse_buckets(
+            config.row_buckets,
+            option="--row-buckets",
+            limit=config.max_num_seqs,
+            num_shards=rules.data,
+        ),
+    )
 
 
 def _dtype(config: EngineConfig) -> np.dtype:
@@ -230,8 +259,7 @@ def _compile(
 def _cache_dir(config: EngineConfig) -> Path:
     if config.compilation_cache_dir is not None:
         return Path(config.compilation_cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "jaxserve" / "programs"
+    return cache_home("programs")
 
 
 def _short_name(model: str) -> str:
@@ -245,17 +273,3 @@ def _tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
     if config.random_weights:
         return ByteTokenizer()  # random weights speak no language
     return load_tokenizer(checkpoint.tokenizer_path)
-
-
-def _scheduler(
-    config: EngineConfig, rules: ShardingRules, num_pages: int, max_model_len: int
-) -> Scheduler:
-    return Scheduler(
-        page_pools=[PagePool(num_pages // rules.data) for _ in range(rules.data)],
-        page_size=config.page_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        max_waiting=config.max_waiting,
-        policy=make_policy(config.policy),
-    )

@@ -1,18 +1,32 @@
 """The engine loop's body: the only place where scheduler and executor meet."""
 
 import random
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
+from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.engine.stream import OutputStream
 from jaxserve.runner.compile_counter import CompileCounter
+from jaxserve.scheduling.length import LengthPredictor, NoPredictor
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.tokenizers.base import Tokenizer
+
+
+class _Launched(NamedTuple):
+    """A step on the device, and when it was sent there (seconds, `time.perf_counter`)."""
+
+    plan: StepPlan
+    handle: Any
+    at: float
 
 
 class Engine:
@@ -30,6 +44,11 @@ class Engine:
         overlap: launch step N+1 before collecting step N.
         seed: seed of the seeds drawn for requests that bring none.
         compiles: the executor's compile counts, for `load`.
+        predictor: foretells the lengths of answers, for policies that go by them.
+        num_shards: data shards of the mesh.
+
+    Attributes:
+        histogram: how large the steps were.
     """
 
     def __init__(
@@ -42,6 +61,8 @@ class Engine:
         overlap: bool = True,
         seed: int = 0,
         compiles: CompileCounter | None = None,
+        predictor: LengthPredictor | None = None,
+        num_shards: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -50,13 +71,18 @@ class Engine:
         self._overlap = overlap
         self._seeds = random.Random(seed)
         self._compiles = compiles or CompileCounter()
+        self._predictor = predictor or NoPredictor()
+        self.histogram = StepHistogram(num_shards)
         self._streams: dict[int, OutputStream] = {}
-        self._in_flight: tuple[StepPlan, Any] | None = None
+        self._in_flight: _Launched | None = None
+        self._collected_at = 0.0
+        self._closed = False
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_finished = 0
         self._num_aborted = 0
+        self._num_shed = 0
 
     @property
     def has_work(self) -> bool:
@@ -68,6 +94,7 @@ class Engine:
         request_id: str,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
+        service: ServiceParams | None = None,
         *,
         now: float = 0.0,
     ) -> None:
@@ -77,6 +104,7 @@ class Engine:
             request_id: unique among the active requests.
             prompt_token_ids: at least one token, each within the vocabulary.
             params: how to sample and when to stop.
+            service: its place among the others; default `ServiceParams()`.
             now: arrival time in seconds, on the same clock as `step`'s.
 
         Raises:
@@ -91,10 +119,12 @@ class Engine:
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
+            service=service or ServiceParams(),
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
+        request.predicted_len = self._predictor.predict(request)
         self._scheduler.add(request)
         self._num_prompt_tokens += len(prompt)
         self._streams[request.key] = OutputStream(request, self.tokenizer, self.info.eos_token_ids)
@@ -119,8 +149,9 @@ class Engine:
         if request is None:
             return None
         self._scheduler.abort(request_id)
+        self._predictor.finished(request)
         self._num_aborted += 1
-        return self._streams.pop(request.key).aborted()
+        return self._streams.pop(request.key).ended(FinishReason.ABORT)
 
     def step(self, now: float) -> list[TokenDelta]:
         """Run one turn of the loop and return what it produced (possibly nothing).
@@ -129,13 +160,31 @@ class Engine:
             now: seconds on any monotonic clock; handed to the scheduler.
         """
         plan = self._scheduler.plan(now)
-        launched = (plan, self._executor.launch(plan)) if plan is not None else None
+        launched = None
+        if plan is not None:
+            self.histogram.add(plan)
+            launched = _Launched(plan, self._executor.launch(plan), time.perf_counter())
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
-        return self._collect(*launched) if launched is not None else []
+        deltas = self._collect(launched) if launched is not None else []
+        if self._scheduler.num_loads:
+            idle = plan is None and launched is None
+            for done in self._executor.poll(wait=idle):
+                self._scheduler.loaded(done, now)
+        for request in self._scheduler.take_shed():
+            self._predictor.finished(request)
+            deltas.append(self._streams.pop(request.key).ended(FinishReason.SHED))
+            self._num_shed += 1
+        return deltas
 
-    def _collect(self, plan: StepPlan, handle: Any) -> list[TokenDelta]:
-        result = self._executor.collect(handle)
+    def _collect(self, launched: _Launched) -> list[TokenDelta]:
+        plan = launched.plan
+        result = self._executor.collect(launched.handle)
+        collected_at = time.perf_counter()
+        # The device begins a step when it is launched, or when it is done with the one before.
+        started_at = max(launched.at, self._collected_at)
+        self._scheduler.observe(plan, collected_at - started_at)
+        self._collected_at = collected_at
         self._num_steps += 1
         deltas: list[TokenDelta] = []
         finished: dict[int, FinishReason] = {}
@@ -147,15 +196,44 @@ class Engine:
             deltas.append(delta)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
-                del self._streams[row.key]
         self._scheduler.commit(plan, result, finished)
+        if result.hidden is not None:
+            self._refine(plan, result.hidden, finished)
+        for key in finished:
+            self._predictor.finished(self._streams.pop(key).request)
         self._num_generated_tokens += len(deltas)
         self._num_finished += len(finished)
         return deltas
 
+    def _refine(self, plan: StepPlan, hidden: np.ndarray, finished: Mapping[int, Any]) -> None:
+        """Predict again the lengths of answers that have come further."""
+        probed = [row.key for row in plan.rows if row.probe]
+        places = [i for i, key in enumerate(probed) if key in self._streams and key not in finished]
+        if not places:
+            return
+        requests = [self._streams[probed[i]].request for i in places]
+        lengths = self._predictor.refine(requests, hidden[places])
+        for request, length in zip(requests, lengths, strict=True):
+            request.predicted_len = length
+
+    def close(self) -> None:
+        """End what runs and keep what is to be kept: cached pages, lengths learned. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for stream in list(self._streams.values()):
+            self.abort(stream.request.request_id)
+        while self._in_flight is not None or self._scheduler.num_loads:
+            self.step(time.monotonic())
+        plan = self._scheduler.save_cache()
+        if plan is not None:
+            self._executor.collect(self._executor.launch(plan))
+        self._executor.close()
+        self._predictor.close()
+
     def load(self) -> EngineLoad:
         """Gauges and counters as of now; safe to call from another thread."""
-        pages = self._scheduler.page_counts
+        pages, cache = self._scheduler.page_counts, self._scheduler.cache_counts
         return EngineLoad(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
@@ -168,6 +246,10 @@ class Engine:
             num_generated_tokens=self._num_generated_tokens,
             num_finished=self._num_finished,
             num_aborted=self._num_aborted,
+            num_shed=self._num_shed,
+            num_queried_tokens=cache.queried_tokens,
+            num_device_hit_tokens=cache.device_hit_tokens,
+            num_store_hit_tokens=cache.store_hit_tokens,
             compiles_before_ready=self._compiles.before_ready,
             compiles_after_ready=self._compiles.after_ready,
         )

@@ -63,5 +63,9 @@ class EngineLoad:
     num_generated_tokens: int
     num_finished: int
     num_aborted: int
+    num_shed: int
+    num_queried_tokens: int
+    num_device_hit_tokens: int
+    num_store_hit_tokens: int
     compiles_before_ready: int
     compiles_after_ready: int

@@ -16,12 +16,15 @@ class OutputStream:
         request: the request; only read.
         tokenizer: the served model's tokenizer.
         eos_token_ids: tokens that end a generation unless `ignore_eos` is set.
+
+    Attributes:
+        request: the request.
     """
 
     def __init__(
         self, request: Request, tokenizer: Tokenizer, eos_token_ids: Collection[int]
     ) -> None:
-        self._request = request
+        self.request = request
         self._stop_tokens = frozenset(request.params.stop_token_ids)
         if not request.params.ignore_eos:
             self._stop_tokens |= frozenset(eos_token_ids)
@@ -37,7 +40,7 @@ class OutputStream:
         text = self._stop_strings.push(self._detokenizer.push(token_id))
         if self._stop_strings.stopped:
             return self._delta((token_id,), text, FinishReason.STOP)
-        if self.num_output_tokens >= self._request.max_tokens:
+        if self.num_output_tokens >= self.request.max_tokens:
             text += self._flush()
             stopped = self._stop_strings.stopped
             return self._delta(
@@ -45,9 +48,9 @@ class OutputStream:
             )
         return self._delta((token_id,), text, None)
 
-    def aborted(self) -> TokenDelta:
-        """The last delta of a request that was aborted."""
-        return self._delta((), self._flush(), FinishReason.ABORT)
+    def ended(self, reason: FinishReason) -> TokenDelta:
+        """The last delta of a request that ended without a last token."""
+        return self._delta((), self._flush(), reason)
 
     def _flush(self) -> str:
         text = self._stop_strings.push(self._detokenizer.flush())
@@ -57,11 +60,11 @@ class OutputStream:
         self, token_ids: tuple[int, ...], text: str, finish_reason: FinishReason | None
     ) -> TokenDelta:
         return TokenDelta(
-            request_id=self._request.request_id,
+            request_id=self.request.request_id,
             text=text,
             token_ids=token_ids,
             finish_reason=finish_reason,
-            num_prompt_tokens=len(self._request.prompt_token_ids),
+            num_prompt_tokens=len(self.request.prompt_token_ids),
             num_output_tokens=self.num_output_tokens,
-            num_cached_tokens=self._request.num_cached_tokens,
+            num_cached_tokens=self.request.num_reused_tokens or 0,
         )

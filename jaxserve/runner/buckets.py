@@ -2,7 +2,13 @@
 
 import bisect
 import dataclasses
+import itertools
+import logging
 from collections.abc import Sequence
+
+from jaxserve.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 SECOND_BUCKET = 8  # a step of 2 tokens costs nearly what one of 8 does; a program costs seconds
 
@@ -14,6 +20,48 @@ def doubling_buckets(largest: int) -> tuple[int, ...]:
         sizes.append(size)
         size *= 2
     return (*sizes, largest) if largest > 1 else (1,)
+
+
+def parse_buckets(
+    text: str | None, *, option: str, limit: int, num_shards: int = 1
+) -> tuple[int, ...] | None:
+    """Read the value of an option such as `--token-buckets 1,8,24,64`.
+
+    The numbers are of a whole step, as the limits are; the buckets are of one data shard. If the
+    limit itself is not among them it is added, and the log says so: every step must fit.
+
+    Args:
+        text: ascending numbers with commas between; None for no choice.
+        option: the option's name, for messages.
+        limit: the largest step, over all data shards.
+        num_shards: data shards.
+
+    Returns:
+        Sizes of one shard's buckets, the last of them limit / num_shards; None for None.
+
+    Raises:
+        ConfigError: not such a list, a number above the limit, or one that the shards do not
+            divide.
+    """
+    if text is None:
+        return None
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option} must be whole numbers with commas between, got {text!r}"
+        ) from None
+    if sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+        raise ConfigError(f"{option} must be positive and ascending, got {text}")
+    if sizes[-1] > limit:
+        raise ConfigError(f"{option} {sizes[-1]} is more than a step can have, {limit}")
+    if sizes[-1] < limit:
+        log.info("%s: added %d, the largest step there can be", option, limit)
+        sizes.append(limit)
+    for size in sizes:
+        if size % num_shards:
+            raise ConfigError(f"{option} {size} must divide by the mesh's data={num_shards}")
+    return tuple(size // num_shards for size in sizes)
 
 
 def pick(buckets: Sequence[int], size: int) -> int:
@@ -46,12 +94,34 @@ class Buckets:
 
     @classmethod
     def for_limits(
-        cls, *, max_tokens: int, max_rows: int, max_model_len: int, page_size: int
+        cls,
+        *,
+        max_tokens: int,
+        max_rows: int,
+        max_model_len: int,
+        page_size: int,
+        tokens: tuple[int, ...] | None = None,
+        sampled: tuple[int, ...] | None = None,
     ) -> "Buckets":
-        """Doubling buckets up to a shard's limits."""
+        """Buckets up to a shard's limits.
+
+        Args:
+            max_tokens, max_rows: of one shard's part of a step.
+            max_model_len, page_size: in tokens.
+            tokens, sampled: the buckets, ascending, up to the limits (see `parse_buckets` and
+                `bucket_choice`); None for doubling ones.
+
+        Raises:
+            ConfigError: the largest bucket is not the limit.
+        """
+        tokens = tokens or doubling_buckets(max_tokens)
+        sampled = sampled or doubling_buckets(max_rows)
+        for name, sizes, limit in (("token", tokens, max_tokens), ("row", sampled, max_rows)):
+            if sizes[-1] != limit:
+                raise ConfigError(f"the largest {name} bucket is {sizes[-1]}, steps have {limit}")
         return cls(
-            tokens=doubling_buckets(max_tokens),
-            sampled=doubling_buckets(max_rows),
+            tokens=tokens,
+            sampled=sampled,
             max_rows=max_rows,
             max_pages=-(-max_model_len // page_size),
         )

@@ -13,9 +13,11 @@ import numpy as np
 from jax.experimental.layout import Layout
 from jax.stages import Compiled
 
+from jaxserve.cache.page_store import PageStore
 from jaxserve.core.step import LoadDone, StepPlan, StepResult
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.packing import PackedStep, pack
+from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.program_cache import ProgramCache
 
 log = logging.getLogger(__name__)
@@ -29,10 +31,14 @@ class LaunchedStep(NamedTuple):
     Attributes:
         tokens: int32 [shards, rows], the sampled tokens; None if no row samples.
         places: where each row of the plan finds its token; None if it does not sample.
+        hidden: [shards, rows, hidden], the rows' last hidden states; None if no row is probed.
+        probed: where the probed rows find theirs, in the plan's order.
     """
 
     tokens: jax.Array | None
     places: list[tuple[int, int] | None]
+    hidden: jax.Array | None
+    probed: list[tuple[int, int]]
 
 
 class DeviceRunner:
@@ -41,9 +47,19 @@ class DeviceRunner:
     Args:
         lowering: the step's programs and the shapes of what they keep.
         params: weights by name, on the mesh, as `lowering.params` describes them.
+        store: where pages are saved and loaded, with pages of `lowering.page_shape` and
+            `lowering.kv_dtype`; closed by `close`. None: plans have no saves and loads.
+        prefix_cache: whether plans may have page copies.
     """
 
-    def __init__(self, lowering: StepLowering, params: Mapping[str, jax.Array]) -> None:
+    def __init__(
+        self,
+        lowering: StepLowering,
+        params: Mapping[str, jax.Array],
+        store: PageStore | None = None,
+        *,
+        prefix_cache: bool = False,
+    ) -> None:
         program = lowering.program
         self._lowering = lowering
         self._buckets = program.buckets
@@ -55,6 +71,7 @@ class DeviceRunner:
         self._last_tokens = _zeros(lowering.last_tokens)
         self._backbones: dict[int, Compiled] = {}
         self._samplers: dict[int, Compiled] = {}
+        self._mover = PageMover(lowering, store, copies=prefix_cache)
 
     # -- compilation --------------------------------------------------------------------
 
@@ -66,18 +83,20 @@ class DeviceRunner:
             progress: told after each program.
         """
         buckets, lowering = self._buckets, self._lowering
-        jobs = [(f"backbone-{n}", partial(lowering.backbone, n)) for n in buckets.tokens]
-        jobs += [(f"sampler-{n}", partial(lowering.sampler, n)) for n in buckets.sampled]
+        jobs = {f"backbone-{n}": partial(lowering.backbone, n) for n in buckets.tokens}
+        jobs |= {f"sampler-{n}": partial(lowering.sampler, n) for n in buckets.sampled}
+        jobs |= self._mover.jobs()
         started = time.monotonic()
+        programs: dict[str, Compiled] = {}
         with ThreadPoolExecutor(max_workers=2) as threads:  # XLA compiles outside the GIL
-            futures = [threads.submit(cache.get, name, lower) for name, lower in jobs]
-            programs = []
-            for done, future in enumerate(futures, start=1):
-                programs.append(future.result())
+            futures = {name: threads.submit(cache.get, name, job) for name, job in jobs.items()}
+            for done, (name, future) in enumerate(futures.items(), start=1):
+                programs[name] = future.result()
                 if progress is not None:
                     progress(done, len(jobs))
-        self._backbones = dict(zip(buckets.tokens, programs, strict=False))
-        self._samplers = dict(zip(buckets.sampled, programs[len(buckets.tokens) :], strict=True))
+        self._backbones = {n: programs[f"backbone-{n}"] for n in buckets.tokens}
+        self._samplers = {n: programs[f"sampler-{n}"] for n in buckets.sampled}
+        self._kv_pages = self._mover.use(programs, self._kv_pages)
         self._warm_up()
         log.info("%d programs ready in %.1f s", len(jobs), time.monotonic() - started)
 
@@ -94,26 +113,38 @@ class DeviceRunner:
     # -- steps --------------------------------------------------------------------------
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue one step on the devices; returns before it has run."""
+        """Queue one step on the devices; returns before it has run.
+
+        Raises:
+            ValueError: the plan moves pages in a way that this runner was not built for.
+        """
+        self._kv_pages = self._mover.launch(plan, self._kv_pages)
+        if not plan.rows:
+            return LaunchedStep(None, [], None, [])
         packed = pack(plan, self._buckets, self._shards)
         places = [
             place if row.samples else None
             for place, row in zip(packed.places, plan.rows, strict=True)
         ]
-        return LaunchedStep(self._run(packed), places)
+        probed = [place for place, row in zip(packed.places, plan.rows, strict=True) if row.probe]
+        tokens, hidden = self._run(packed)
+        if not probed:
+            return LaunchedStep(tokens, places, None, [])
+        hidden.copy_to_host_async()
+        return LaunchedStep(tokens, places, hidden, probed)
 
-    def _run(self, packed: PackedStep) -> jax.Array | None:
+    def _run(self, packed: PackedStep) -> tuple[jax.Array | None, jax.Array]:
         # The NumPy array goes in as it is: the executable's own transfer costs the host less
         # than a device_put before it.
         self._kv_pages, hidden, sampling = self._backbones[packed.num_tokens](
             self._params, self._kv_pages, self._last_tokens, packed.array
         )
         if not packed.num_sampled:
-            return None
+            return None, hidden
         self._last_tokens, tokens = self._samplers[packed.num_sampled](
             self._head, self._last_tokens, hidden, sampling
         )
-        return tokens
+        return tokens, hidden
 
     def collect(self, handle: LaunchedStep) -> StepResult:
         """Wait for a step's tokens and put them in the order of its plan."""
@@ -123,14 +154,19 @@ class DeviceRunner:
             for i, place in enumerate(handle.places):
                 if place is not None:
                     token_ids[i] = tokens[place]
-        return StepResult(token_ids)
+        if handle.hidden is None:
+            return StepResult(token_ids)
+        hidden = np.asarray(handle.hidden)
+        return StepResult(token_ids, np.array([hidden[at] for at in handle.probed], np.float32))
 
     def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """No loads are ever under way."""
-        return []
+        """Put the pages that were loaded into the pool; see `Executor.poll`."""
+        self._kv_pages, done = self._mover.poll(self._kv_pages, wait=wait)
+        return done
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Finish the saves, give up the loads, and close the page store. Idempotent."""
+        self._mover.close()
 
 
 def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:

@@ -12,12 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from jaxserve.models.attention import kv_pages_spec
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.packing import packed_length
+from jaxserve.runner.page_programs import (
+    COPIES,
+    copy_pages,
+    gather_pages,
+    piece_sizes,
+    scatter_pages,
+)
 from jaxserve.runner.step_program import StepProgram
 from pallas_kernels.paged_batch import pool_format
 
@@ -70,7 +77,35 @@ class StepLowering:
         """The token sampled last in every slot: int32 [shards, slots]."""
         return self._per_shard((self.program.buckets.max_rows,), jnp.int32)
 
-    # -- the programs -----------------------------------------------------------------------
+    @property
+    def page_shape(self) -> tuple[int, int, int, int, int]:
+        """One page as the host keeps it: layers, 2, all KV heads, page_size, head_dim."""
+        layers, _, two, kv_heads, page_size, head_dim = self.kv_pages.shape
+        return layers, two, kv_heads, page_size, head_dim
+
+    @property
+    def pages_per_shard(self) -> int:
+        """Pages of one data shard's part of the pool: page numbers are below it."""
+        return self.num_pages // self.rules.data
+
+    @property
+    def page_bytes(self) -> int:
+        """What one page takes on each of its shard's devices."""
+        layers, two, kv_heads, page_size, head_dim = self.page_shape
+        kv_heads //= self.rules.tensor if "kv_heads" in self.rules.split else 1
+        return layers * two * kv_heads * page_size * head_dim * self.kv_dtype.itemsize
+
+    @property
+    def page_pieces(self) -> tuple[int, ...]:
+        """The numbers of pages, ascending from 1, that one program saves or loads."""
+        return piece_sizes(self.page_bytes)
+
+    def pages(self, n: int) -> Abstract:
+        """Contents of `n` pages of every shard: [shards, n, *page_shape]."""
+        sharding = NamedSharding(self.rules.mesh, self._pages_spec)
+        return Abstract((self.rules.data, n, *self.page_shape), self.kv_dtype, sharding=sharding)
+
+    # -- the programs of a step ---------------------------------------------------------------
 
     def packed(self, num_tokens: int) -> Abstract:
         """The packed step of one token bucket: int32 [shards, length]."""
@@ -95,12 +130,53 @@ class StepLowering:
         out = (self._split, self._split)
         return self._lower(function, out, head, self.last_tokens, hidden, sampling)
 
-    def _lower(self, function: Callable, out_shardings: tuple, *args: Any) -> Lowered:
-        """Lower with the second argument donated: what a step changes on the device."""
-        jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)
+    # -- the programs that move pages ---------------------------------------------------------
+
+    def save_pages(self, n: int) -> Lowered:
+        """(pool, int32 [shards, n]) -> the contents of these pages; see `pages`."""
+        out = self.pages(n).sharding
+        function = self._on_shards(gather_pages, self._pages_spec, PartitionSpec("data"))
+        numbers = self._per_shard((n,), jnp.int32)
+        return self._lower(function, out, self.kv_pages, numbers, donate=None)
+
+    def load_pages(self, n: int) -> Lowered:
+        """(pool, int32 [shards, n], contents) -> the pool with these pages filled."""
+        ins = (PartitionSpec("data"), self._pages_spec)
+        function = self._on_shards(scatter_pages, kv_pages_spec(self.rules), *ins)
+        numbers = self._per_shard((n,), jnp.int32)
+        out = self.kv_pages.format
+        return self._lower(function, out, self.kv_pages, numbers, self.pages(n), donate=0)
+
+    def copy_pages(self) -> Lowered:
+        """(pool, int32 [shards, 2, COPIES]) -> the pool, sources copied to targets."""
+        out = self.kv_pages.format
+        function = self._on_shards(copy_pages, kv_pages_spec(self.rules), PartitionSpec("data"))
+        moves = self._per_shard((2, COPIES), jnp.int32)
+        return self._lower(function, out, self.kv_pages, moves, donate=0)
+
+    def _on_shards(self, function: Callable, out: PartitionSpec, *ins: PartitionSpec) -> Callable:
+        """A function of the pool and more, on every device's own part: pages never travel."""
+        return jax.shard_map(
+            function,
+            mesh=self.rules.mesh,
+            in_specs=(kv_pages_spec(self.rules), *ins),
+            out_specs=out,
+            check_vma=False,  # loops with run-time trip counts carry per-shard values
+        )
+
+    def _lower(
+        self, function: Callable, out_shardings: Any, *args: Any, donate: int | None = 1
+    ) -> Lowered:
+        """Lower with one argument donated: what the program changes on the device."""
+        donated = () if donate is None else donate
+        jitted = jax.jit(function, donate_argnums=donated, out_shardings=out_shardings)
         # Kernels ask while they are traced which device they will run on.
         with jax.sharding.use_abstract_mesh(self.rules.mesh.abstract_mesh):
             return jitted.lower(*args)
+
+    @property
+    def _pages_spec(self) -> PartitionSpec:
+        return self.rules.spec(("data", None, None, None, "kv_heads", None, None))
 
     @property
     def _split(self) -> NamedSharding:

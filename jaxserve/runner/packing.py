@@ -1,6 +1,8 @@
 """One int32 array per step: everything the device must be told, in one transfer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from jaxserve.runner.buckets import Buckets, pick
 from pallas_kernels.paged_batch import PagedBatch
 
 SAMPLING_FIELDS = 7
+_SETTINGS = attrgetter("temperature", "top_p", "min_p", "top_k")
 NO_SLOT = np.iinfo(np.int32).max  # out of range: the device drops what is written there
 
 
@@ -74,25 +77,128 @@ def pack(plan: StepPlan, buckets: Buckets, num_shards: int) -> PackedStep:
     """Lay out a plan: per shard, rows that sample first, decode rows by context length.
 
     Neighbours of like length make the decode loop's groups cheap, and the sampler then works
-    on a prefix of the rows.
+    on a prefix of the rows. Whole columns of the plan are turned into arrays at once: this is on
+    the host's path in every step, and row by row it takes four times as long.
     """
-    shards: list[list[tuple[int, StepRow]]] = [[] for _ in range(num_shards)]
-    for index, row in enumerate(plan.rows):
-        shards[row.shard].append((index, row))
-    tokens = pick(buckets.tokens, max(sum(r.num_tokens for _, r in rows) for rows in shards))
-    sampled = max(sum(r.samples for _, r in rows) for rows in shards)
+    columns = _Columns.of_plan(plan)
+    per_shard = np.bincount(columns.shard, columns.num_tokens, num_shards)
+    tokens = pick(buckets.tokens, int(per_shard.max()))
+    sampled = int(np.bincount(columns.shard[columns.samples], minlength=num_shards).max())
     num_rows = buckets.rows(tokens)
     array = np.zeros((num_shards, packed_length(tokens, num_rows, buckets.max_pages)), np.int32)
-    places: list[tuple[int, int]] = [(0, 0)] * len(plan.rows)
-    for shard, rows in enumerate(shards):
-        rows.sort(key=lambda item: (not item[1].samples, item[1].num_tokens > 1, item[1].end))
-        # Slots are numbered through all shards; a shard's last-token map holds its own.
-        first_slot = shard * buckets.max_rows
-        rows_only = [row for _, row in rows]
-        _pack_shard(array[shard], rows_only, tokens, num_rows, buckets.max_pages, first_slot)
-        for place, (index, _) in enumerate(rows):
-            places[index] = (shard, place)
-    return PackedStep(array, tokens, pick(buckets.sampled, sampled) if sampled else 0, places)
+    places, query_start = _arrange(columns, num_shards)
+    sections = [section.start for section in _sections(tokens, num_rows, buckets.max_pages)]
+    _fill(array, sections, columns, places, query_start, buckets, num_rows)
+    return PackedStep(
+        array,
+        tokens,
+        pick(buckets.sampled, sampled) if sampled else 0,
+        list(zip(columns.shard.tolist(), places.tolist(), strict=True)),
+    )
+
+
+class _Columns(NamedTuple):
+    """The rows of a plan, field by field, in the plan's order: arrays of int64 [rows].
+
+    `samples` and `pending` (the last token is only on the device) are bool; `params`, float64
+    [rows, 4], are temperature, top_p, min_p, top_k.
+    """
+
+    slot: np.ndarray
+    shard: np.ndarray
+    end: np.ndarray
+    num_tokens: np.ndarray
+    seed: np.ndarray
+    samples: np.ndarray
+    params: np.ndarray
+    token_ids: tuple[Sequence[int], ...]
+    num_known: np.ndarray
+    page_ids: tuple[Sequence[int], ...]
+    num_pages: np.ndarray
+
+    @classmethod
+    def of_plan(cls, plan: StepPlan) -> "_Columns":
+        count = len(plan.rows)
+        fields = zip(*plan.rows, strict=True) if count else ((),) * len(StepRow._fields)
+        _, slot, shard, start, num_tokens, token_ids, page_ids, samples, params, seed, *_ = fields
+        lens = chain(map(len, token_ids), map(len, page_ids))
+        numbers = np.fromiter(
+            chain(slot, shard, start, num_tokens, seed, samples, lens), np.int64, 8 * count
+        ).reshape(8, count)
+        settings = np.fromiter(
+            chain.from_iterable(map(_SETTINGS, params)), np.float64, 4 * count
+        ).reshape(count, 4)  # a float64 holds every top_k, an int32, exactly
+        slots, shards, starts, nums, seeds, sampling, known, pages = numbers
+        return cls(
+            slots, shards, starts + nums, nums, seeds, sampling.astype(bool), settings, token_ids,
+            known, page_ids, pages,
+        )  # fmt: skip
+
+
+def _arrange(columns: _Columns, num_shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's index among its shard's rows, and its first token's; int64 [rows], plan order."""
+    rank = (columns.shard * 2 + ~columns.samples) * 2 + (columns.num_tokens > 1)
+    order = np.argsort((rank << 32) + columns.end, kind="stable")
+    count = len(order)
+    per_shard = np.bincount(columns.shard, minlength=num_shards)
+    places, starts = np.empty(count, np.int64), np.empty(count, np.int64)
+    ordered, shard = columns.num_tokens[order], columns.shard[order]
+    first = np.cumsum(per_shard) - per_shard  # of each shard, among all rows
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(ordered)])
+    places[order] = np.arange(count) - first[shard]
+    starts[order] = before[:-1] - before[first][shard]
+    return places, starts
+
+
+def _fill(
+    array: np.ndarray,
+    sections: list[int],
+    columns: _Columns,
+    places: np.ndarray,
+    query_start: np.ndarray,
+    buckets: Buckets,
+    num_rows: int,
+) -> None:
+    """Write every row to its place; see `_sections` for where what begins."""
+    length = array.shape[1]
+    token_ids, rows, _, _, page_table, sampling = sections
+    array[:, sampling : sampling + num_rows] = NO_SLOT
+    flat = array.reshape(-1)
+    offset = columns.shard * length
+    # Slots are numbered through all shards; a shard's last-token map holds its own.
+    slot = columns.slot - columns.shard * buckets.max_rows
+
+    tokens_at = offset + token_ids + query_start
+    _scatter(flat, tokens_at, columns.token_ids, columns.num_known)
+    pending = columns.num_known < columns.num_tokens
+    flat[(tokens_at + columns.num_known)[pending]] = -1 - slot[pending]
+    _scatter(
+        flat, offset + page_table + places * buckets.max_pages, columns.page_ids, columns.num_pages
+    )
+    rows_at = offset + rows + places
+    for field, values in enumerate((query_start, columns.num_tokens, columns.end)):
+        flat[rows_at + field * num_rows] = values
+
+    mask = columns.samples
+    settings = np.empty((SAMPLING_FIELDS, int(np.count_nonzero(mask))), np.int32)
+    settings[0], settings[1] = slot[mask], columns.end[mask]
+    settings[2] = columns.seed[mask].astype(np.uint32).view(np.int32)
+    params = columns.params[mask].T
+    settings.view(np.float32)[3:6] = params[:3]
+    settings[6] = np.maximum(params[3], 0)
+    fields_at = np.arange(SAMPLING_FIELDS)[:, None] * num_rows
+    flat[(offset + sampling + places)[mask] + fields_at] = settings
+
+
+def _scatter(
+    flat: np.ndarray, starts: np.ndarray, lists: tuple[Sequence[int], ...], lens: np.ndarray
+) -> None:
+    """Write each list of numbers into `flat` from its start on."""
+    total = int(lens.sum())
+    if not total:  # all rows decode, and their tokens are on the device
+        return
+    values = np.fromiter(chain.from_iterable(lists), np.int32, total)
+    flat[np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(total)] = values
 
 
 def _sections(num_tokens: int, num_rows: int, max_pages: int) -> Iterator[slice]:
@@ -101,38 +207,6 @@ def _sections(num_tokens: int, num_rows: int, max_pages: int) -> Iterator[slice]
     for size in (num_tokens, *[num_rows] * 3, num_rows * max_pages, num_rows * SAMPLING_FIELDS):
         yield slice(start, start + size)
         start += size
-
-
-def _pack_shard(
-    out: np.ndarray,
-    rows: list[StepRow],
-    num_tokens: int,
-    num_rows: int,
-    max_pages: int,
-    first_slot: int,
-) -> None:
-    token_ids, query_start, query_len, context_len, page_table, sampling = (
-        out[section] for section in _sections(num_tokens, num_rows, max_pages)
-    )
-    page_table = page_table.reshape(num_rows, max_pages)
-    sampling = sampling.reshape(SAMPLING_FIELDS, num_rows)
-    sampling[0] = NO_SLOT
-    floats = sampling.view(np.float32)
-    start = 0
-    for i, row in enumerate(rows):
-        known = len(row.token_ids)
-        token_ids[start : start + known] = row.token_ids
-        if known < row.num_tokens:
-            token_ids[start + known] = -1 - (row.slot - first_slot)
-        query_start[i], query_len[i], context_len[i] = start, row.num_tokens, row.end
-        page_table[i, : len(row.page_ids)] = row.page_ids
-        if row.samples:
-            params = row.params
-            seed = np.uint32(row.seed).view(np.int32)
-            sampling[:3, i] = row.slot - first_slot, row.end, seed
-            floats[3:6, i] = params.temperature, params.top_p, params.min_p
-            sampling[6, i] = max(params.top_k, 0)
-        start += row.num_tokens
 
 
 def unpack(packed: jax.Array, num_tokens: int, num_rows: int, max_pages: int) -> UnpackedStep:

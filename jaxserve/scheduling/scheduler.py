@@ -1,10 +1,11 @@
 """Continuous batching: what every step computes, decided on the host from counters alone.
 
-Running requests come first, each prompt chunk takes what is left of a fixed token budget, so
-decodes never wait for a long prompt: chunked prefill with stall-free batching, from
-Sarathi-Serve (Agrawal et al., OSDI 2024). Pages are given out as tokens need them, as in vLLM's
-PagedAttention (Kwon et al., SOSP 2023), and when they run out, a request is preempted by
-recomputation: it gives back its pages and later computes prompt and answer so far again.
+A small mechanism under a token budget and a page budget; who goes first is the policy's word.
+Decodes come before prompt chunks, and each chunk takes what is left of the budget, so decodes
+never wait for a long prompt: chunked prefill with stall-free batching, from Sarathi-Serve
+(Agrawal et al., OSDI 2024). Pages are given out as tokens need them, as in vLLM's PagedAttention
+(Kwon et al., SOSP 2023), shared where requests begin alike, and when they run out, a request is
+preempted: its pages are swapped out or left to the cache, and what is gone is computed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,19 @@ from collections.abc import Mapping, Sequence
 from jaxserve.cache.page_pool import PageCounts, PagePool
 from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 from jaxserve.core.request import FinishReason, Request, RequestState
-from jaxserve.core.step import StepPlan, StepResult
+from jaxserve.core.step import LoadDone, StepPlan, StepResult
+from jaxserve.scheduling.counts import CacheCounts
+from jaxserve.scheduling.page_traffic import PageTraffic, Store
 from jaxserve.scheduling.policies import Policy
+from jaxserve.scheduling.preemption import PreemptionCost
+from jaxserve.scheduling.ranking import Ranked, Ranking
+from jaxserve.scheduling.request_pages import RequestPages
+from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.scheduling.shard import Shard
-from jaxserve.scheduling.waiting_queue import Ranked, WaitingQueue
+from jaxserve.scheduling.token_budget import FixedBudget
+from jaxserve.scheduling.waiting_queue import WaitingQueue
+
+_REFRESHED_PER_STEP = 16  # waiting requests whose rank is asked for again, where it changes
 
 
 class Scheduler:
@@ -34,6 +44,8 @@ class Scheduler:
         max_model_len: longest prompt plus answer, in tokens.
         max_waiting: requests that may wait before `add` refuses more.
         policy: the order in which requests are served.
+        store: where pages go that the device has no room for; None if they are just dropped.
+        settings: the mechanism's switches.
 
     Raises:
         ConfigError: the limits cannot be split over the shards.
@@ -49,6 +61,8 @@ class Scheduler:
         max_model_len: int,
         max_waiting: int,
         policy: Policy,
+        store: Store | None = None,
+        settings: SchedulerSettings | None = None,
     ) -> None:
         num_shards = len(page_pools)
         if num_shards == 0 or max_num_seqs < 1 or max_num_seqs % num_shards:
@@ -58,22 +72,39 @@ class Scheduler:
                 f"max_num_batched_tokens {max_num_batched_tokens} is less than one token for each "
                 f"of {num_shards} data shards"
             )
+        self._settings = settings = settings or SchedulerSettings()
+        self._traffic = PageTraffic(store)
         per_shard = max_num_seqs // num_shards
         self._shards = [
-            Shard(i, pool, range(i * per_shard, (i + 1) * per_shard), page_size)
+            Shard(
+                i,
+                RequestPages(i, pool, page_size, self._traffic, settings.prefix_cache),
+                range(i * per_shard, (i + 1) * per_shard),
+                page_size,
+                settings.admission,
+                settings.probe_every,
+            )
             for i, pool in enumerate(page_pools)
         ]
         self._page_size = page_size
         self._smallest_pool = min(pool.num_total for pool in page_pools)
-        self._shard_budget = max_num_batched_tokens // num_shards
+        self._budget = settings.token_budget or FixedBudget(max_num_batched_tokens)
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._policy = policy
-        self._waiting = WaitingQueue()
-        self._active: dict[int, Ranked] = {}  # by key: every unfinished request
+        self._ranking = Ranking(policy, settings.starvation_timeout)
+        self._waiting = WaitingQueue(self._ranking)
+        self._preemption = PreemptionCost(settings.preemption, settings.costs)
+        # Hooks that a policy has not overridden need not be called.
+        self._displaces = type(policy).displaces is not Policy.displaces
+        self._tells_served = type(policy).served is not Policy.served
+        self._sheds = type(policy).sheds is not Policy.sheds
+        self._active: dict[int, Request] = {}  # by key: every unfinished request
         self._by_id: dict[str, Request] = {}
         self._just_preempted: set[int] = set()
+        self._shed: list[Request] = []
         self._num_preemptions = 0
+        self.cache_counts = CacheCounts()
 
     # Requests come and go.
 
@@ -89,8 +120,17 @@ class Scheduler:
         self._require_servable(request)
         if len(self._waiting) >= self._max_waiting:
             raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
-        self._by_id[request.request_id] = request
-        self._enqueue(request, request.arrival_time)
+        now = request.last_progress = request.arrival_time
+        prompt_len = len(request.prompt_token_ids)
+        request.max_tokens = min(request.max_tokens, self._max_model_len - prompt_len)
+        request.max_num_tokens = prompt_len + request.max_tokens
+        if self._settings.prefix_cache:
+            self._shards[0].pages.update_keys(request)
+        if self._policy.refreshes:
+            request.num_cached_tokens = self._tokens_on_device(request)
+        self._active[request.key] = self._by_id[request.request_id] = request
+        self._policy.arrived(request, now)
+        self._waiting.push(request, now)
 
     def abort(self, request_id: str) -> bool:
         """End a request now and take back all it holds; tokens still on the device are dropped.
@@ -124,22 +164,18 @@ class Scheduler:
                 f"{capacity} tokens; shorten the prompt or lower max_tokens"
             )
 
-    def _enqueue(self, request: Request, now: float) -> None:
-        entry = Ranked(self._policy.priority(request, now), request.key, request)
-        self._active[request.key] = entry
-        request.state = RequestState.WAITING
-        self._waiting.push(entry)
-
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        entry = self._active.pop(request.key)
-        del self._by_id[request.request_id]
+        del self._active[request.key], self._by_id[request.request_id]
         if request.state is RequestState.RUNNING:
-            self._shards[request.shard].stop(entry)
+            self._shards[request.shard].stop(request)
         else:
             self._waiting.discard(request)
+        self._shards[request.shard].pages.drop_swapped(request)
+        request.num_tokens -= request.num_pending_tokens
         request.num_pending_tokens = 0
         request.state = RequestState.FINISHED
         request.finish_reason = reason
+        self._policy.finished(request)
 
     # One step.
 
@@ -150,40 +186,63 @@ class Scheduler:
             now: the current time in seconds, on the clock of `Request.arrival_time`.
 
         Returns:
-            The step, rows grouped by shard, or None when there is nothing to compute now (no
-            work at all, or all of it waits for a commit).
+            The step, rows grouped by shard, or None when there is nothing to do now (no work
+            at all, or all of it waits for a commit or for pages from the store).
         """
         self._just_preempted.clear()
+        if self._policy.refreshes:
+            self._refresh(now)
+        budget = self._budget.tokens() // len(self._shards)
         for shard in self._shards:
-            shard.begin_step(self._shard_budget)
-            self._serve_running(shard, now)
-        self._admit()
+            shard.begin_step(max(budget, 1), self._ranking, now)
+        if self._settings.slice_tokens is not None:
+            self._end_slices(self._settings.slice_tokens, now)
+        if self._displaces:
+            self._displace(now)
+        self._serve_all(now)
+        for shard in self._shards:
+            shard.pages.end_step()
         rows = tuple(row for shard in self._shards for row in shard.rows)
-        return StepPlan(rows) if rows else None
+        saves, copies, loads = self._traffic.take()
+        if not (rows or saves or copies or loads):
+            return None
+        if self._tells_served:
+            for row in rows:
+                self._policy.served(self._active[row.key], row.num_tokens, now)
+        return StepPlan(rows, saves, copies, loads)
 
-    def _serve_running(self, shard: Shard, now: float) -> None:
-        decodes: list[Request] = []
-        prefills: list[Request] = []
-        for entry in shard.running:
-            request = entry.request
-            if self._has_all_tokens(request):
-                # It only waits for its commit; no later step reads its KV.
-                shard.release_pages(request)
-            elif request.num_tokens - request.num_computed_tokens == 1:
-                decodes.append(request)
-            else:
-                prefills.append(request)
-        for requests in (decodes, prefills):
-            for request in requests:
-                if shard.budget == 0:
-                    break
-                if request.state is RequestState.RUNNING:  # not preempted a moment ago
-                    self._serve(shard, request, now)
-        if len(self._waiting):
-            still_running = (r for r in decodes + prefills if r.state is RequestState.RUNNING)
-            shard.owed = sum(map(shard.pages_owed, still_running))
+    def _serve_all(self, now: float) -> None:
+        """Give rows: decodes, then chunks of running prompts, then of new ones."""
+        decodes, prefills = [], []
+        for shard in self._shards:
+            for entry in shard.running:
+                request = entry.request
+                num_tokens = request.num_tokens
+                if request.load_ticket is not None:
+                    continue
+                if num_tokens >= request.max_num_tokens:
+                    # It only waits for its commit; no later step reads its KV.
+                    shard.pages.release(request)
+                elif num_tokens - request.num_computed_tokens == 1:
+                    decodes.append((shard, request))
+                else:
+                    prefills.append((shard, request))
+        if not self._settings.prefill_first:
+            self._serve(decodes, now)
+        self._serve(prefills, now)
+        self._admit(now)
+        if self._settings.prefill_first and not any(shard.rows for shard in self._shards):
+            self._serve(decodes, now)
 
-    def _serve(self, shard: Shard, request: Request, now: float) -> None:
+    def _serve(self, requests: Sequence[tuple[Shard, Request]], now: float) -> None:
+        for shard, request in requests:
+            # Not if preempted a moment ago.
+            if shard.budget and request.state is RequestState.RUNNING:
+                is_decode = request.num_tokens - request.num_computed_tokens == 1
+                if not (is_decode and shard.add_decode(request, now)):
+                    self._serve_one(shard, request, now)
+
+    def _serve_one(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.
 
         Nobody is preempted for a request that comes later than all without a row: it sits
@@ -191,62 +250,155 @@ class Scheduler:
         order thus always gets its row, or all the others have theirs: each plan makes progress.
         """
         wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
-        while (granted := shard.grow(request, wanted)) == 0:
+        while (granted := shard.pages.grow(request, wanted)) == 0:
             victim = shard.victim()
-            if victim is None or victim.request is request:
+            if victim is None or victim is request:
                 shard.is_short = True
                 return
             self._preempt(shard, victim, now)
         shard.is_short |= granted < wanted
-        shard.add_row(request, granted)
+        shard.add_row(request, granted, now)
 
-    def _preempt(self, shard: Shard, entry: Ranked, now: float) -> None:
-        request = entry.request
-        shard.stop(entry)
+    def _preempt(self, shard: Shard, request: Request, now: float) -> None:
+        if self._preemption.swaps(request.num_computed_tokens, len(request.page_ids)):
+            shard.pages.swap_out(request)
+        shard.stop(request)
         request.num_computed_tokens = 0
-        request.num_cached_tokens = 0
         request.num_preemptions += 1
         self._num_preemptions += 1
         self._just_preempted.add(request.key)
-        self._enqueue(request, now)
+        request.state = RequestState.WAITING
+        self._waiting.push(request, now)
 
-    def _admit(self) -> None:
+    # Who starts, and who makes room.
+
+    def _admit(self, now: float) -> None:
         """Start waiting requests, strictly in policy order, so that none is overtaken for ever.
 
         Whoever starts must find pages for all its tokens, not only for its first chunk, beside
         what is owed to the running ones. Alone on a shard it always does (see `add`).
         """
-        while (entry := self._waiting.peek()) is not None:
+        if not len(self._waiting) or not self._update_owed():
+            return
+        while (entry := self._next(now)) is not None:
+            shard = self._start(entry, now)
+            if shard is None:
+                return
+            request = entry.request
+            if request.load_ticket is None:
+                wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
+                shard.add_row(request, shard.pages.grow(request, wanted), now)
+            shard.owed += shard.pages_owed(request)
+
+    def _update_owed(self) -> bool:
+        """Count what running requests will want; False if no shard could take another request."""
+        any_room = False
+        for shard in self._shards:
+            if shard.free_slots or self._displaces:
+                any_room = True
+                shard.owed = sum(shard.pages_owed(entry.request) for entry in shard.running)
+        return any_room
+
+    def _next(self, now: float) -> Ranked | None:
+        """The first in line, if it can start at all; those that come too late are shed."""
+        while (entry := self._waiting.peek(now)) is not None:
             request = entry.request
             # Recomputing a preempted request takes the values of its tokens, all of them.
             if request.num_pending_tokens or request.key in self._just_preempted:
-                return
-            shard = self._roomiest_shard(request)
-            if shard is None:
-                return
-            self._waiting.pop()
-            shard.start(entry)
-            request.state = RequestState.RUNNING
-            granted = shard.grow(request, min(request.num_tokens, shard.budget))
-            shard.add_row(request, granted)
-            shard.owed += shard.pages_owed(request)
+                return None
+            late = self._sheds and not request.num_output_tokens
+            if not (late and self._policy.sheds(request, now)):
+                return entry
+            self._finish(request, FinishReason.SHED)
+            self._shed.append(request)
+        return None
 
-    def _roomiest_shard(self, request: Request) -> Shard | None:
-        needed = -(-request.num_tokens // self._page_size)
-        fitting = (
-            shard
-            for shard in self._shards
-            if shard.budget and shard.free_slots and not shard.is_short
-            if shard.spare_pages >= needed
-        )
-        return max(fitting, key=lambda shard: shard.spare_pages, default=None)
+    def _start(self, entry: Ranked, now: float) -> Shard | None:
+        """Let a waiting request run on the shard that holds most of its tokens."""
+        request = entry.request
+        candidates = []
+        for shard in self._shards:
+            if shard.budget and shard.free_slots and not shard.is_short:
+                found = shard.pages.find(request)
+                num_found = len(found.shared) + len(found.stored)
+                candidates.append((-num_found, -shard.spare_pages, shard.index, found))
+        for _, _, index, found in sorted(candidates):
+            shard = self._shards[index]
+            if shard.start(entry, found, now):
+                self._waiting.discard(request)
+                request.state = RequestState.RUNNING
+                request.slice_start = request.num_output_tokens
+                self._note_start(request, shard, len(found.shared))
+                return shard
+        return None
+
+    def _note_start(self, request: Request, shard: Shard, num_shared: int) -> None:
+        self.cache_counts.queried_tokens += request.num_tokens
+        self.cache_counts.device_hit_tokens += request.num_computed_tokens
+        if request.load_ticket is None:
+            shard.pages.drop_swapped(request)
+            self._note_reused(request)
+
+    def _note_reused(self, request: Request) -> None:
+        request.num_cached_tokens = request.num_computed_tokens
+        if request.num_reused_tokens is None:
+            request.num_reused_tokens = min(
+                request.num_computed_tokens, len(request.prompt_token_ids)
+            )
+
+    def _displace(self, now: float) -> None:
+        """Let newcomers take the places of running requests that rank after them."""
+        if not len(self._waiting):
+            return
+        self._update_owed()
+        while (entry := self._next(now)) is not None:
+            if (shard := self._start(entry, now)) is not None:
+                shard.owed += shard.pages_owed(entry.request)
+                continue
+            last = max(
+                (rank for shard in self._shards if (rank := shard.last_idle()) is not None),
+                default=None,
+            )
+            if last is None or not entry < last:
+                return
+            if last.tier == entry.tier and not self._policy.displaces(
+                entry.request, last.request, now
+            ):
+                return
+            shard = self._shards[last.request.shard]
+            shard.owed -= shard.pages_owed(last.request)
+            self._preempt(shard, last.request, now)
+
+    def _end_slices(self, slice_tokens: int, now: float) -> None:
+        """Let requests make room that have had their slice: slice-level scheduling (SLS)."""
+        num_waiting = len(self._waiting)
+        for shard in self._shards:
+            for entry in reversed(shard.running[:]):
+                request = entry.request
+                used = request.num_output_tokens - request.slice_start
+                if not num_waiting or shard.free_slots:
+                    break
+                if used >= slice_tokens and not self._has_all_tokens(request):
+                    request.num_slices += 1
+                    self._preempt(shard, request, now)
+                    num_waiting -= 1
+
+    def _refresh(self, now: float) -> None:
+        for request in self._waiting.refresh(now, _REFRESHED_PER_STEP):
+            num_cached = self._tokens_on_device(request)
+            if num_cached != request.num_cached_tokens:
+                request.num_cached_tokens = num_cached
+                self._waiting.push(request, now)
+
+    def _tokens_on_device(self, request: Request) -> int:
+        most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)
+        return most * self._page_size
 
     def _has_all_tokens(self, request: Request) -> bool:
         """Whether every token the request may have has at least been launched."""
-        return (
-            request.num_output_tokens >= request.max_tokens
-            or request.num_tokens >= self._max_model_len
-        )
+        return request.num_tokens >= request.max_num_tokens
+
+    # What became of it.
 
     def commit(
         self, plan: StepPlan, result: StepResult, finished: Mapping[int, FinishReason]
@@ -265,17 +417,63 @@ class Scheduler:
             ValueError: plan and result do not match, or a request has all its tokens and is
                 not in `finished`: it would wait for ever.
         """
+        active = self._active
         for row, token in zip(plan.rows, result.token_ids.tolist(), strict=True):
-            entry = self._active.get(row.key)
-            if entry is None or not row.samples:
+            request = active.get(row.key)
+            if request is None or not row.samples:
                 continue
-            request = entry.request
             request.output_token_ids.append(token)
             request.num_pending_tokens -= 1
             if row.key in finished:
                 self._finish(request, finished[row.key])
             elif not request.num_pending_tokens and self._has_all_tokens(request):
                 raise ValueError(f"request {request.request_id!r} is over but not finished")
+
+    def loaded(self, done: LoadDone, now: float) -> None:
+        """Take in pages from the store: their request goes on after them.
+
+        Args:
+            done: the outcome; pages that could not be filled are computed instead.
+            now: seconds.
+
+        Raises:
+            ValueError: no such load is under way.
+        """
+        load = self._traffic.done(done)
+        shard, request = self._shards[load.shard], load.request
+        if request.load_ticket != done.ticket:  # it ended meanwhile
+            shard.pool.free(load.pages)
+            return
+        self._preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
+        before = request.num_computed_tokens
+        shard.pages.finish_load(request, load.pages, done.num_pages)
+        shard.pages.drop_swapped(request)
+        self.cache_counts.store_hit_tokens += request.num_computed_tokens - before
+        self._note_reused(request)
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """Learn from how long a step took."""
+        num_tokens = plan.num_tokens
+        if not num_tokens:
+            return
+        self._budget.observe(num_tokens, seconds)
+        if num_tokens > 4 * len(plan.rows):
+            self._preemption.observe_prefill(num_tokens, seconds)
+
+    def take_shed(self) -> list[Request]:
+        """Requests that were given up since the last call, `FinishReason.SHED`."""
+        shed, self._shed = self._shed, []
+        return shed
+
+    def save_cache(self) -> StepPlan | None:
+        """A last plan, for an idle engine that closes: all cached pages go to the store."""
+        if self._traffic.store is None or self.has_work:
+            return None
+        for shard in self._shards:
+            for page, key in shard.pool.cached_pages():
+                self._traffic.save(shard.index, page, key)
+        saves, _, _ = self._traffic.take()
+        return StepPlan((), saves) if saves else None
 
     # What the engine may ask.
 
@@ -288,6 +486,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return sum(len(shard.running) for shard in self._shards)
+
+    @property
+    def num_loads(self) -> int:
+        """Loads from the page store under way."""
+        return self._traffic.num_loads
 
     @property
     def has_work(self) -> bool:
@@ -316,8 +519,7 @@ class Scheduler:
 
     def get_by_key(self, key: int) -> Request | None:
         """The unfinished request of that key (`StepRow.key`)."""
-        entry = self._active.get(key)
-        return entry.request if entry else None
+        return self._active.get(key)
 
     def check(self) -> None:
         """Verify all books; O(everything), for tests and for the idle engine.
@@ -326,18 +528,17 @@ class Scheduler:
             AssertionError: a slot or page is lost or owned twice, or a state is wrong.
         """
         for shard in self._shards:
-            shard.check()
+            shard.check(self._traffic.abandoned_pages(shard.index))
             for entry in shard.running:
                 request = entry.request
                 assert request.state is RequestState.RUNNING and request.key in self._active
                 assert request.shard == shard.index and request not in self._waiting
                 held = len(request.page_ids) * self._page_size
                 assert held >= request.num_computed_tokens or self._has_all_tokens(request)
-        requests = [entry.request for entry in self._active.values()]
+        requests = list(self._active.values())
         waiting = [request for request in requests if request in self._waiting]
         assert len(waiting) == len(self._waiting)
         assert len(waiting) + self.num_running == len(requests) == len(self._by_id)
         for request in waiting:
             assert request.state is RequestState.WAITING
             assert request.slot is None and not request.page_ids
-            assert request.num_computed_tokens == 0

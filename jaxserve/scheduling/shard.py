@@ -2,16 +2,17 @@
 
 from bisect import bisect_left, insort
 
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.request import Request
 from jaxserve.core.step import StepRow
-from jaxserve.scheduling.waiting_queue import Ranked
+from jaxserve.scheduling.ranking import Ranked, Ranking
+from jaxserve.scheduling.request_pages import Found, RequestPages
 
 
 class Shard:
     """What runs on one part of the mesh's data axis, and the step being planned for it.
 
     Attributes:
+        pages: gives requests their pages.
         running: requests that hold a slot here, in policy order.
         rows: rows planned for the current step.
         budget: tokens the current step may still take here.
@@ -19,104 +20,143 @@ class Shard:
         is_short: a running request went without all the pages it wanted in this step.
     """
 
-    def __init__(self, index: int, pool: PagePool, slots: range, page_size: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        pages: RequestPages,
+        slots: range,
+        page_size: int,
+        admission: str,
+        probe_every: int,
+    ) -> None:
         self.index = index
-        self.pool = pool
+        self.pages = pages
+        self.pool = pages.pool
         self.slots = slots
         self.page_size = page_size
         self.running: list[Ranked] = []
         self.free_slots = list(reversed(slots))
-        self._planned: set[int] = set()
-        self.begin_step(0)
-
-    def begin_step(self, budget: int) -> None:
-        """Forget the last step; the next may take `budget` tokens."""
         self.rows: list[StepRow] = []
+        self.budget = 0
+        self.owed = 0
+        self.is_short = False
+        self._admission = admission
+        self._probe_every = probe_every
+        self._entries: dict[int, Ranked] = {}  # by key: every running request, as in `running`
+        self._planned: set[int] = set()
+
+    def begin_step(self, budget: int, ranking: Ranking, now: float) -> None:
+        """Forget the last step; the next may take `budget` tokens."""
+        self.rows = []
         self.budget = budget
         self.owed = 0
         self.is_short = False
         self._planned.clear()
+        self.pages.begin_step()
+        if ranking.is_dynamic:
+            running = ranking.rerank(self.running, now)
+            if running is not self.running:
+                self.running = running
+                self._entries = {entry.key: entry for entry in running}
 
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold so many tokens of one request."""
+    # -- room -----------------------------------------------------------------------------
+
+    def pages_wanted(self, request: Request) -> int:
+        """Pages that a request is to find before it starts, as the option `admission` says."""
+        num_tokens = request.num_tokens
+        if self._admission == "max":
+            num_tokens = len(request.prompt_token_ids) + request.max_tokens - 1
+        elif self._admission == "predicted" and request.predicted_len is not None:
+            final = len(request.prompt_token_ids) + min(request.predicted_len, request.max_tokens)
+            num_tokens = max(num_tokens, int(final) - 1)
         return -(-num_tokens // self.page_size)
 
-    def pages_missing(self, request: Request) -> int:
-        """Pages the request still needs for the tokens it has so far."""
-        return self.pages_for(request.num_tokens) - len(request.page_ids)
-
     def pages_owed(self, request: Request) -> int:
-        """Pages to leave a running request: for the rest of its tokens, and one to grow into.
+        """Pages to leave a running request: those it wanted at first, and one to grow into.
 
         Without that one a newcomer would be preempted after a few steps. A request that holds
-        all the pages it can ever fill is owed none.
+        all the pages it can ever fill, or has all its tokens, is owed none.
         """
+        if request.num_tokens >= request.max_num_tokens:
+            return 0
+        held = len(request.page_ids)
         # The last token of an answer is never fed back, so it needs no KV.
-        most = self.pages_for(len(request.prompt_token_ids) + request.max_tokens - 1)
-        return min(max(0, self.pages_missing(request)) + 1, most - len(request.page_ids))
+        most = -(-(len(request.prompt_token_ids) + request.max_tokens - 1) // self.page_size)
+        return min(max(0, self.pages_wanted(request) - held) + 1, most - held)
 
     @property
     def spare_pages(self) -> int:
         """Pages that neither are in use nor will soon be wanted by a running request."""
         return self.pool.num_available - self.owed
 
-    def start(self, entry: Ranked) -> None:
-        """Give a request a slot; it runs here from now on."""
+    # -- requests come and go -------------------------------------------------------------
+
+    def start(self, entry: Ranked, found: Found, now: float) -> bool:
+        """Give a request a slot and what the caches hold of it, if there is room for the rest.
+
+        Returns:
+            Whether it runs here from now on.
+        """
         request = entry.request
+        self.pool.share(found.shared)
+        if self.spare_pages < self.pages_wanted(request) - len(found.shared):
+            self.pool.free(found.shared)
+            return False
         request.slot = self.free_slots.pop()
         request.shard = self.index
+        self._entries[entry.key] = entry
         insort(self.running, entry)
+        self.pages.adopt(request, found, now)
+        return True
 
-    def stop(self, entry: Ranked) -> None:
+    def stop(self, request: Request) -> None:
         """Take slot and pages from a request that was running here.
 
         Launched steps may still read and write the pages and the slot. That is safe: the device
         runs steps in order, so whoever gets them next can only touch them in a later step.
         """
-        request = entry.request
-        self.release_pages(request)
+        self.pages.release(request)
         assert request.slot is not None
         self.free_slots.append(request.slot)
         request.slot = None
-        del self.running[bisect_left(self.running, entry)]
+        del self.running[bisect_left(self.running, self._entries.pop(request.key))]
 
-    def release_pages(self, request: Request) -> None:
-        """Take a request's pages; it keeps its slot."""
-        if request.page_ids:
-            self.pool.free(request.page_ids)
-            request.page_ids = []
-
-    def grow(self, request: Request, num_tokens: int) -> int:
-        """Give a request pages for its next tokens, for as many of them as there are pages.
-
-        Returns:
-            How many of the `num_tokens` tokens now have a place, possibly 0.
-        """
-        computed, held = request.num_computed_tokens, len(request.page_ids)
-        missing = self.pages_for(computed + num_tokens) - held
-        if missing > 0:
-            pages = self.pool.allocate(min(missing, self.pool.num_available))
-            request.page_ids += pages or ()
-        return min(num_tokens, len(request.page_ids) * self.page_size - computed)
-
-    def victim(self) -> Ranked | None:
-        """The last request in policy order that holds pages and has no row in this step."""
+    def victim(self) -> Request | None:
+        """The last request in policy order that could give its pages to others in this step."""
         for entry in reversed(self.running):
-            if entry.request.page_ids and entry.key not in self._planned:
+            request = entry.request
+            if request.page_ids and entry.key not in self._planned and request.load_ticket is None:
+                return request
+        return None
+
+    def last_idle(self) -> Ranked | None:
+        """The last in policy order of those without a row that need not be left alone.
+
+        A request that loads pages cannot give them up, and one that only waits for its last
+        token would gain nothing by making room.
+        """
+        for entry in reversed(self.running):
+            request = entry.request
+            is_over = request.num_tokens >= request.max_num_tokens
+            if entry.key not in self._planned and request.load_ticket is None and not is_over:
                 return entry
         return None
 
-    def add_row(self, request: Request, num_tokens: int) -> None:
+    # -- rows -----------------------------------------------------------------------------
+
+    def add_row(self, request: Request, num_tokens: int, now: float) -> None:
         """Plan the request's next tokens, whose pages it holds, and advance its counters.
 
         The counters move at planning, not at commit: launched counts as computed, and a token
         that the step will sample counts as pending, so the next step can be planned (and
         launched) before this one is collected.
         """
-        assert request.slot is not None
         start = request.num_computed_tokens
         end = start + num_tokens
         samples = end == request.num_tokens
+        num_pages = -(-end // self.page_size)
+        probe = self._probe_every
+        assert request.slot is not None
         self.rows.append(
             StepRow(
                 key=request.key,
@@ -126,31 +166,78 @@ class Shard:
                 num_tokens=num_tokens,
                 # Without the value of a pending token: that one is in the slot, on the device.
                 token_ids=tuple(request.known_tokens(start, end)),
-                page_ids=tuple(request.page_ids),
+                page_ids=request.page_ids[:num_pages],
                 samples=samples,
                 params=request.params,
                 seed=request.seed,
+                probe=samples and probe > 0 and request.num_output_tokens % probe == 0,
             )
         )
         request.num_computed_tokens = end
         if samples:
             request.num_pending_tokens += 1
+            request.num_tokens += 1
+            request.last_progress = now
         self.budget -= num_tokens
         self._planned.add(request.key)
+        if end // self.page_size > request.num_published_pages:
+            self.pages.publish(request)
 
-    def check(self) -> None:
-        """Verify that slots and pages are each owned once; O(pages), for tests.
+    def add_decode(self, request: Request, now: float) -> bool:
+        """The same for one more token of an answer, if its page is there; else False.
+
+        Nearly all rows of a busy server are of this kind, and hundreds are made every step: so
+        this does without what they never need, and without calls.
+        """
+        start = request.num_computed_tokens
+        page_ids = request.page_ids
+        if len(page_ids) != start // self.page_size + 1 or not request.output_token_ids:
+            return False
+        probe = self._probe_every
+        row = (
+            request.key, request.slot, self.index, start, 1,
+            () if request.num_pending_tokens else (request.output_token_ids[-1],),
+            page_ids, True, request.params, request.seed,
+            probe > 0 and request.num_output_tokens % probe == 0,
+        )  # fmt: skip
+        self.rows.append(tuple.__new__(StepRow, row))
+        request.num_computed_tokens = start + 1
+        request.num_pending_tokens += 1
+        request.num_tokens += 1
+        request.last_progress = now
+        self.budget -= 1
+        self._planned.add(request.key)
+        if (start + 1) // self.page_size > request.num_published_pages:
+            self.pages.publish(request)
+        return True
+
+    # -- books ----------------------------------------------------------------------------
+
+    def check(self, abandoned: list[int]) -> None:
+        """Verify that slots are owned once, and pages by those who may; O(pages), for tests.
+
+        Args:
+            abandoned: pages that are being filled for nobody any more.
 
         Raises:
             AssertionError: they are not.
         """
         self.pool.check()
         requests = [entry.request for entry in self.running]
-        assert self.running == sorted(self.running), "running requests out of policy order"
+        assert self.running == sorted(self.running), "running requests out of order"
+        assert [self._entries.get(entry.key) for entry in self.running] == self.running
+        assert len(self._entries) == len(self.running)
         slots = sorted([r.slot for r in requests if r.slot is not None] + self.free_slots)
         assert slots == list(self.slots), f"slots of shard {self.index}: {slots}"
-        pages = [page for request in requests for page in request.page_ids]
-        assert len(set(pages)) == len(pages), "a page has two owners"
-        assert len(pages) == self.pool.num_used, (
-            f"{self.pool.num_used} pages in use, running requests own {len(pages)}"
+        private = [page for r in requests for page in r.page_ids[r.num_published_pages :]]
+        private += abandoned
+        shared = {page for r in requests for page in r.page_ids[: r.num_published_pages]}
+        assert len(set(private)) == len(private), "a page that is not shared has two owners"
+        assert not shared & set(private), "a page is written while others read it"
+        for request in requests:
+            written = request.num_published_pages * self.page_size
+            assert written <= request.num_computed_tokens or request.load_ticket is not None
+        used = len(shared | set(private) | set(self.pages.sources))
+        assert used == self.pool.num_used, (
+            f"{self.pool.num_used} pages in use, running requests hold {used}"
         )

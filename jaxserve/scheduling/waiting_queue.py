@@ -1,33 +1,42 @@
-"""Requests in policy order, without ever sorting the queue."""
+"""Requests that wait, in order, without ever sorting the queue."""
 
 import heapq
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Hashable
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies import Priority
+from jaxserve.scheduling.ranking import Ranked, Ranking
 
 _MIN_DEAD_TO_COMPACT = 64
 
 
-class Ranked(NamedTuple):
-    """A request with its rank; compares by rank, the unique key breaks every tie."""
-
-    priority: Priority
-    key: int
-    request: Request
-
-
 class WaitingQueue:
-    """A heap with lazy removal: push and pop O(log n), discard O(1) amortised.
+    """Heaps with lazy removal: push and pop O(log n), discard O(1) amortised, however many wait.
 
-    Waiting requests may be many thousands, and clients abandon them: a discarded one stays in
-    the heap as a dead entry until it surfaces or dead entries outnumber the living. Discarding
-    is for good: a request that left this way must not come back.
+    Each of the policy's groups has a heap by priority, and the groups have one by group
+    priority, which may have risen since it was noted: what comes up is asked again. Overdue
+    requests have a heap of their own, which goes first.
+
+    A request that left stays in its heap as a dead entry until it surfaces, or until the dead
+    outnumber the living (clients abandon requests by the thousand).
+
+    Args:
+        ranking: the order.
     """
 
-    def __init__(self) -> None:
-        self._heap: list[Ranked] = []
-        self._live: set[int] = set()
+    def __init__(self, ranking: Ranking) -> None:
+        self._ranking = ranking
+        self._live: dict[int, Ranked] = {}
+        self._clear_heaps()
+
+    def _clear_heaps(self) -> None:
+        self._groups: dict[Hashable, list[Ranked]] = {}
+        self._order: list[tuple[float, int, Hashable]] = []  # group priority, age of the group
+        self._num_groups = 0
+        self._overdue: list[Ranked] = []
+        self._due: list[tuple[float, Ranked]] = []
+        self._rotation: deque[Ranked] = deque()
+        self._num_entries = 0
 
     def __len__(self) -> int:
         return len(self._live)
@@ -35,34 +44,93 @@ class WaitingQueue:
     def __contains__(self, request: Request) -> bool:
         return request.key in self._live
 
-    def push(self, entry: Ranked) -> None:
-        """Let a request join at the place its rank gives it."""
-        heapq.heappush(self._heap, entry)
-        self._live.add(entry.key)
+    def push(self, request: Request, now: float) -> None:
+        """Let a request join at the place its rank gives it, or move there if it waits already."""
+        self._put(self._ranking.rank(request, now))
+        self._compact()
 
-    def peek(self) -> Ranked | None:
+    def _put(self, entry: Ranked) -> None:
+        request, group_priority = entry.request, entry.group_priority
+        if self._ranking.has_groups and entry.tier:
+            # What the group ranked when a request joined says nothing about its place in the group.
+            entry = entry._replace(group_priority=0.0)
+        self._live[entry.key] = entry
+        self._num_entries += 1
+        if entry.tier == 0:
+            heapq.heappush(self._overdue, entry)
+            return
+        if (due := self._ranking.due(request)) < float("inf"):
+            heapq.heappush(self._due, (due, entry))
+        if self._ranking.policy.refreshes:
+            self._rotation.append(entry)
+        group = self._ranking.group(request)
+        heap = self._groups.get(group)
+        if heap is None:
+            heap = self._groups[group] = []
+            self._num_groups += 1
+            heapq.heappush(self._order, (group_priority, self._num_groups, group))
+        heapq.heappush(heap, entry)
+
+    def _is_live(self, entry: Ranked) -> bool:
+        return self._live.get(entry.key) is entry
+
+    def peek(self, now: float) -> Ranked | None:
         """The first in order, or None when nobody waits."""
-        while self._heap and self._heap[0].key not in self._live:
-            heapq.heappop(self._heap)
-        return self._heap[0] if self._heap else None
+        self._age(now)
+        if (entry := self._top(self._overdue)) is not None:
+            return entry
+        while self._order:
+            noted, number, group = self._order[0]
+            entry = self._top(self._groups[group])
+            if entry is None:
+                heapq.heappop(self._order)
+                del self._groups[group]
+                continue
+            if not self._ranking.has_groups:
+                return entry
+            current = self._ranking.policy.group_priority(group, now)
+            if current <= noted:
+                return entry._replace(group_priority=current)
+            heapq.heapreplace(self._order, (current, number, group))
+        return None
 
-    def pop(self) -> Ranked:
-        """Take out the first in order.
+    def _top(self, heap: list[Ranked]) -> Ranked | None:
+        while heap and not self._is_live(heap[0]):
+            heapq.heappop(heap)
+            self._num_entries -= 1
+        return heap[0] if heap else None
 
-        Raises:
-            IndexError: nobody waits.
+    def _age(self, now: float) -> None:
+        """Let those go first that have waited too long."""
+        while self._due and (self._due[0][0] <= now or not self._is_live(self._due[0][1])):
+            _, entry = heapq.heappop(self._due)
+            if self._is_live(entry):
+                entry.request.is_overdue = True
+                self._put(self._ranking.rank(entry.request, now))
+
+    def refresh(self, now: float, limit: int) -> list[Request]:
+        """The next few requests to be ranked again, in turn; call `push` for those that moved.
+
+        Args:
+            now: seconds.
+            limit: how many at most.
         """
-        entry = self.peek()
-        if entry is None:
-            raise IndexError("pop from an empty waiting queue")
-        heapq.heappop(self._heap)
-        self._live.remove(entry.key)
-        return entry
+        found: list[Request] = []
+        for _ in range(min(limit, len(self._rotation))):
+            entry = self._rotation.popleft()
+            if self._is_live(entry):
+                self._rotation.append(entry)
+                found.append(entry.request)
+        return found
 
     def discard(self, request: Request) -> None:
-        """Forget a request that ended while waiting."""
-        self._live.discard(request.key)
-        dead = len(self._heap) - len(self._live)
+        """Forget a request: it starts, or it ended while waiting."""
+        if self._live.pop(request.key, None) is not None:
+            self._compact()
+
+    def _compact(self) -> None:
+        dead = self._num_entries - len(self._live)
         if dead > max(_MIN_DEAD_TO_COMPACT, len(self._live)):
-            self._heap = [entry for entry in self._heap if entry.key in self._live]
-            heapq.heapify(self._heap)
+            self._clear_heaps()
+            for entry in list(self._live.values()):
+                self._put(entry)

@@ -11,6 +11,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.tokenizers.base import Tokenizer
@@ -75,6 +76,22 @@ def sampling_params(message: pb.SamplingParams, *, vocab_size: int) -> SamplingP
             f"stop_token_ids must be in [0, {vocab_size}), got {max(stop_token_ids)}"
         )
     return SamplingParams(stop=tuple(message.stop), stop_token_ids=stop_token_ids, **given)
+
+
+def service_params(message: pb.ServiceParams) -> ServiceParams:
+    """The engine's service parameters.
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
+    targets = {
+        name: getattr(message, f"{name}_ms") / 1000
+        for name in ("ttft_target", "tpot_target")
+        if message.HasField(f"{name}_ms")
+    }
+    return ServiceParams(
+        tenant=message.tenant, priority=message.priority, cache_salt=message.cache_salt, **targets
+    )
 
 
 def request_id(text: str) -> str | None:

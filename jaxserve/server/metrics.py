@@ -52,7 +52,16 @@ def _load_metrics(load: EngineLoad) -> Iterator[Metric]:
         yield CounterMetricFamily(f"jaxserve:{name}", text, value)
     yield _labelled(
         CounterMetricFamily("jaxserve:requests", "requests that ended", labels=["outcome"]),
-        {"finished": load.num_finished, "aborted": load.num_aborted},
+        {"finished": load.num_finished, "aborted": load.num_aborted, "shed": load.num_shed},
+    )
+    yield CounterMetricFamily(
+        "jaxserve:prefix_cache_queries", "tokens looked up in the caches", load.num_queried_tokens
+    )
+    yield _labelled(
+        CounterMetricFamily(
+            "jaxserve:prefix_cache_hits", "tokens whose KV was there", labels=["tier"]
+        ),
+        {"device": load.num_device_hit_tokens, "store": load.num_store_hit_tokens},
     )
     yield _labelled(
         CounterMetricFamily(

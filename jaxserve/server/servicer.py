@@ -41,9 +41,11 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         request_id = convert.request_id(request.request_id)
         info = engine.model_info
         params = convert.sampling_params(request.sampling_params, vocab_size=info.vocab_size)
+        service = convert.service_params(request.service_params)
         prompt = await convert.prompt_token_ids(request, engine.tokenizer, info.max_model_len)
         deltas = cast(
-            "AsyncGenerator[TokenDelta, None]", engine.generate(request_id, prompt, params)
+            "AsyncGenerator[TokenDelta, None]",
+            engine.generate(request_id, prompt, params, service),
         )
         with self._counted():
             async with contextlib.aclosing(deltas):

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jaxserve.bench import workloads
-from jaxserve.cli import bench
+from jaxserve.cli import bench, bench_options
 
 
 def invoke(*arguments: str) -> Result:
@@ -29,7 +29,7 @@ def test_every_command_has_help_without_heavy_imports() -> None:
 
 
 def test_the_datasets_offered_are_those_there_are() -> None:
-    assert bench.DATASETS == workloads.DATASETS
+    assert bench_options.DATASETS == workloads.DATASETS
 
 
 @pytest.mark.parametrize(

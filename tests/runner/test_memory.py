@@ -1,4 +1,4 @@
-"""A step's temporary memory does not grow with the KV pool, and the pool is updated in place."""
+"""Temporary memory does not grow with the KV pool, and the pool is updated in place."""
 
 import jax.numpy as jnp
 import pytest
@@ -6,6 +6,7 @@ from flax import nnx
 
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_readers import from_preset
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
@@ -55,3 +56,38 @@ def test_temporaries_do_not_grow_with_the_pool(
         temporaries.append(memory.temp_size_in_bytes)
     assert temporaries[0] == temporaries[1]
     assert temporaries[1] < pool / 10
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> ModelGraph:
+    """30 layers, 3 KV heads, head_dim 64."""
+    return ModelGraph.of_model(from_preset("smollm2-135m"))
+
+
+@pytest.mark.parametrize("mesh", ["", "data=2,tensor=3"])
+@pytest.mark.parametrize("program", ["save", "load", "copy"])
+def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
+    smollm2: ModelGraph, mesh: str, program: str
+):
+    _, rules = shard_model(smollm2.abstract.config, make_mesh(mesh))
+    temporaries = []
+    for num_pages in (1_000, 10_000):
+        buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)
+        step = StepProgram(smollm2, AttentionBackend(rules, "xla"), buckets)
+        float32 = jnp.dtype("float32")
+        lowering = StepLowering(step, float32, num_pages, 64, float32)
+        largest = lowering.page_pieces[-1]
+        if program == "save":
+            lowered = lowering.save_pages(largest)
+        else:
+            lowered = lowering.load_pages(largest) if program == "load" else lowering.copy_pages()
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None
+        pool = num_pages * lowering.page_bytes // rules.data
+        if program != "save":
+            assert memory.alias_size_in_bytes >= pool, "the pool is not updated in place"
+        else:
+            assert memory.output_size_in_bytes <= 1.01 * largest * lowering.page_bytes
+        temporaries.append(memory.temp_size_in_bytes)
+    assert temporaries[0] == temporaries[1]
+    assert temporaries[1] <= 1.01 * lowering.page_bytes

@@ -13,7 +13,8 @@ from jaxserve.core.request import FinishReason, Request, RequestState
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.scheduling import Scheduler
-from jaxserve.scheduling.policies import make_policy
+from jaxserve.scheduling.policies import Policy, make_policy
+from jaxserve.scheduling.settings import SchedulerSettings
 
 _arrivals = itertools.count()
 
@@ -30,7 +31,9 @@ def make_request(prompt_len: int, max_tokens: int = 8) -> Request:
     )
 
 
-def make_scheduler(*, num_pages: int = 100, shards: int = 1, **limits: Any) -> Scheduler:
+def make_scheduler(
+    *, num_pages: int = 100, shards: int = 1, prefix_cache: bool = False, **limits: Any
+) -> Scheduler:
     defaults = {
         "page_size": 4,
         "max_num_seqs": 8,
@@ -38,8 +41,10 @@ def make_scheduler(*, num_pages: int = 100, shards: int = 1, **limits: Any) -> S
         "max_model_len": 64,
         "max_waiting": 100,
         "policy": make_policy("fcfs"),
+        "settings": SchedulerSettings(prefix_cache=prefix_cache),
     }
-    return Scheduler(page_pools=[PagePool(num_pages) for _ in range(shards)], **(defaults | limits))
+    pools = [PagePool(num_pages, prefix_cache=prefix_cache) for _ in range(shards)]
+    return Scheduler(page_pools=pools, **(defaults | limits))
 
 
 def make_plan(scheduler: Scheduler) -> StepPlan:
@@ -154,7 +159,7 @@ def test_the_last_to_come_is_preempted_and_keeps_its_place() -> None:
     overlapped = make_plan(scheduler)  # position 8 of the first needs a third page
     assert set(spans(overlapped)) == {first.key}
     assert second.state is RequestState.WAITING and second.num_preemptions == 1
-    assert (second.slot, second.page_ids, second.num_computed_tokens) == (None, [], 0)
+    assert (second.slot, second.page_ids, second.num_computed_tokens) == (None, (), 0)
     assert scheduler.num_preemptions == 1 and scheduler.num_waiting == 2
     commit(scheduler, overlapped, 6, {first.key: FinishReason.STOP})
     resumed = make_plan(scheduler)
@@ -215,7 +220,9 @@ def test_a_preempted_request_moves_to_a_free_shard_in_the_next_step() -> None:
 
 
 def test_a_row_of_this_step_is_not_taken_back_for_a_prompt_before_it() -> None:
-    class LongestFirst:
+    class LongestFirst(Policy):
+        ages = False
+
         def priority(self, request: Request, now: float) -> float:
             return -len(request.prompt_token_ids)
 
@@ -250,7 +257,7 @@ def test_abort_frees_at_once_in_every_state() -> None:
     assert not scheduler.has_work
     assert scheduler.get(running.request_id) is scheduler.get_by_key(running.key) is None
     assert running.finish_reason is waiting.finish_reason is FinishReason.ABORT
-    assert (running.page_ids, running.slot) == ([], None)
+    assert (running.page_ids, running.slot) == ((), None)
     assert not scheduler.abort(running.request_id) and not scheduler.abort("unknown")
     commit(scheduler, plan)
     assert running.output_token_ids == []
@@ -321,7 +328,9 @@ def test_unknown_policy_names_the_known_ones() -> None:
 
 
 def test_another_policy_orders_admission_and_preemption() -> None:
-    class ShortestFirst:
+    class ShortestFirst(Policy):
+        ages = False
+
         def priority(self, request: Request, now: float) -> float:
             return len(request.prompt_token_ids)
 

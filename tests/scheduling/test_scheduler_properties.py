@@ -5,18 +5,22 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from jaxserve.cache.page_store import PageStore
 
 from jaxserve.cache import PagePool
 from jaxserve.core.errors import InvalidRequest, QueueFull
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.scheduling import Scheduler
-from jaxserve.scheduling.policies import Policy, make_policy
+from jaxserve.scheduling.policies import POLICIES, Policy, make_policy
+from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 
 EOS = 7
@@ -29,6 +33,8 @@ class Bench:
     Args:
         policy: the order of service, FCFS by default.
         depth: steps that may be in flight: 1 is no overlap, 2 is the engine's overlap.
+        host_pages: pages of host memory below the device's pool.
+        settings: of the scheduler.
     """
 
     def __init__(
@@ -37,21 +43,41 @@ class Bench:
         shards: int,
         num_pages: int,
         depth: int,
-        policy: Policy | None = None,
+        policy: str = "fcfs",
+        host_pages: int = 0,
+        settings: SchedulerSettings | None = None,
         **limits: int,
     ) -> None:
-        self.policy = policy or make_policy("fcfs")
-        self.pools = [PagePool(num_pages) for _ in range(shards)]
+        self.policy = policy
         self.limits = limits
+        self.settings = settings or SchedulerSettings()
         self.depth = depth
-        self.scheduler = Scheduler(
-            page_pools=self.pools, policy=self.policy, max_waiting=50, **limits
+        self.num_pages = [num_pages] * shards
+        page_size = limits["page_size"]
+        self.store = (
+            PageStore((page_size,), np.dtype(np.int32), host_bytes=host_pages * page_size * 4)
+            if host_pages
+            else None
         )
-        self.executor = FakeExecutor(page_size=limits["page_size"], model=MODEL)
+        self.pools, self.scheduler = self.make_scheduler()
+        self.executor = FakeExecutor(page_size=page_size, model=MODEL, store=self.store)
         self.requests: list[Request] = []
         self.in_flight: deque[tuple[StepPlan, Any]] = deque()
         self.log: list[tuple[str, Any]] = []  # everything the scheduler was told
         self.clock = 0.0
+
+    def make_scheduler(self) -> tuple[list[PagePool], Scheduler]:
+        sharing = self.settings.prefix_cache
+        pools = [PagePool(n, prefix_cache=sharing) for n in self.num_pages]
+        scheduler = Scheduler(
+            page_pools=pools,
+            policy=make_test_policy(self.policy),
+            max_waiting=50,
+            store=self.store,
+            settings=self.settings,
+            **self.limits,
+        )
+        return pools, scheduler
 
     def add(self, prompt_len: int, max_tokens: int, seed: int = 0) -> Request | None:
         number = len(self.requests)
@@ -91,15 +117,25 @@ class Bench:
         self.scheduler.commit(plan, result, finished)
         self.check()
 
+    def poll(self, *, wait: bool = False) -> None:
+        """Hear of pages that were loaded."""
+        for done in self.executor.poll(wait=wait):
+            self.log.append(("loaded", (done, self.clock)))
+            self.scheduler.loaded(done, self.clock)
+            self.check()
+
     def drain(self, max_steps: int = 2000) -> None:
         """The engine's loop: keep `depth` steps in flight until all requests are finished."""
         for _ in range(max_steps):
             launched = self.launch()
             if not launched:
-                assert self.in_flight or not self.scheduler.has_work, "stuck"
+                busy = self.in_flight or self.scheduler.num_loads
+                assert busy or not self.scheduler.has_work, "stuck"
             if self.in_flight and (not launched or len(self.in_flight) == self.depth):
                 self.collect()
-            if not self.in_flight and not self.scheduler.has_work:
+            self.poll(wait=not launched and not self.in_flight)
+            if not (self.in_flight or self.scheduler.has_work or self.scheduler.num_loads):
+                self.launch()  # lets go of what the last step held
                 return
         raise AssertionError("requests make no progress")
 
@@ -126,7 +162,6 @@ class Bench:
             if request.is_finished:
                 assert request.slot is None and not request.page_ids
         running = [r for r in self.requests if r.slot is not None]
-        assert sum(pool.num_used for pool in self.pools) == sum(len(r.page_ids) for r in running)
         assert self.scheduler.num_running == len(running) <= self.limits["max_num_seqs"]
 
     def check_limits(self, plan: StepPlan) -> None:
@@ -138,7 +173,6 @@ class Bench:
             assert tokens <= self.limits["max_num_batched_tokens"] // shards
             assert all(row.slot // slots_per_shard == shard for row in rows)
             pages = [page for row in rows for page in row.page_ids]
-            assert len(set(pages)) == len(pages)
             assert set(pages) <= set(range(self.pools[shard].num_total))
 
     def check_results(self) -> None:
@@ -153,19 +187,31 @@ class Bench:
                 expected = FinishReason.STOP if stopped else FinishReason.LENGTH
                 assert request.finish_reason is expected
             assert request.output_token_ids == oracle
-        assert all(pool.num_free == pool.num_total for pool in self.pools)
+        for pool in self.pools:
+            pool.begin_step()
+            assert (pool.num_used, pool.num_free + pool.num_cached) == (0, pool.num_total)
+            assert self.settings.prefix_cache or not pool.num_cached
         assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
         assert not self.scheduler.has_work
 
+    def close(self) -> None:
+        self.executor.close()
+        if self.store is not None:
+            self.store.check()
+            self.store.close()
+
     def check_replay(self) -> None:
-        """The same calls on a fresh scheduler give the same plans."""
-        pools = [PagePool(pool.num_total) for pool in self.pools]
-        scheduler = Scheduler(page_pools=pools, policy=self.policy, max_waiting=50, **self.limits)
+        """The same calls on a fresh scheduler give the same plans (with the same store)."""
+        if self.store is not None:
+            return
+        _, scheduler = self.make_scheduler()
         plans: list[StepPlan] = []
         committed = 0
         for what, argument in self.log:
             if what == "add":
                 scheduler.add(make_request(*argument))
+            elif what == "loaded":
+                scheduler.loaded(*argument)
             elif what == "abort":
                 scheduler.abort(argument)
             elif what == "plan":
@@ -182,22 +228,36 @@ class Bench:
 def make_request(
     number: int, prompt_len: int, max_tokens: int, seed: int, arrival_time: float
 ) -> Request:
+    """A request of one of two tenants; many begin alike, up to a point."""
+    rng = random.Random(number)
+    common = random.Random(number % 3).choices(range(50), k=max(0, prompt_len - rng.choice([0, 3])))
     return Request(
         request_id=f"r{number}",
-        prompt_token_ids=random.Random(number).choices(range(50), k=prompt_len),
+        prompt_token_ids=common + rng.choices(range(50), k=prompt_len - len(common)),
         params=SamplingParams(),
+        service=ServiceParams(
+            priority=number % 2, cache_salt="" if number % 7 else "own", tpot_target=3.0
+        ),
         max_tokens=max_tokens,
         seed=seed,
         arrival_time=arrival_time,
         key=number,
+        predicted_len=float(rng.randint(1, 40)),
     )
 
 
-class ShortestFirst:
+class ShortestFirst(Policy):
     """Lets late arrivals pass, so that a decode may rank after a prompt still in progress."""
 
     def priority(self, request: Request, now: float) -> float:
         return len(request.prompt_token_ids)
+
+
+def make_test_policy(name: str) -> Policy:
+    return ShortestFirst() if name == "shortest" else make_policy(name)
+
+
+ALL_POLICIES = ("shortest", *POLICIES)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -206,7 +266,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         shards=st.integers(1, 2),
         depth=st.integers(1, 3),
-        policy=st.sampled_from([make_policy("fcfs"), ShortestFirst()]),
+        policy=st.sampled_from(ALL_POLICIES),
+        host_pages=st.sampled_from([0, 0, 2, 30]),
+        switches=st.fixed_dictionaries(
+            {
+                "prefix_cache": st.booleans(),
+                "starvation_timeout": st.sampled_from([5.0, 1000.0]),
+                "admission": st.sampled_from(["current", "predicted", "max"]),
+                "preemption": st.sampled_from(["auto", "recompute", "swap"]),
+                "prefill_first": st.booleans(),
+                "slice_tokens": st.sampled_from([None, 1, 3]),
+            }
+        ),
         num_pages=st.integers(3, 14),
         page_size=st.sampled_from([1, 2, 4]),
         seqs_per_shard=st.integers(1, 4),
@@ -216,7 +287,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self,
         shards: int,
         depth: int,
-        policy: Policy,
+        policy: str,
+        host_pages: int,
+        switches: dict[str, Any],
         num_pages: int,
         page_size: int,
         seqs_per_shard: int,
@@ -227,6 +300,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_pages=num_pages,
             depth=depth,
             policy=policy,
+            host_pages=host_pages,
+            settings=SchedulerSettings(**switches),
             page_size=page_size,
             max_num_seqs=shards * seqs_per_shard,
             max_num_batched_tokens=shards * tokens_per_shard + (shards - 1),
@@ -245,8 +320,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.bench.in_flight) < self.bench.depth)
     @rule()
     def launch(self) -> None:
-        launched = self.bench.launch()
-        assert launched or self.bench.in_flight or not self.bench.scheduler.has_work, "stuck"
+        launched, scheduler = self.bench.launch(), self.bench.scheduler
+        busy = launched or self.bench.in_flight or scheduler.num_loads
+        assert busy or not scheduler.has_work, "stuck"
+
+    @rule(wait=st.booleans())
+    def poll(self, wait: bool) -> None:
+        self.bench.poll(wait=wait)
 
     @precondition(lambda self: self.bench.in_flight)
     @rule()
@@ -264,6 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.bench.drain()
             self.bench.check_results()
             self.bench.check_replay()
+            self.bench.close()
 
 
 SchedulerMachine.TestCase.settings = settings(
@@ -272,19 +353,17 @@ SchedulerMachine.TestCase.settings = settings(
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("num_batched_tokens", [8, 64])
-@pytest.mark.parametrize("policy", [make_policy("fcfs"), ShortestFirst()])
-def test_busy_server_under_memory_pressure(
-    shards: int, depth: int, num_batched_tokens: int, policy: Policy
-) -> None:
-    rng = random.Random(100 * shards + 10 * depth + num_batched_tokens)
+@pytest.mark.parametrize("host_pages", [0, 40])
+@pytest.mark.parametrize("policy", ALL_POLICIES)
+def test_busy_server_under_memory_pressure(policy: str, host_pages: int) -> None:
+    rng = random.Random(f"{policy} {host_pages}")
+    shards, depth, num_batched_tokens = rng.choice([1, 2]), rng.choice([1, 2]), rng.choice([8, 64])
     bench = Bench(
         shards=shards,
         num_pages=20,
         depth=depth,
         policy=policy,
+        host_pages=host_pages,
         page_size=4,
         max_num_seqs=8 * shards,
         max_num_batched_tokens=num_batched_tokens * shards,
@@ -298,11 +377,46 @@ def test_busy_server_under_memory_pressure(
         launched = bench.launch()
         if bench.in_flight and (not launched or len(bench.in_flight) == depth):
             bench.collect()
+        bench.poll()
     bench.drain()
     bench.check_results()
     bench.check_replay()
+    bench.close()
     assert len(bench.requests) > 30
     assert bench.scheduler.num_preemptions > 0, "the pool was meant to be too small"
+    counts = bench.scheduler.cache_counts
+    assert counts.device_hit_tokens > 0 and (counts.store_hit_tokens > 0) == (host_pages > 0)
+
+
+@pytest.mark.parametrize("policy", ["shortest", *(n for n in POLICIES if make_policy(n).ages)])
+def test_nobody_starves_while_preferred_requests_keep_coming(policy: str) -> None:
+    """A long request among short ones that never stop and rank before it, in every policy."""
+    timeout = 30.0
+    bench = Bench(
+        shards=1,
+        num_pages=12,
+        depth=2,
+        policy=policy,
+        settings=SchedulerSettings(starvation_timeout=timeout, slice_tokens=4),
+        page_size=4,
+        max_num_seqs=2,
+        max_num_batched_tokens=8,
+        max_model_len=48,
+    )
+    bench.add(30, 10)
+    [late] = bench.requests
+    late.service = ServiceParams(priority=5)
+    late.predicted_len = 1000.0
+    steps = 0
+    while not late.is_finished:
+        if bench.scheduler.num_waiting < 3:
+            bench.add(2, 4, seed=steps)
+        if not bench.launch() or len(bench.in_flight) == bench.depth:
+            bench.collect()
+        steps += 1
+        assert steps < 400, "starved"
+    bench.drain()
+    bench.check_results()
 
 
 def test_oracle_does_not_depend_on_the_schedule() -> None:

@@ -4,10 +4,28 @@ from collections.abc import Callable
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority
+from jaxserve.scheduling.policies.batch_prefix import BatchPrefix
+from jaxserve.scheduling.policies.deadline import LeastSlack
 from jaxserve.scheduling.policies.fcfs import FirstComeFirstServed
+from jaxserve.scheduling.policies.lpm import LongestPrefixMatch
+from jaxserve.scheduling.policies.ltr import LearnedRank
+from jaxserve.scheduling.policies.mlfq import MultiLevelFeedbackQueue
+from jaxserve.scheduling.policies.priority import ClientPriority
+from jaxserve.scheduling.policies.sjf import ShortestJobFirst
+from jaxserve.scheduling.policies.srtf import ShortestRemainingFirst
+from jaxserve.scheduling.policies.vtc import VirtualTokenCounter
 
 POLICIES: dict[str, Callable[[PolicySettings], Policy]] = {
     "fcfs": lambda settings: FirstComeFirstServed(),
+    "priority": lambda settings: ClientPriority(),
+    "sjf": lambda settings: ShortestJobFirst(),
+    "srtf": lambda settings: ShortestRemainingFirst(),
+    "mlfq": lambda settings: MultiLevelFeedbackQueue(),
+    "deadline": LeastSlack,
+    "ltr": lambda settings: LearnedRank(),
+    "vtc": VirtualTokenCounter,
+    "lpm": lambda settings: LongestPrefixMatch(),
+    "batch-prefix": lambda settings: BatchPrefix(),
 }
 
 

@@ -63,20 +63,36 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "request_id", "text", "token_ids", "chat", "sampling_params")
+    __slots__ = ("model", "request_id", "text", "token_ids", "chat", "sampling_params", "service_params")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_PARAMS_FIELD_NUMBER: _ClassVar[int]
     model: str
     request_id: str
     text: str
     token_ids: TokenIds
     chat: ChatMessages
     sampling_params: SamplingParams
-    def __init__(self, model: _Optional[str] = ..., request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    service_params: ServiceParams
+    def __init__(self, model: _Optional[str] = ..., request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., service_params: _Optional[_Union[ServiceParams, _Mapping]] = ...) -> None: ...
+
+class ServiceParams(_message.Message):
+    __slots__ = ("tenant", "priority", "cache_salt", "ttft_target_ms", "tpot_target_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_TARGET_MS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_TARGET_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    priority: int
+    cache_salt: str
+    ttft_target_ms: float
+    tpot_target_ms: float
+    def __init__(self, tenant: _Optional[str] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., ttft_target_ms: _Optional[float] = ..., tpot_target_ms: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens")
@@ -177,7 +193,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("num_waiting", "num_running", "num_free_pages", "num_cached_pages", "num_total_pages", "num_steps", "num_preemptions", "num_generated_tokens", "num_prompt_tokens", "num_finished", "num_aborted", "compiles_before_ready", "compiles_after_ready")
+    __slots__ = ("num_waiting", "num_running", "num_free_pages", "num_cached_pages", "num_total_pages", "num_steps", "num_preemptions", "num_generated_tokens", "num_prompt_tokens", "num_finished", "num_aborted", "compiles_before_ready", "compiles_after_ready", "num_shed", "num_queried_tokens", "num_device_hit_tokens", "num_store_hit_tokens")
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +207,10 @@ class GetLoadResponse(_message.Message):
     NUM_ABORTED_FIELD_NUMBER: _ClassVar[int]
     COMPILES_BEFORE_READY_FIELD_NUMBER: _ClassVar[int]
     COMPILES_AFTER_READY_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHED_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUERIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEVICE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STORE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_waiting: int
     num_running: int
     num_free_pages: int
@@ -204,4 +224,8 @@ class GetLoadResponse(_message.Message):
     num_aborted: int
     compiles_before_ready: int
     compiles_after_ready: int
-    def __init__(self, num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., num_total_pages: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_aborted: _Optional[int] = ..., compiles_before_ready: _Optional[int] = ..., compiles_after_ready: _Optional[int] = ...) -> None: ...
+    num_shed: int
+    num_queried_tokens: int
+    num_device_hit_tokens: int
+    num_store_hit_tokens: int
+    def __init__(self, num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., num_total_pages: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_aborted: _Optional[int] = ..., compiles_before_ready: _Optional[int] = ..., compiles_after_ready: _Optional[int] = ..., num_shed: _Optional[int] = ..., num_queried_tokens: _Optional[int] = ..., num_device_hit_tokens: _Optional[int] = ..., num_store_hit_tokens: _Optional[int] = ...) -> None: ...

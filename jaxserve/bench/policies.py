@@ -1,0 +1,391 @@
+"""One bursty trace of real prompts under every policy, at a given share of the capacity.
+
+The requests are chat prompts that the model answers as long as it likes, greedily, up to a
+limit: short facts and long stories, so lengths differ widely and can be learned from prompts. The
+run goes as follows:
+
+1. First pass: all prompts at once under `fcfs`. It gives every answer's true length, and the
+   capacity: answer tokens per second while requests are waiting (so the batch is full), divided
+   by the mean answer. Its latencies also set the targets, where none are given.
+2. Learned predictors: each learns from other prompts, answered beforehand, and is kept in a
+   directory of its own.
+3. Every side serves the same trace: the prompts in the same order, with gamma-distributed gaps
+   (burstiness below 1 comes in bursts) at the given share of the capacity. Time is real; each
+   side is an engine of its own that finds nothing cached.
+4. The first pass once more: if it is not as fast as before, the machine was not steady.
+
+A side is `POLICY` or `POLICY:PREDICTOR`. Under `oracle` a request's `max_tokens` is its true
+length, which that predictor takes for the prediction; on all other sides it is the limit, so that
+no policy can read a length from it. The answers are the same either way, and are compared.
+
+Half of the requests, drawn at random, are interactive: a tight TTFT target, and priority 0. The
+others have a target ten times as long, and priority 1. All have the same TPOT target. Figures:
+
+* latency: from when a request was due to its last token. TTFT: to its first one.
+* SLO attainment: share of all requests whose TTFT and TPOT (mean time per token after the first)
+  both meet their targets. One that was given up met none, and has no latency.
+
+With many slots the queue moves into the batch and there is nothing left to order, so
+`max_num_seqs` is small here: as on a server whose batch is full.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxserve.bench.load import arrival_times
+from jaxserve.bench.sides import (
+    BuildEngine,
+    MakeDriver,
+    count_differing,
+    identity,
+    require_positive,
+    ttfts,
+)
+from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest
+from jaxserve.bench.tables import format_table
+from jaxserve.bench.workloads import WorkloadItem
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.request import FinishReason
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
+
+DEFAULT_SIDES = (
+    "fcfs", "sjf:oracle", "srtf:oracle", "srtf:exact", "mlfq", "ltr:rank", "deadline", "priority",
+)  # fmt: skip
+LEARNED = ("exact", "range", "rank")
+RELAXED = 10.0  # times the tight TTFT target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoliciesSpec:
+    """The trace and its sides.
+
+    Attributes:
+        sides: `POLICY` or `POLICY:PREDICTOR`; the first is what the others are compared with.
+        max_output_len: longest answer, in tokens.
+        load: arrivals, as a share of the capacity.
+        burstiness: shape of the gamma-distributed gaps; 1 is a Poisson process.
+        ttft_target: seconds, of interactive requests; None: a quarter of the mean time from
+            first to last token in the first pass.
+        tpot_target: seconds, of all; None: twice the mean TPOT in the first pass.
+        seed: of arrivals and of who is interactive.
+
+    Raises:
+        ConfigError: a number is not positive, or there is no such side.
+    """
+
+    sides: tuple[str, ...] = DEFAULT_SIDES
+    max_output_len: int = 256
+    load: float = 0.9
+    burstiness: float = 0.25
+    ttft_target: float | None = None
+    tpot_target: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self)
+        if not self.sides or len(set(self.sides)) < len(self.sides):
+            raise ConfigError("there must be at least one side, and none twice")
+        for side in self.sides:
+            EngineConfig(**_options(side))  # it knows which names there are
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstPass:
+    """What is known before the sides run.
+
+    Attributes:
+        records: one per prompt, in their order.
+        capacity: requests per second.
+        duration: seconds of the whole pass.
+    """
+
+    records: tuple[SteppedRecord, ...]
+    capacity: float
+    duration: float
+
+    @property
+    def mean_stream(self) -> float:
+        """Mean seconds from first to last token."""
+        return float(np.mean([r.delta_times[-1] - r.delta_times[0] for r in self.records]))
+
+    @property
+    def mean_tpot(self) -> float:
+        """Mean seconds per token after the first."""
+        tpots = [record.tpot for record in self.records if record.tpot is not None]
+        return float(np.mean(tpots)) if tpots else self.duration
+
+
+def _options(side: str) -> dict[str, Any]:
+    policy, _, predictor = side.partition(":")
+    return {"policy": policy, "length_predictor": predictor or "none"}
+
+
+class PolicyBench:
+    """Runs first passes, lessons and sides; see the module.
+
+    Args:
+        config: the engine's options; policy, predictor and pool are set here.
+        spec: the trace and its sides.
+        prompts: token ids of the prompts that are served.
+        lessons: those that predictors learn from before.
+        directory: where predictors keep what they learned.
+        build: makes an engine.
+        driver: steps it.
+        progress: show progress bars.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        spec: PoliciesSpec,
+        prompts: Sequence[Sequence[int]],
+        lessons: Sequence[Sequence[int]],
+        directory: Path,
+        *,
+        build: BuildEngine,
+        driver: MakeDriver = Driver,
+        progress: bool = False,
+    ) -> None:
+        if not prompts:
+            raise ConfigError("there must be at least one prompt")
+        longest = max(map(len, [*prompts, *lessons])) + spec.max_output_len
+        pages = config.max_num_seqs * -(-longest // config.page_size)
+        self._config = dataclasses.replace(
+            config,
+            max_model_len=longest,
+            # Room for those displaced, too: policies are compared here, not preemption.
+            num_pages=config.num_pages or 4 * pages,
+            max_waiting=max(config.max_waiting, len(prompts), len(lessons)),
+        )
+        self._spec, self._prompts, self._lessons = spec, prompts, lessons
+        self._directory = directory
+        self._build, self._driver, self._progress = build, driver, progress
+
+    def run(self) -> dict[str, Any]:
+        """Everything, in order.
+
+        Returns:
+            `sides` by name, `capacity` and `rate` in requests per second, `ttft_target` and
+            `tpot_target` in seconds, `output_lens`, and `repeated_first_pass`: its duration, of
+            that of the first.
+        """
+        first = self.first_pass()
+        targets = self.targets(first)
+        rate = self._spec.load * first.capacity
+        for predictor in self._predictors():
+            self.teach(predictor)
+        sides = {side: self.run_side(side, first, rate, targets) for side in self._spec.sides}
+        again = self.first_pass()
+        base = sides[self._spec.sides[0]]["mean_latency"]
+        for figures in sides.values():
+            figures["of_first_side"] = figures["mean_latency"] / base
+        return {
+            "sides": sides,
+            "num_requests": len(self._prompts),
+            "capacity": first.capacity,
+            "rate": rate,
+            "ttft_target": targets[0],
+            "tpot_target": targets[1],
+            "output_lens": [record.output_len for record in first.records],
+            "repeated_first_pass": again.duration / first.duration,
+        }
+
+    def first_pass(self) -> FirstPass:
+        """Serve all prompts at once under `fcfs`."""
+        driver = self._open(dataclasses.replace(self._config, policy="fcfs"))
+        points: list[tuple[float, int]] = []  # time and tokens so far, of steps with a full batch
+        tokens = 0
+
+        def on_step(changed: list[SteppedRecord]) -> None:
+            nonlocal tokens
+            tokens += len(changed)
+            if changed and driver.engine.load().num_waiting:
+                points.append((changed[0].delta_times[-1] - start, tokens))
+
+        start = driver.now()
+        requests = self._all_at_once(self._prompts, start)
+        result = driver.run(requests, on_step=on_step, progress=self._title("first pass"))
+        driver.engine.close()
+        seconds, tokens = points[-1] if points else (result.duration, tokens)
+        mean = float(np.mean([record.output_len for record in result.records]))
+        return FirstPass(result.records, tokens / seconds / mean, result.duration)
+
+    def targets(self, first: FirstPass) -> tuple[float, float]:
+        """The tight TTFT target and the TPOT target, in seconds."""
+        spec = self._spec
+        return (
+            spec.ttft_target or first.mean_stream / 4,
+            spec.tpot_target or 2 * first.mean_tpot,
+        )
+
+    def _predictors(self) -> list[str]:
+        wanted = {_options(side)["length_predictor"] for side in self._spec.sides}
+        return [name for name in LEARNED if name in wanted]
+
+    def teach(self, predictor: str) -> None:
+        """Let a predictor learn from the lessons, and keep what it learned."""
+        driver = self._open(self._with(f"fcfs:{predictor}"))
+        requests = self._all_at_once(self._lessons, driver.now())
+        driver.run(requests, progress=self._title(f"lessons of {predictor}"))
+        driver.engine.close()
+
+    def run_side(
+        self, side: str, first: FirstPass, rate: float, targets: tuple[float, float]
+    ) -> dict[str, Any]:
+        """Serve the trace on one side and return its figures."""
+        driver = self._open(self._with(side))
+        requests = self._trace(driver.now(), side, first, rate, targets)
+        result = driver.run(requests, progress=self._title(side))
+        figures = _figures(result, requests)
+        figures["preemptions"] = driver.engine.load().num_preemptions
+        by_id = {record.request_id: record for record in result.records}
+        pairs = [(record, by_id[record.request_id]) for record in first.records
+                 if by_id[record.request_id].is_complete]  # fmt: skip
+        figures["num_answers"] = len(pairs)
+        figures["differing_answers"] = count_differing(*zip(*pairs, strict=True)) if pairs else 0
+        driver.engine.close()
+        return figures
+
+    def _trace(
+        self,
+        start: float,
+        side: str,
+        first: FirstPass,
+        rate: float,
+        targets: tuple[float, float],
+    ) -> list[TimedRequest]:
+        spec = self._spec
+        items = [WorkloadItem(None, np.asarray(prompt), 1) for prompt in self._prompts]
+        times = arrival_times(items, rate, spec.burstiness, spec.seed)
+        interactive = np.random.default_rng(spec.seed).random(len(items)) < 0.5
+        oracle = _options(side)["length_predictor"] == "oracle"
+        ttft, tpot = targets
+        return [
+            _request(
+                i,
+                prompt,
+                start + float(times[i]),
+                first.records[i].output_len if oracle else spec.max_output_len,
+                ServiceParams(
+                    priority=0 if interactive[i] else 1,
+                    ttft_target=ttft if interactive[i] else RELAXED * ttft,
+                    tpot_target=tpot,
+                ),
+            )
+            for i, prompt in enumerate(self._prompts)
+        ]
+
+    def _all_at_once(self, prompts: Sequence[Sequence[int]], start: float) -> list[TimedRequest]:
+        most = self._spec.max_output_len
+        return [_request(i, prompt, start, most) for i, prompt in enumerate(prompts)]
+
+    def _with(self, side: str) -> EngineConfig:
+        options = _options(side)
+        directory = self._directory / options["length_predictor"]
+        return dataclasses.replace(self._config, predictor_dir=str(directory), **options)
+
+    def _title(self, title: str) -> str | None:
+        return title if self._progress else None
+
+    def _open(self, config: EngineConfig) -> Driver:
+        gc.collect()  # the engine before this one: two would need twice the memory
+        return self._driver(self._build(config))
+
+
+def _request(
+    index: int,
+    prompt: Sequence[int],
+    arrival: float,
+    max_tokens: int,
+    service: ServiceParams | None = None,
+) -> TimedRequest:
+    return TimedRequest(
+        request_id=f"r{index}",
+        prompt_token_ids=prompt,
+        params=SamplingParams(temperature=0.0, max_tokens=max_tokens),
+        service=service or ServiceParams(),
+        arrival=arrival,
+    )
+
+
+def _figures(result: RunResult, requests: Sequence[TimedRequest]) -> dict[str, Any]:
+    done = [record for record in result.records if record.is_complete]
+    latencies = np.array([r.latency for r in done], float)
+    ttft = ttfts(done)
+    services = {request.request_id: request.service for request in requests}
+    met = [_meets(record, services[record.request_id]) for record in result.records]
+    tight = [
+        ok for record, ok in zip(result.records, met, strict=True)
+        if not services[record.request_id].priority
+    ]  # fmt: skip
+    return {
+        "mean_latency": float(latencies.mean()),
+        "p99_latency": float(np.percentile(latencies, 99)),
+        "mean_ttft": float(ttft.mean()),
+        "p99_ttft": float(np.percentile(ttft, 99)),
+        "slo_attainment": float(np.mean([all(ok) for ok in met])),
+        "ttft_attainment": float(np.mean([ok[0] for ok in met])),
+        "tpot_attainment": float(np.mean([ok[1] for ok in met])),
+        "interactive_slo_attainment": float(np.mean([all(ok) for ok in tight])) if tight else 1.0,
+        "shed": sum(r.finish_reason is FinishReason.SHED for r in result.records),
+        "duration": result.duration,
+        "output_throughput": sum(r.output_len for r in done) / result.duration,
+        "latencies": latencies.tolist(),
+        "ttfts": ttft.tolist(),
+    }
+
+
+def _meets(record: SteppedRecord, service: ServiceParams) -> tuple[bool, bool]:
+    """Whether a request met its TTFT and its TPOT target."""
+    if not record.is_complete:
+        return False, False
+    assert record.ttft is not None and service.ttft_target and service.tpot_target
+    return record.ttft <= service.ttft_target, (record.tpot or 0.0) <= service.tpot_target
+
+
+def format_policies(result: dict[str, Any], spec: PoliciesSpec) -> str:
+    """The sides as a table."""
+    rows = [
+        (
+            name,
+            f"{side['mean_latency']:.2f}",
+            f"{side['of_first_side']:.2f}",
+            f"{side['p99_latency']:.2f}",
+            f"{side['mean_ttft']:.2f}",
+            f"{side['p99_ttft']:.2f}",
+            f"{side['slo_attainment']:.0%}",
+            f"{side['interactive_slo_attainment']:.0%}",
+            str(side["preemptions"]),
+            str(side["shed"]),
+            f"{side['output_throughput']:.1f}",
+        )
+        for name, side in result["sides"].items()
+    ]
+    header = (
+        "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s", "p99 TTFT s",
+        "SLO met", "interactive", "preempted", "shed", "output tokens/s",
+    )  # fmt: skip
+    lens = result["output_lens"]
+    same = identity(
+        sum(side["differing_answers"] for side in result["sides"].values()),
+        sum(side["num_answers"] for side in result["sides"].values()),
+    )
+    ttft = result["ttft_target"]
+    return (
+        f"{result['num_requests']} requests at {result['rate']:.2f} per second, {spec.load:.2f} of "
+        f"the capacity of {result['capacity']:.2f}; gaps of shape {spec.burstiness:g}\n"
+        f"answers of {min(lens)} to {max(lens)} tokens, mean {np.mean(lens):.0f}, median "
+        f"{np.median(lens):.0f}\n"
+        f"targets: TTFT {ttft:.2f} s (interactive half) or {RELAXED * ttft:.1f} s, TPOT "
+        f"{1000 * result['tpot_target']:.0f} ms\n"
+        f"{format_table(header, rows)}\n"
+        f"{same}; the first pass took {result['repeated_first_pass']:.2f} times as long when it "
+        f"was repeated at the end"
+    )

@@ -1,0 +1,133 @@
+"""How long the device takes for a step of so many tokens: measured, tabled, or as a line."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.step import Executor, StepPlan, StepRow
+
+if TYPE_CHECKING:
+    from jaxserve.engine.engine import Engine
+
+NUM_REPEATS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCost:
+    """Seconds of a step of t tokens: base + t * per_token.
+
+    Raises:
+        ConfigError: a step would take no time, or less with more tokens.
+    """
+
+    base: float
+    per_token: float
+
+    def __post_init__(self) -> None:
+        if not (self.base >= 0 and self.per_token >= 0 and self.base + self.per_token > 0):
+            raise ConfigError(
+                f"a step must take time, got {self.base} s and {self.per_token} s per token"
+            )
+
+    def __call__(self, tokens: int) -> float:
+        """Seconds of a step of `tokens` tokens."""
+        return self.base + tokens * self.per_token
+
+    @classmethod
+    def fit(cls, seconds: Mapping[int, float]) -> "LinearCost":
+        """The line nearest to measured steps, by least squares of the relative errors."""
+        tokens, times = np.array(list(seconds), float), np.array(list(seconds.values()))
+        design = np.stack([np.ones_like(tokens), tokens], axis=1) / times[:, None]
+        base, slope = np.linalg.lstsq(design, np.ones_like(times), rcond=None)[0]
+        return cls(max(0.0, float(base)), max(0.0, float(slope)))
+
+
+class TabledCost:
+    """Seconds of a step by measured points, straight lines between them, never falling.
+
+    Args:
+        seconds: by number of tokens, at least one.
+    """
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self._tokens = np.array(sorted(seconds), float)
+        self._seconds = np.maximum.accumulate([seconds[n] for n in sorted(seconds)])
+
+    def __call__(self, tokens: int) -> float:
+        """Seconds of a step of `tokens` tokens; beyond the table, its nearest end's."""
+        return float(np.interp(tokens, self._tokens, self._seconds))
+
+
+def measure_steps(
+    executor: Executor,
+    sizes: Sequence[int],
+    *,
+    max_rows: int,
+    page_size: int,
+    num_pages: int,
+    context_len: int,
+    repeats: int = NUM_REPEATS,
+) -> dict[int, float]:
+    """Median seconds of steps that fill their bucket, each launched and waited for.
+
+    A step of t tokens has min(t, max_rows) rows that sample, as equal as possible. Their pages go
+    round the pool: a pool too small for all of them is shared, which costs as many bytes.
+
+    Args:
+        executor: of one data shard; what is in its KV pool is overwritten.
+        sizes: tokens per step, each at most the executor's largest bucket.
+        max_rows, page_size, num_pages: the executor's limits.
+        context_len: tokens of every row, those of the step included; at most the model's.
+        repeats: timed runs of each size, after one that is not.
+    """
+    seconds = {}
+    for size in sizes:
+        plan = _full_step(size, min(size, max_rows), page_size, num_pages, context_len)
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            executor.collect(executor.launch(plan))
+            times.append(time.perf_counter() - start)
+        seconds[size] = float(np.median(times[1:]))
+    return seconds
+
+
+def measure_engine(
+    engine: "Engine", sizes: Sequence[int], context_len: int = 256, repeats: int = NUM_REPEATS
+) -> dict[int, float]:
+    """`measure_steps` of an engine that is idle; it must serve nothing afterwards."""
+    info = engine.info
+    return measure_steps(
+        engine._executor,  # a step that no scheduler planned
+        sizes,
+        max_rows=info.max_num_seqs,
+        page_size=info.page_size,
+        num_pages=info.num_pages,
+        context_len=min(context_len, info.max_model_len),
+        repeats=repeats,
+    )
+
+
+def _full_step(
+    tokens: int, num_rows: int, page_size: int, num_pages: int, context_len: int
+) -> StepPlan:
+    rows, params, page = [], SamplingParams(), 0
+    for index in range(num_rows):
+        share = tokens // num_rows + (index < tokens % num_rows)
+        end = max(share, context_len)
+        pages = -(-end // page_size)
+        rows.append(
+            StepRow(
+                key=index, slot=index, shard=0, start=end - share, num_tokens=share,
+                token_ids=(0,) * share,
+                page_ids=tuple((page + i) % num_pages for i in range(pages)),
+                samples=True, params=params, seed=index,
+            )
+        )  # fmt: skip
+        page += pages
+    return StepPlan(tuple(rows))

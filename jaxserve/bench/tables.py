@@ -1,0 +1,23 @@
+"""Tables for a terminal."""
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell; the first to the left, the others to the right.
+
+    Raises:
+        ValueError: a row has more or fewer cells than the header.
+    """
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"rows must have {len(header)} cells, as the header has")
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""Shortest job first, by predicted length."""
+
+import math
+
+from jaxserve.core.request import Request
+from jaxserve.scheduling.policies.base import Policy, Priority
+
+
+class ShortestJobFirst(Policy):
+    """Orders by the predicted length of the whole answer; who runs is left in peace.
+
+    As Magnus and S3 use predictions: to choose who starts. A preempted request waits where its
+    whole length puts it, the answer so far being work that may have to be done again.
+    """
+
+    wants_predictions = True
+
+    def priority(self, request: Request, now: float) -> Priority:
+        """Predicted answer tokens; whoever has no prediction comes last."""
+        predicted = request.predicted_len
+        return math.inf if predicted is None else predicted

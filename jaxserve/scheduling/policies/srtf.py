@@ -1,0 +1,54 @@
+"""Shortest remaining time first, with TRAIL's limit on preemption."""
+
+import math
+
+from jaxserve.core.request import Request
+from jaxserve.scheduling.policies.base import Policy, Priority
+
+PROTECTED_FROM = 0.8  # of the predicted length; TRAIL's C
+HYSTERESIS = 0.8  # a newcomer must have less than this much of the other's remaining tokens
+
+
+class ShortestRemainingFirst(Policy):
+    """Orders by predicted remaining answer tokens; short newcomers displace long running requests.
+
+    From TRAIL ("Don't Stop Me Now: Embedding Based Scheduling for LLMs", Shahout et al., 2024):
+    to displace a request is cheap while it is young and has little KV, and a waste when it is
+    nearly done. From PROTECTED_FROM of its predicted length on it therefore ranks before all
+    that have not come so far, and nobody takes its place. TRAIL measures by the first
+    prediction, this by the latest: a request that turns out to be long was not nearly done.
+
+    Predictions move as an answer grows. A newcomer must be shorter by a clear margin, or two
+    requests of about the same length would displace each other at every change of mind.
+    """
+
+    reranks = True
+    wants_predictions = True
+
+    def priority(self, request: Request, now: float) -> Priority:
+        """(0 if protected or else 1, predicted remaining answer tokens).
+
+        One that outlived its prediction counts as about to end.
+        """
+        predicted = request.predicted_len
+        if predicted is None:
+            return (1.0, math.inf)
+        answer = len(request.output_token_ids) + request.num_pending_tokens
+        remaining = predicted - answer if predicted > answer + 1 else 1.0
+        return (1.0 if answer < PROTECTED_FROM * predicted else 0.0, remaining)
+
+    def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
+        """Whether the running one may be disturbed and the newcomer is clearly shorter."""
+        return not _is_protected(running) and (
+            _remaining(newcomer) < HYSTERESIS * _remaining(running)
+        )
+
+
+def _remaining(request: Request) -> float:
+    predicted = request.predicted_len
+    return math.inf if predicted is None else max(predicted - request.num_output_tokens, 1.0)
+
+
+def _is_protected(request: Request) -> bool:
+    predicted = request.predicted_len
+    return predicted is not None and request.num_output_tokens >= PROTECTED_FROM * predicted

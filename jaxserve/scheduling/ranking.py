@@ -1,0 +1,84 @@
+"""The order of service: the policy's word, under slices and ageing."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from jaxserve.core.request import Request
+from jaxserve.scheduling.policies import Policy, Priority
+
+
+class Ranked(NamedTuple):
+    """A request with its rank; compares by rank, the unique key breaks every tie.
+
+    Attributes:
+        tier: 0 for requests that are overdue, 1 for the others.
+        group_priority: of the policy's group; of overdue requests, the arrival.
+        slices: how often the request made room for others.
+        priority: the policy's.
+        key: the request's.
+        request: the request.
+    """
+
+    tier: int
+    group_priority: float
+    slices: int
+    priority: Priority
+    key: int
+    request: Request
+
+
+class Ranking:
+    """Ranks requests by a policy, and by how long they have waited without progress.
+
+    A request overdue goes before all that are not, those among themselves by arrival, until it
+    is finished: whatever the policy prefers, nobody waits for ever (FastServe and LTR promote
+    starving requests likewise).
+
+    Args:
+        policy: the order of all others.
+        starvation_timeout: seconds without progress that make a request overdue, for policies
+            that need it (`Policy.ages`).
+    """
+
+    def __init__(self, policy: Policy, starvation_timeout: float) -> None:
+        self.policy = policy
+        self._timeout = starvation_timeout if policy.ages else float("inf")
+        # Plain methods of the base class say nothing, and need not be asked.
+        self.has_groups = type(policy).group is not Policy.group
+        self.is_dynamic = policy.reranks or policy.ages
+        self._reranks = policy.reranks
+
+    def due(self, request: Request) -> float:
+        """When the request becomes overdue unless it makes progress, in seconds."""
+        return request.last_progress + self._timeout
+
+    def group(self, request: Request) -> Hashable:
+        """The policy's group of a request."""
+        return self.policy.group(request) if self.has_groups else None
+
+    def rank(self, request: Request, now: float) -> Ranked:
+        """The request's place in the order, from what is known now."""
+        if request.is_overdue:
+            return Ranked(0, request.arrival_time, 0, 0.0, request.key, request)
+        group_priority = 0.0
+        if self.has_groups:
+            group_priority = self.policy.group_priority(self.policy.group(request), now)
+        priority = self.policy.priority(request, now)
+        return Ranked(1, group_priority, request.num_slices, priority, request.key, request)
+
+    def rerank(self, running: list[Ranked], now: float) -> list[Ranked]:
+        """Running requests in their order of now.
+
+        Args:
+            running: in the order of before.
+            now: seconds.
+        """
+        overdue = now - self._timeout
+        if not self._reranks:
+            late = [e.request for e in running if e.request.last_progress < overdue and e.tier]
+            if not late:
+                return running
+        for entry in running:
+            if entry.request.last_progress < overdue:
+                entry.request.is_overdue = True
+        return sorted([self.rank(entry.request, now) for entry in running])

@@ -1,0 +1,116 @@
+"""Engines whose device takes no real time but moves a clock: benchmarks that end at once."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxserve.bench.stepping import Driver
+from jaxserve.cache.page_pool import PagePool
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.step import StepPlan
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import ModelInfo
+from jaxserve.runner.buckets import doubling_buckets
+from jaxserve.scheduling.length import LengthPredictor, OraclePredictor
+from jaxserve.scheduling.policies import PolicySettings, make_policy
+from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.scheduling.settings import SchedulerSettings
+from jaxserve.scheduling.token_budget import TpotBudget
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.testing.fake_executor import FakeExecutor, FakeHandle, FakeModel
+
+
+class VirtualTime:
+    """A clock that only moves when somebody sleeps or a step is launched."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now = max(self.now + seconds, math.nextafter(self.now, math.inf))
+
+    def driver(self, engine: Engine) -> Driver:
+        return Driver(engine, clock=self, sleep=self.sleep)
+
+
+class VirtualExecutor(FakeExecutor):
+    """A step takes a second, and a hundredth for every token in it."""
+
+    STEP, TOKEN = 1.0, 0.01
+
+    def __init__(self, time: VirtualTime, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time
+
+    def launch(self, plan: StepPlan) -> FakeHandle:
+        self._time.now += self.STEP + self.TOKEN * plan.num_tokens
+        return super().launch(plan)
+
+
+class PromptKnowsLength(FakeModel):
+    """Prompts [prompt length, answer length / 4, ...]: the answer ends with EOS at that length."""
+
+    def next_token(self, history: Sequence[int] | np.ndarray, seed: int) -> int:
+        assert self.eos_token_id is not None
+        if len(history) - int(history[0]) + 1 >= 4 * int(history[1]):
+            return self.eos_token_id
+        return super().next_token(history, seed) % self.eos_token_id
+
+
+def virtual_engine(
+    time: VirtualTime,
+    config: EngineConfig | None = None,
+    *,
+    model: FakeModel | None = None,
+    predictor: LengthPredictor | None = None,
+    **options: Any,
+) -> Engine:
+    """An engine of `config`, or of `options`; small unless told otherwise.
+
+    Without overlap, so that a step's tokens come when it ends.
+    """
+    small = dict(num_pages=512, page_size=4, max_model_len=512, max_num_seqs=16,
+                 max_num_batched_tokens=128, overlap=False, prefix_cache=False)  # fmt: skip
+    config = config or EngineConfig(**{**small, **options})
+    assert config.num_pages and config.max_model_len
+    tokenizer = ByteTokenizer()
+    executor = VirtualExecutor(
+        time, page_size=config.page_size, model=model or FakeModel(vocab_size=256)
+    )
+    policy = PolicySettings(
+        page_size=config.page_size,
+        ttft_target=config.slo_ttft_ms / 1000,
+        tpot_target=config.slo_tpot_ms / 1000,
+    )
+    budget = TpotBudget(policy.tpot_target, doubling_buckets(config.max_num_batched_tokens))
+    scheduler = Scheduler(
+        page_pools=[PagePool(config.num_pages, prefix_cache=config.prefix_cache)],
+        page_size=config.page_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        max_waiting=config.max_waiting,
+        policy=make_policy(config.policy, policy),
+        settings=SchedulerSettings(
+            prefix_cache=config.prefix_cache,
+            starvation_timeout=config.starvation_timeout,
+            prefill_first=config.prefill_first,
+            token_budget=budget if config.token_budget == "tpot" else None,
+        ),
+    )
+    info = ModelInfo(
+        name="virtual", family="hash", max_model_len=config.max_model_len,
+        vocab_size=tokenizer.vocab_size, num_layers=1, dtype="int32", mesh="data=1,tensor=1",
+        attention_implementation="none", page_size=config.page_size, num_pages=config.num_pages,
+        max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
+        platform="fake", eos_token_ids=tokenizer.eos_token_ids,
+    )  # fmt: skip
+    if predictor is None and config.length_predictor == "oracle":
+        predictor = OraclePredictor()
+    return Engine(scheduler, executor, tokenizer, info, overlap=config.overlap, predictor=predictor)
