@@ -29,7 +29,7 @@ class Features:
         self._embed = embed
         self._width = min(hidden_size, MAX_WIDTH)
         self._padding = -hidden_size % self._width
-        signs = np.random.default_rng(0).choice(np.float32([-1, 1]), hidden_size)
+        signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), hidden_size)
         self._signs = signs if hidden_size > MAX_WIDTH else None
 
     @property

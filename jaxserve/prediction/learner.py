@@ -156,11 +156,7 @@ class Learner:
         assert scale is not None
         rows = self._random.integers(0, len(window), BATCH)
         lengths = window.lengths[rows]
-        labels = Labels(
-            np.log(lengths),  # type: ignore[arg-type]
-            self._bins.index(lengths),  # type: ignore[arg-type]
-            window.censored[rows],  # type: ignore[arg-type]
-        )
+        labels = Labels(np.log(lengths), self._bins.index(lengths), window.censored[rows])
         features = scale.apply(window.features[rows]).astype(np.float32)
         seed = int(self._random.integers(2**32))
         self._weights, self._state = self._step(self._weights, self._state, seed, features, labels)
@@ -223,8 +219,7 @@ class Learner:
             raise ValueError(f"{count} examples, and {seen} seen")
         if not (arrays["lengths"] >= 1).all():
             raise ValueError("lengths that are none")
-        trained = "mean" in arrays
-        if trained:
+        if "mean" in arrays:
             scale = Scale(arrays["mean"], arrays["deviation"])
             weights = Weights(*(arrays[name] for name in Weights._fields))
             shapes = [w.shape for w in weights] + [s.shape for s in scale]
@@ -233,10 +228,10 @@ class Learner:
                 raise ValueError(f"shapes {shapes}, not {wanted}")
             if not all(np.isfinite(array).all() for array in (*weights, *scale)):
                 raise ValueError("weights that are not finite")
+            self._scale, self._weights = scale, weights
         for name in ("features", "lengths", "censored"):
             getattr(window, name)[:count] = arrays[name]
         window.seen = seen
-        if trained:
-            self._scale, self._weights = scale, weights  # type: ignore[possibly-unbound]
+        if self._scale is not None:
             self._rescale_at = 2 * seen
             self._publish()

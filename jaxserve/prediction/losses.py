@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+
+Array = jax.Array | np.ndarray
 
 
 class Labels(NamedTuple):
@@ -22,9 +26,9 @@ class Labels(NamedTuple):
         censored: bool [batch], whether the answer was cut off there.
     """
 
-    log_length: jax.Array
-    bin: jax.Array
-    censored: jax.Array
+    log_length: Array
+    bin: Array
+    censored: Array
 
 
 Loss = Callable[[jax.Array, Labels], jax.Array]

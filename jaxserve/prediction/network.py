@@ -88,7 +88,7 @@ class TrainingStep:
     backend (`JAX_PLATFORMS`) it must share the first device.
 
     Args:
-        name: of the program.
+        name: of the program; the shapes are added.
         loss: what is minimised.
         num_features, num_outputs: shapes of the network.
         compile: compiles a program of some name, or fetches it from where programs are kept.
@@ -109,7 +109,9 @@ class TrainingStep:
             )
 
         weights = abstract(initial_weights(num_features, num_outputs, 0))
-        labels = Labels(*(np.empty(BATCH, t) for t in (np.float32, np.int32, np.bool_)))
+        labels = Labels(
+            np.empty(BATCH, np.float32), np.empty(BATCH, np.int32), np.empty(BATCH, np.bool_)
+        )
         self._state = abstract(jax.eval_shape(self._optimizer.init, weights))
         features = np.empty((BATCH, num_features), np.float32)
         args = (weights, self._state, *abstract((np.uint32(0), features, labels)))
@@ -118,7 +120,7 @@ class TrainingStep:
             with jax.default_device(device):
                 return jax.jit(self._step).lower(*args)
 
-        self._compiled = compile(name, lower)
+        self._compiled = compile(f"{name}-{num_features}x{num_outputs}", lower)
 
     def initial_state(self) -> Any:
         """Adam's state before the first step: zeros, made without a program."""
@@ -148,10 +150,11 @@ class TrainingStep:
             return self._loss(units @ weights.second + weights.second_bias, labels)
 
         updates, state = self._optimizer.update(jax.grad(loss)(weights), state, weights)
-        return Weights(*optax.apply_updates(weights, updates)), state
+        updated: Any = optax.apply_updates(weights, updates)
+        return updated, state
 
 
-def training_device() -> jax.Device:
+def training_device() -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
     """A CPU, if JAX has one here."""
     try:
         return jax.local_devices(backend="cpu")[0]

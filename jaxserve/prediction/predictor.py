@@ -30,6 +30,7 @@ PROMPT_STEPS, PROBE_STEPS = 4, 6  # of training, per finished request
 NEW_SHARE = 0.3  # of the latest hidden state in an estimate
 DUTY = 0.05  # share of the time that the training thread may be busy, at most
 SLICE = 8  # steps between two rests
+CLOSE_SECONDS = 2.0  # to finish training before it is kept
 SAVE_EVERY = 256  # finished requests
 MAX_OPEN = 16384  # requests remembered; more only lose what the oldest could have taught
 
@@ -109,7 +110,7 @@ class LearnedPredictor:
     ) -> None:
         self.name = objective
         self.probe_every = PROBE_EVERY
-        self._features = features
+        self.features = features
         self._bins = LengthBins(max_tokens)
         self._path = path
         self._prompts = Learner(
@@ -139,7 +140,7 @@ class LearnedPredictor:
         """Answer tokens in all, at arrival, between 1 and `max_tokens`."""
         if _runs_to_its_limit(request):
             return float(request.max_tokens)
-        features = self._features.prompt(request.prompt_token_ids)
+        features = self.features.prompt(request.prompt_token_ids)
         length, shares = self._mean, None
         model = self._prompts.model
         if model is not None:
@@ -156,7 +157,7 @@ class LearnedPredictor:
     def refine(self, requests: Sequence[Request], hidden: np.ndarray) -> list[float]:
         """New estimates of answer tokens in all; see `LengthPredictor`."""
         positions = [len(request.output_token_ids) for request in requests]
-        features = self._features.hidden(hidden, np.maximum(positions, 1))
+        features = self.features.hidden(hidden, np.maximum(positions, 1))
         model = self._probes.model
         says = None if model is None else model.shares(model.outputs(features))
         remaining = np.empty((len(requests), len(self._bins)))
@@ -237,7 +238,11 @@ class LearnedPredictor:
         if self._thread.is_alive():
             self._thread.join()
         self._take_in(block=False)
-        self._save()
+        if self._path is not None:
+            until = time.monotonic() + CLOSE_SECONDS
+            while time.monotonic() < until and self._train():
+                pass
+            self._save()
 
     def _run(self) -> None:
         try:
