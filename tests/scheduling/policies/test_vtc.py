@@ -82,6 +82,21 @@ def test_an_empty_queue_is_remembered_by_who_left_it_last() -> None:
     assert policy.group_priority("b", 0.0) == 102
 
 
+def test_a_tenant_ahead_of_the_rest_is_remembered_until_they_catch_up() -> None:
+    policy = make_vtc()
+    arrive(policy, "a")  # one that keeps waiting
+    running = arrive(policy, "a", 1000)
+    for _ in range(2):  # b comes and goes, served 100 + 2 each time
+        serve(policy, request := arrive(policy, "b", 100), 100)
+        policy.finished(request)
+    for served in (100, 100, 10):
+        policy.finished(arrive(policy, "c"))  # whoever leaves is the occasion to look around
+        assert policy.group_priority("b", 0.0) == 204 and policy.group_priority("a", 0.0) < 204
+        serve(policy, running, served)
+    policy.finished(arrive(policy, "c"))
+    assert policy._accounts.keys() == {"a"}
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_weights_must_be_positive(weight: float) -> None:
     with pytest.raises(ConfigError, match="tenant 'a'"):
@@ -171,6 +186,8 @@ def _check_memory(
     assert active <= policy._accounts.keys()
     for tenant in policy._accounts.keys() - active:
         assert policy.group_priority(tenant, 0.0) == dumb.counters[str(tenant)]
+    for tenant in dumb.counters.keys() - policy._accounts.keys():
+        assert dumb.counters[tenant] <= policy._floor()  # it would be lifted beyond it anyway
     assert len(policy._queue) <= 4 + len(policy._accounts)
     assert len(policy._idle) <= len(policy._accounts)
 
