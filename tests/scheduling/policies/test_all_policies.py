@@ -12,7 +12,7 @@ from jaxserve.core.request import Request
 from jaxserve.scheduling.policies import POLICIES, Policy, make_policy
 from tests.scheduling.policies.simulation import Simulation, bursty, make_request
 
-# Under these the starvation timeout is what saves the victim below; under `priority` ageing does.
+# Under these the starvation timeout is what saves the victim below.
 NEED_THE_TIMEOUT = ("sjf", "srtf", "ltr", "mlfq", "deadline", "lpm")
 
 
@@ -103,6 +103,11 @@ def test_nobody_starves(name: str) -> None:
 def test_the_victim_would_starve_without_the_timeout(name: str) -> None:
     assert make_policy(name).ages
     assert victim_among_favourites(name, starvation_timeout=1e9) > 400.0
+
+
+def test_ageing_alone_saves_the_victim_under_priority() -> None:
+    # Five levels are fifty seconds, in which fifty favourites of three steps each arrive.
+    assert 150.0 < victim_among_favourites("priority", starvation_timeout=1e9) < 250.0
 
 
 def mean_latency(name: str, seed: int) -> float:
