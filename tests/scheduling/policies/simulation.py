@@ -153,12 +153,14 @@ class Simulation:
                 self._end(request, FinishReason.LENGTH)
 
     def _make_room(self) -> list[Request]:
-        displaced = []
+        displaced: list[Request] = []
         if len(self.running) < self.slots:
             return displaced
+        budget = self.budget - sum(r.num_tokens - r.num_computed_tokens for r in self.running)
         for newcomer in sorted(self.waiting, key=self._order):
-            if not self.running:
+            if not self.running or budget <= 0:  # it could not start at once
                 break
+            budget -= newcomer.num_tokens
             last = max(self.running, key=self._order)
             if self._order(newcomer) > self._order(last):
                 break

@@ -111,7 +111,7 @@ def test_ageing_alone_saves_the_victim_under_priority() -> None:
 
 
 def mean_latency(name: str, seed: int) -> float:
-    requests = bursty(150, seed=seed, slots=8, load=0.9)
+    requests = bursty(150, seed=seed, slots=8, load=1.2)
     simulation = Simulation(make_policy(name), slots=8, budget=64, starvation_timeout=300.0)
     simulation.run(requests)
     return sum(simulation.done[r.key] - r.arrival_time for r in requests) / len(requests)
@@ -122,6 +122,6 @@ def test_mean_latency_is_best_with_foresight_and_better_with_hindsight_than_with
         name: sum(mean_latency(name, seed) for seed in range(3)) / 3
         for name in ("fcfs", "mlfq", "sjf", "srtf", "ltr")
     }
-    assert means["srtf"] < 0.9 * means["mlfq"] < 0.9 * means["fcfs"]
+    assert means["srtf"] < 0.8 * means["mlfq"] and means["mlfq"] < 0.95 * means["fcfs"]
     assert means["srtf"] < means["ltr"] < means["mlfq"]
     assert means["srtf"] < means["sjf"] < means["fcfs"]
