@@ -217,6 +217,11 @@ class PageBooks:
             self._give_back(slot, Tier.DISK)
         self._settle(key)
 
+    @property
+    def is_erasing(self) -> bool:
+        """Whether a header is being erased."""
+        return self._num_erasing > 0
+
     def begin_erasure(self) -> int | None:
         """A disk slot whose header must be erased before it is free."""
         if not self._to_erase:
