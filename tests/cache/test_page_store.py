@@ -132,6 +132,7 @@ def test_a_page_in_transfer_stays(disk: DiskTier) -> None:
     gate.open()
     assert fetch.result() == 1  # A was being copied; B was gone when its turn came
     store.check()
+    eventually(lambda: disk.slots.num_free == 2)
     save(store, KEYS[7], KEYS[8])
     assert fetched(store, KEYS[2:6]) == 4
     store.close()
@@ -253,6 +254,37 @@ def test_a_disk_smaller_than_host_memory_keeps_what_was_used_last(tmp_path: Path
     Task(store.close).result()
     store = make_store(6, disk_of(tmp_path, 2))
     assert found(store) == [B, D]
+    store.close()
+
+
+def test_closing_lets_transfers_come_to_their_end(tmp_path: Path) -> None:
+    disk = disk_of(tmp_path, 2)
+    store = make_store(0, disk)
+    save(store, A, B)
+    gate = Gate(disk, "read")
+    fetch = Task(fetched, store, [A, B])
+    gate.wait_until_entered()
+    close = Task(store.close)
+    assert close.is_waiting
+    gate.open()
+    assert fetch.result() == 1  # closing ends it before B
+    close.result()
+
+
+def test_flushing_waits_for_slots_that_are_about_to_be_free(tmp_path: Path) -> None:
+    disk = disk_of(tmp_path, 1)
+    store = make_store(3, disk)
+    save(store, A)
+    store.flush()
+    gate = Gate(disk, "erase")
+    store.discard([A])
+    gate.wait_until_entered()
+    save(store, B)
+    flush = Task(store.flush)
+    assert flush.is_waiting
+    gate.open()
+    flush.result()
+    assert store.keys(Tier.DISK) == [B]
     store.close()
 
 
