@@ -60,8 +60,14 @@ class Bench:
         self.time = VirtualTime()
         self.built: list[tuple[EngineConfig, Notebook | None]] = []
         Notebook.kept = {}
-        limits: dict[str, Any] = dict(max_num_seqs=4, max_num_batched_tokens=64, page_size=4,
-                                      overlap=False, prefix_cache=False)  # fmt: skip
+        limits: dict[str, Any] = dict(
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
+            page_size=4,
+            overlap=False,
+            prefix_cache=False,
+            starvation_timeout=1e4,
+        )
         self.bench = PolicyBench(
             EngineConfig(**(limits | options)), spec, make_prompts(count),
             make_prompts(20, seed=9), tmp_path, build=self.build, driver=self.time.driver,
