@@ -2,35 +2,31 @@
 
 What touches the pool is launched on the engine's thread, in order with the steps: pages to be
 saved are gathered into a buffer of their own before anything overwrites them, and pages that were
-loaded are put into the pool by `poll`. What takes time runs on two threads: one takes gathered
-pages to the host and into the store, the other reads the store and sends pages to the device
-(asynchronous saving and overlapped loading of CachedAttention, Gao et al., ATC 2024).
+loaded are put into the pool by `poll`. What takes time runs on threads (`page_transfers`), as in
+CachedAttention (Gao et al., ATC 2024): asynchronous saving, loading overlapped with computation.
 """
 
-import logging
-import queue
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.stages import Compiled, Lowered
 
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
+from jaxserve.core.step import LoadDone, PageCopy, PageSave, StepPlan
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.page_programs import COPIES
-
-log = logging.getLogger(__name__)
-
-# Saved pages wait on the device until they are on the host. With more than this of them on each
-# device, further ones are given up: a page that is not kept costs its recomputation, while
-# waiting would stop every running request.
-MAX_SAVING_BYTES = 2**30
-MAX_LOADED_PIECES = 4  # on the device before `poll` has put them into the pool
+from jaxserve.runner.page_transfers import (
+    MAX_SAVING_BYTES,
+    Loader,
+    Piece,
+    Saver,
+    Staging,
+    parts_of_shard,
+    piece_size,
+    to_host,
+)
 
 
 class PageMover:
@@ -60,9 +56,9 @@ class PageMover:
         self._copies = copies
         self._sizes = lowering.page_pieces if store is not None else ()
         self._programs: dict[str, Compiled] = {}
-        self._staging = _Staging(lowering)
-        self._saver = None if store is None else _Saver(store, max_saving_bytes)
-        self._loader = None if store is None else _Loader(store, self._staging, self._sizes)
+        self._staging = Staging(lowering)
+        self._saver = None if store is None else Saver(store, max_saving_bytes)
+        self._loader = None if store is None else Loader(store, self._staging, self._sizes)
 
     # -- programs ---------------------------------------------------------------------------
 
@@ -88,7 +84,7 @@ class PageMover:
             numbers = self._no_pages(n)
             saved = self._programs[f"save-pages-{n}"](kv_pages, numbers)
             for shard in range(self._shards):
-                _to_host(_parts(saved, shard))
+                to_host(parts_of_shard(saved, shard))
             contents = self._staging.nothing(n)
             kv_pages = self._programs[f"load-pages-{n}"](kv_pages, numbers, contents)
         return self._copy([], kv_pages) if self._copies else kv_pages
@@ -162,7 +158,7 @@ class PageMover:
         for save in saves:
             rest[save.shard].append(save)
         while longest := max(map(len, rest)):
-            n = _piece(self._sizes, longest)
+            n = piece_size(self._sizes, longest)
             piece, rest = [saves[:n] for saves in rest], [saves[n:] for saves in rest]
             numbers = self._no_pages(n)
             for shard, saves in enumerate(piece):
@@ -185,7 +181,7 @@ class PageMover:
             kv_pages = self._programs["copy-pages"](kv_pages, moves)
         return kv_pages
 
-    def _load(self, piece: "_Piece", contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
+    def _load(self, piece: Piece, contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
         n = contents.shape[1]
         numbers = self._no_pages(n)
         pages = piece.loads.pages[piece.first : piece.first + piece.count]
@@ -195,249 +191,3 @@ class PageMover:
     def _no_pages(self, n: int) -> np.ndarray:
         """Page numbers out of range, int32 [shards, n]: programs leave these places out."""
         return np.full((self._shards, n), self._lowering.pages_per_shard, np.int32)
-
-
-class _Staging:
-    """Makes the arrays that carry pages from the host to one shard's devices."""
-
-    def __init__(self, lowering: StepLowering) -> None:
-        self._lowering = lowering
-        self._nothing: dict[int, jax.Array] = {}
-
-    def nothing(self, n: int) -> jax.Array:
-        """Pages for no shard; kept where other shards' loads need a part for idle ones."""
-        if n not in self._nothing:
-            pages = self._lowering.pages(n)
-            assert pages.sharding is not None
-            zeros = jax.device_put(np.zeros(pages.shape, pages.dtype), pages.sharding)
-            if self._lowering.rules.data == 1:
-                return zeros
-            self._nothing[n] = zeros
-        return self._nothing[n]
-
-    def on_host(self, n: int) -> np.ndarray:
-        """Room for `n` pages, [n, *page_shape]; new each time, as the device may share it."""
-        return np.empty((n, *self._lowering.page_shape), self._lowering.kv_dtype)
-
-    def on_device(self, shard: int, pages: np.ndarray) -> jax.Array:
-        """Send pages to a shard and wait until they are there.
-
-        Args:
-            shard: whose.
-            pages: from `on_host`; must not change afterwards.
-
-        Returns:
-            See `StepLowering.pages`.
-        """
-        whole = self._lowering.pages(len(pages))
-        assert whole.sharding is not None
-        # Other shards get nothing sent.
-        idle = {part.device: part.data for part in self._idle(len(pages))}
-        parts = []
-        for device, index in whole.sharding.addressable_devices_indices_map(whole.shape).items():
-            assert index is not None
-            if index[0].indices(whole.shape[0])[0] == shard:
-                parts.append(jax.device_put(pages[None, :, :, :, index[4]], device))
-            else:
-                parts.append(idle[device])
-        array = jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, parts)
-        return jax.block_until_ready(array)
-
-    def _idle(self, n: int) -> Sequence[jax.Shard]:
-        return self.nothing(n).addressable_shards if self._lowering.rules.data > 1 else ()
-
-
-class _Saver:
-    """Takes gathered pages to the host and into the store, on a thread of its own."""
-
-    def __init__(self, store: PageStore, max_bytes: int) -> None:
-        self._store = store
-        self._max_bytes = max_bytes
-        self._bytes = 0  # under way
-        self._lock = threading.Lock()
-        self._lost = 0
-        self._queue: queue.SimpleQueue[_Saved | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="page-saver", daemon=True)
-        self._thread.start()
-
-    def save(
-        self, keys: list[list[bytes]], gather: Callable[[], jax.Array], num_bytes: int
-    ) -> None:
-        """Launch a piece of saves, or give it up if it fails or too much is under way.
-
-        Args:
-            keys: per shard, of its first pages in what is gathered.
-            gather: launches the program; see `StepLowering.pages`.
-            num_bytes: what the gathered pages take on each device.
-        """
-        every_key = [key for shard in keys for key in shard]
-        with self._lock:
-            has_room = self._bytes == 0 or self._bytes + num_bytes <= self._max_bytes
-        if not has_room:
-            if not self._lost:
-                log.warning("KV pages leave the device faster than the host takes them")
-            self._lost += len(every_key)
-            return _cancel(self._store, every_key)
-        try:
-            pages = gather()
-            parts = [_parts(pages, shard) if wanted else [] for shard, wanted in enumerate(keys)]
-            for part in (part for shard in parts for part in shard):
-                part.copy_to_host_async()
-        except Exception:  # no room on the device, most likely; the pool is as it was
-            log.exception("%d KV pages could not be saved", len(every_key))
-            return _cancel(self._store, every_key)
-        with self._lock:
-            self._bytes += num_bytes
-        self._queue.put(_Saved(keys, parts, num_bytes))
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (saved := self._queue.get()) is not None:
-            for keys, parts in zip(saved.keys, saved.parts, strict=True):
-                self._put(keys, parts)
-            with self._lock:
-                self._bytes -= saved.num_bytes
-            del saved, parts  # while waiting for the next one, hold nothing
-
-    def _put(self, keys: list[bytes], parts: list[jax.Array]) -> None:
-        left = deque(keys)
-        try:
-            if keys:
-                for page in _to_host(parts)[: len(keys)]:
-                    self._store.put(left[0], page)
-                    left.popleft()
-        except Exception:
-            log.exception("%d KV pages could not be saved", len(left))
-            _cancel(self._store, left)
-
-
-class _Saved(NamedTuple):
-    """Pages on their way to the store: per shard, their keys and their parts by heads."""
-
-    keys: list[list[bytes]]
-    parts: list[list[jax.Array]]
-    num_bytes: int
-
-
-class _Piece(NamedTuple):
-    """Some pages of a load on the device; or, with no contents, the load's end.
-
-    Attributes:
-        loads: what they belong to.
-        first: how many of its pages came before.
-        count: how many these are.
-        contents: see `StepLowering.pages`.
-    """
-
-    loads: PageLoads
-    first: int
-    count: int
-    contents: jax.Array | None
-
-
-class _Loader:
-    """Reads pages from the store and sends them to the device, on a thread of its own."""
-
-    def __init__(self, store: PageStore, staging: _Staging, sizes: Sequence[int]) -> None:
-        self._store = store
-        self._staging = staging
-        self._sizes = sizes
-        self._under_way = 0  # loads whose end was not taken yet
-        self._arrived: deque[_Piece] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._queue: queue.SimpleQueue[PageLoads | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="page-loader", daemon=True)
-        self._thread.start()
-
-    def start(self, loads: PageLoads) -> None:
-        self._under_way += 1
-        self._queue.put(loads)
-
-    def take(self) -> _Piece | None:
-        """What arrived next, in order; None if that is still to come."""
-        if not self._arrived:
-            return None
-        with self._changed:
-            piece = self._arrived.popleft()
-            self._changed.notify()
-        self._under_way -= piece.contents is None
-        return piece
-
-    def wait(self) -> bool:
-        """Block until there is something to take; False if nothing will come."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._arrived or self._closing or not self._under_way)
-            return bool(self._arrived)
-
-    def stop(self) -> None:
-        """Give up the loads."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (loads := self._queue.get()) is not None:
-            done = 0
-            try:
-                while done < len(loads.pages) and not self._closing:
-                    n = _piece(self._sizes, len(loads.pages) - done)
-                    count = self._fetch(loads, done, n)
-                    done += count
-                    if count < n:
-                        break
-            except Exception:
-                log.exception("%d KV pages could not be loaded", len(loads.pages) - done)
-            self._arrive(_Piece(loads, done, 0, None))
-
-    def _fetch(self, loads: PageLoads, first: int, n: int) -> int:
-        """Bring the next `n` pages as far as the store has them; returns how many it had."""
-        pages = self._staging.on_host(n)
-        count = self._store.fetch(loads.keys[first : first + n], pages)
-        if count:
-            contents = self._staging.on_device(loads.shard, pages)
-            self._arrive(_Piece(loads, first, count, contents))
-        return count
-
-    def _arrive(self, piece: _Piece) -> None:
-        with self._changed:
-            room = MAX_LOADED_PIECES
-            self._changed.wait_for(lambda: self._closing or len(self._arrived) < room)
-            self._arrived.append(piece)
-            self._changed.notify()
-
-
-def _piece(sizes: Sequence[int], total: int) -> int:
-    """The largest piece that `total` pages fill."""
-    return max(n for n in sizes if n <= total)
-
-
-def _parts(pages: jax.Array, shard: int) -> list[jax.Array]:
-    """One shard's pages, [1, n, *page_shape] apart from the heads, which the parts share out."""
-    parts = {}
-    for part in pages.addressable_shards:
-        if part.replica_id == 0 and part.index[0].indices(pages.shape[0])[0] == shard:
-            parts[part.index[4].indices(pages.shape[4])[0]] = part.data
-    return [parts[first_head] for first_head in sorted(parts)]
-
-
-def _to_host(parts: list[jax.Array]) -> np.ndarray:
-    """One shard's pages, [n, *page_shape]; blocks until they are there."""
-    arrays = [np.asarray(part)[0] for part in parts]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=3)
-
-
-def _cancel(store: PageStore, keys: Sequence[bytes] | deque[bytes]) -> None:
-    """Tell the store that pages will not come; what it says to that stops nobody."""
-    for key in keys:
-        try:
-            store.cancel(key)
-        except Exception:
-            log.exception("the page store does not let go of a page")

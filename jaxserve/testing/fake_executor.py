@@ -13,9 +13,11 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from jaxserve.cache.page_store import PageStore
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import LoadDone, StepPlan, StepResult, StepRow
+from jaxserve.core.step import LoadDone, PageLoads, StepPlan, StepResult, StepRow
+from jaxserve.testing.plan_checks import check_plan, load_pages
 
 _UNWRITTEN = -1  # no token has this id, so reading it changes every hash
 
@@ -74,16 +76,28 @@ class FakeHandle:
 class FakeExecutor:
     """Implements `core.step.Executor` with a `FakeModel`.
 
-    Steps take effect at launch, in order; results are handed out at collect.
+    Steps take effect at launch, in order; results are handed out at collect. So do saves and
+    copies, while loads are done in `poll`, in order, and leave garbage in their pages until then.
+    The hidden state of a probed row is its key and its end, so that one sees whose it is.
 
     Args:
         page_size: tokens per page.
         model: what computes the tokens.
         step_seconds: how long a step keeps the pretended device busy; `collect` sleeps for it.
+        store: where pages are saved and loaded, closed by `close`: int32 pages of the shape
+            [page_size], the tokens whose KV a real page would hold.
+        load_polls: how many calls of `poll` it takes until a load is done; a waiting one is
+            enough for the oldest.
     """
 
     def __init__(
-        self, *, page_size: int, model: FakeModel | None = None, step_seconds: float = 0.0
+        self,
+        *,
+        page_size: int,
+        model: FakeModel | None = None,
+        step_seconds: float = 0.0,
+        store: PageStore | None = None,
+        load_polls: int = 1,
     ) -> None:
         self.model = model or FakeModel()
         self.plans: list[StepPlan] = []
@@ -92,6 +106,10 @@ class FakeExecutor:
         self._busy_until = 0.0
         self._pages: dict[tuple[int, int], np.ndarray] = {}  # (shard, page) -> int32 [page_size]
         self._last_token: dict[int, int] = {}  # by slot
+        self._store = store
+        self._load_polls = load_polls
+        self._loads: deque[tuple[PageLoads, int]] = deque()  # and the polls it still takes
+        self._tickets: set[int] = set()  # of all loads ever
         self._results: deque[tuple[FakeHandle, StepResult]] = deque()
 
     def launch(self, plan: StepPlan) -> FakeHandle:
@@ -100,15 +118,19 @@ class FakeExecutor:
         Raises:
             ValueError: the plan contradicts itself; the message says where.
         """
-        self._require_disjoint(plan)
+        loading = set().union(*(load_pages(loads) for loads, _ in self._loads))
+        check_plan(plan, self._page_size, loading)
+        self._move_pages(plan)
         # All rows write before any is sampled, as on a device: a page shared by mistake shows.
         for row in plan.rows:
             self._write(row)
         tokens = np.array([self._sample(row) for row in plan.rows], np.int32)
+        probed = [(row.key, row.end) for row in plan.rows if row.probe]
+        hidden = np.array(probed, np.float32) if probed else None
         self._busy_until = max(time.monotonic(), self._busy_until) + self._step_seconds
         handle = FakeHandle(len(self.plans), self._busy_until)
         self.plans.append(plan)
-        self._results.append((handle, StepResult(tokens)))
+        self._results.append((handle, StepResult(tokens, hidden)))
         return handle
 
     def collect(self, handle: FakeHandle) -> StepResult:
@@ -124,27 +146,44 @@ class FakeExecutor:
         return self._results.popleft()[1]
 
     def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """No loads are ever under way."""
-        return []
+        """Fill the pages of the loads that are due; see `Executor.poll`."""
+        self._loads = deque((loads, polls - 1) for loads, polls in self._loads)
+        done: list[LoadDone] = []
+        while self._loads and (self._loads[0][1] <= 0 or (wait and not done)):
+            loads, _ = self._loads.popleft()
+            done.append(LoadDone(loads.ticket, self._load(loads)))
+        return done
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Give up the loads and close the store. Idempotent."""
+        self._loads.clear()
+        if self._store is not None:
+            self._store.close()
 
-    def _require_disjoint(self, plan: StepPlan) -> None:
-        if not plan.rows:
-            raise ValueError("a plan without rows")
-        for what, values in (
-            ("key", [row.key for row in plan.rows]),
-            ("slot", [row.slot for row in plan.rows]),
-        ):
-            if len(set(values)) < len(values):
-                raise ValueError(f"two rows have the same {what}")
-        for row in plan.rows:
-            unknown = row.num_tokens - len(row.token_ids)
-            if row.num_tokens < 1 or unknown not in (0, 1):
-                raise ValueError(f"{len(row.token_ids)} token ids for {row.num_tokens} tokens")
-            if len(row.page_ids) != -(-row.end // self._page_size):
-                raise ValueError(f"{len(row.page_ids)} pages for {row.end} tokens")
+    def _move_pages(self, plan: StepPlan) -> None:
+        if self._store is None and (plan.saves or plan.loads):
+            raise ValueError("a plan saves or loads pages, and there is no page store")
+        for save in plan.saves:
+            assert self._store is not None
+            self._store.put(save.key, self._page(save.shard, save.page))
+        for copy in plan.copies:
+            self._page(copy.shard, copy.target)[:] = self._page(copy.shard, copy.source)
+        for loads in plan.loads:
+            if loads.ticket in self._tickets:
+                raise ValueError(f"there was a load of ticket {loads.ticket} already")
+            self._tickets.add(loads.ticket)
+            self._loads.append((loads, self._load_polls))
+            for shard, page in load_pages(loads):
+                self._page(shard, page)[:] = _UNWRITTEN
+
+    def _load(self, loads: PageLoads) -> int:
+        """Fill pages as far as the store has them; returns how many."""
+        assert self._store is not None
+        contents = np.empty((len(loads.keys), self._page_size), np.int32)
+        count = self._store.fetch(loads.keys, contents)
+        for page, content in zip(loads.pages[:count], contents, strict=False):
+            self._page(loads.shard, page)[:] = content
+        return count
 
     def _write(self, row: StepRow) -> None:
         tokens = row.token_ids
@@ -152,20 +191,20 @@ class FakeExecutor:
             tokens = (*tokens, self._last_token.get(row.slot, _UNWRITTEN))
         for position, token in enumerate(tokens, row.start):
             page, offset = divmod(position, self._page_size)
-            self._page(row, page)[offset] = token
+            self._page(row.shard, row.page_ids[page])[offset] = token
 
     def _sample(self, row: StepRow) -> int:
         if not row.samples:
             return -1
-        pages = [self._page(row, i) for i in range(len(row.page_ids))]
+        pages = [self._page(row.shard, page) for page in row.page_ids]
         history = np.concatenate(pages)[: row.end]
         seed = self.model.sampling_seed(row.params, row.seed)
         token = self.model.next_token(history, seed)
         self._last_token[row.slot] = token
         return token
 
-    def _page(self, row: StepRow, index: int) -> np.ndarray:
-        where = (row.shard, row.page_ids[index])
-        if where not in self._pages:
-            self._pages[where] = np.full(self._page_size, _UNWRITTEN, np.int32)
-        return self._pages[where]
+    def _page(self, shard: int, page: int) -> np.ndarray:
+        """A page's tokens, int32 [page_size], to be read or changed."""
+        if (shard, page) not in self._pages:
+            self._pages[shard, page] = np.full(self._page_size, _UNWRITTEN, np.int32)
+        return self._pages[shard, page]

@@ -21,8 +21,9 @@ from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.page_mover import MAX_LOADED_PIECES, PageMover
+from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.page_programs import COPIES, PIECES, piece_sizes
+from jaxserve.runner.page_transfers import MAX_LOADED_PIECES
 from jaxserve.runner.program_cache import CompileWatch
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from tests.runner.test_memory import model_config

@@ -1,12 +1,16 @@
 """The fake executor must notice plans that a device would compute nonsense from."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jaxserve.cache.page_keys import page_key
+from jaxserve.cache.page_store import PageStore
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import StepPlan, StepRow
+from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan, StepRow
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 
 MODEL = FakeModel(vocab_size=10**6)
@@ -15,6 +19,9 @@ PROMPT = StepRow(
     samples=True, params=SamplingParams(), seed=11,
 )  # fmt: skip
 DECODE = PROMPT._replace(start=5, num_tokens=1, token_ids=())
+OTHER = PROMPT._replace(key=1, slot=1, page_ids=(5, 6))
+NO_OP = (PageCopy(0, 20, 21),)
+KEYS = [page_key(b"parent", [number]) for number in range(4)]
 
 
 def run(*rows: StepRow) -> list[int]:
@@ -57,10 +64,20 @@ def test_a_mistake_changes_the_token(mistake: dict[str, Any]) -> None:
     ("rows", "message"),
     [
         ((), "without rows"),
-        ((PROMPT, PROMPT._replace(key=1)), "same slot"),
-        ((PROMPT, PROMPT._replace(slot=1)), "same key"),
+        ((PROMPT, OTHER._replace(slot=0)), "same slot"),
+        ((PROMPT, OTHER._replace(key=0)), "same key"),
         ((PROMPT._replace(token_ids=(1, 2, 3)),), "3 token ids for 5"),
         ((PROMPT._replace(page_ids=(3,)),), "1 pages for 5"),
+        ((PROMPT._replace(page_ids=(3, 3)),), "page twice: 3"),
+        ((PROMPT, OTHER._replace(page_ids=(3, 6))), "two rows write page"),
+        ((DECODE._replace(page_ids=(5, 1)), OTHER._replace(page_ids=(6, 5))), "number 0 of one"),
+        (
+            (
+                PROMPT._replace(num_tokens=3, token_ids=(1, 2, 3), page_ids=(3,)),
+                OTHER._replace(start=4, num_tokens=1, token_ids=(5,), page_ids=(3, 6)),
+            ),
+            "writes but not fills",
+        ),
     ],
 )
 def test_a_contradiction_is_refused(rows: tuple[StepRow, ...], message: str) -> None:
@@ -93,3 +110,133 @@ def test_a_pretended_step_takes_its_time() -> None:
     assert handles[1].done_at - handles[0].done_at >= 0.0199
     executor.collect(handles[0])
     executor.collect(handles[1])
+
+
+def test_a_row_may_read_a_page_that_another_fills_in_the_same_step() -> None:
+    executor = FakeExecutor(page_size=4, model=MODEL)
+    reader = OTHER._replace(start=4, num_tokens=1, token_ids=(5,), page_ids=(3, 6))
+    handle = executor.launch(StepPlan((reader, PROMPT)))
+    assert len(set(executor.collect(handle).token_ids.tolist())) == 1
+
+
+class Moving:
+    """An executor with a store, whose prompt's pages are 3 and 1."""
+
+    def __init__(self, **options: Any) -> None:
+        self.store = PageStore((4,), np.int32, host_bytes=1000)
+        self.executor = FakeExecutor(page_size=4, model=MODEL, store=self.store, **options)
+        self.token = self.step(PROMPT)
+
+    def step(self, *rows: StepRow, **movements: Any) -> int:
+        """Launch and collect; the first row's token, or -1."""
+        for save in movements.get("saves", ()):
+            self.store.expect(save.key)
+        handle = self.executor.launch(StepPlan(rows, **movements))
+        tokens = self.executor.collect(handle).token_ids.tolist()
+        return tokens[0] if rows else -1
+
+    def decode(self, *pages: int, **movements: Any) -> int:
+        """The token after the prompt and its answer so far, read from these pages."""
+        row = DECODE._replace(page_ids=pages, token_ids=(self.token,))
+        return self.step(row, **movements)
+
+
+@pytest.fixture
+def moving() -> Moving:
+    return Moving()
+
+
+def test_saves_see_the_pages_before_copies_and_rows_do(moving: Moving) -> None:
+    """Page 3 goes to the store and page 1 to page 7; then both are overwritten."""
+    intruder = OTHER._replace(page_ids=(3, 1), token_ids=(9, 9, 9, 9, 9))
+    moving.step(
+        intruder, saves=(PageSave(0, 3, KEYS[0]),), copies=(PageCopy(0, 1, 7),),
+        loads=(PageLoads(1, 0, (8,), (KEYS[0],)),),
+    )  # fmt: skip
+    assert moving.executor.poll() == [LoadDone(1, 1)]
+    expected = run(PROMPT, DECODE)[1]
+    assert moving.decode(8, 7) == expected
+    assert moving.decode(3, 7) != expected
+
+
+@pytest.mark.parametrize("num_stored", [0, 1, 2])
+def test_a_load_ends_at_the_first_page_that_the_store_lacks(
+    moving: Moving, num_stored: int
+) -> None:
+    moving.step(saves=tuple(PageSave(0, 3, key) for key in KEYS[:num_stored]), copies=NO_OP)
+    moving.step(loads=(PageLoads(1, 0, (8, 9), tuple(KEYS[:2])),))
+    assert moving.executor.poll(wait=True) == [LoadDone(1, num_stored)]
+    assert (moving.decode(8, 1) == run(PROMPT, DECODE)[1]) == (num_stored > 0)
+
+
+def test_loads_take_as_many_polls_as_told_and_waiting_shortens_it() -> None:
+    moving = Moving(load_polls=3)
+    for ticket in range(3):
+        moving.step(loads=(PageLoads(ticket, 0, (8 + ticket,), (KEYS[0],)),))
+    assert moving.executor.poll() == moving.executor.poll() == []
+    assert moving.executor.poll(wait=True) == [LoadDone(i, 0) for i in range(3)]
+    moving.step(loads=(PageLoads(3, 0, (8,), (KEYS[0],)),))
+    moving.step(loads=(PageLoads(4, 0, (9,), (KEYS[0],)),))
+    assert moving.executor.poll(wait=True) == [LoadDone(3, 0)]
+    assert moving.executor.poll(wait=True) == [LoadDone(4, 0)]
+    assert moving.executor.poll(wait=True) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "movements", "message"),
+    [
+        ((), {"saves": [PageSave(0, 3, KEYS[0]), PageSave(0, 1, KEYS[0])]}, "same key"),
+        ((), {"copies": [PageCopy(0, 3, 7), PageCopy(0, 1, 7)]}, "same target"),
+        ((), {"copies": [PageCopy(0, 3, 7), PageCopy(0, 7, 8)]}, "source of a copy and a target"),
+        ((DECODE,), {"copies": [PageCopy(0, 7, 3)]}, "only reads page"),
+        ((), {"loads": [PageLoads(1, 0, (8, 9), (KEYS[0],))]}, "2 pages from 1 keys"),
+        ((), {"loads": [PageLoads(1, 0, (), ())]}, "0 pages from 0 keys"),
+        ((), {"loads": [PageLoads(1, 0, (8, 8), (KEYS[0], KEYS[1]))]}, "fill the same page"),
+        ((), {"loads": [PageLoads(0, 0, (8,), (KEYS[0],))]}, "ticket 0 already"),
+        ((DECODE,), {"loads": [PageLoads(1, 0, (1,), (KEYS[0],))]}, "of a row is being loaded"),
+        # 30 is being loaded since an earlier plan.
+        ((PROMPT._replace(page_ids=(3, 30)),), {}, "of a row is being loaded"),
+        ((), {"loads": [PageLoads(1, 0, (30,), (KEYS[0],))]}, "fill the same page"),
+        ((), {"saves": [PageSave(0, 30, KEYS[0])]}, "of a save is being loaded"),
+        ((), {"copies": [PageCopy(0, 30, 8)]}, "source is being loaded"),
+        ((), {"copies": [PageCopy(0, 8, 30)]}, "target is being loaded"),
+    ],
+)
+def test_a_contradiction_in_movements_is_refused(
+    moving: Moving, rows: Sequence[StepRow], movements: dict[str, Any], message: str
+) -> None:
+    moving.step(loads=(PageLoads(0, 0, (30,), (KEYS[3],)),))
+    with pytest.raises(ValueError, match=message):
+        moving.executor.launch(
+            StepPlan(tuple(rows), **{name: tuple(each) for name, each in movements.items()})
+        )
+
+
+def test_without_a_store_nothing_is_saved_or_loaded() -> None:
+    executor = FakeExecutor(page_size=4)
+    for movements in (
+        {"saves": (PageSave(0, 3, KEYS[0]),)},
+        {"loads": (PageLoads(1, 0, (8,), (KEYS[0],)),)},
+    ):
+        with pytest.raises(ValueError, match="no page store"):
+            executor.launch(StepPlan((), **movements))
+    assert executor.poll(wait=True) == []
+    executor.close()
+
+
+def test_close_gives_up_loads_and_closes_the_store(moving: Moving) -> None:
+    moving.step(loads=(PageLoads(1, 0, (8,), (KEYS[0],)),))
+    moving.executor.close()
+    moving.executor.close()
+    assert moving.executor.poll(wait=True) == []
+    assert not moving.store.expect(KEYS[0])
+
+
+def test_probed_rows_bring_hidden_states() -> None:
+    executor = FakeExecutor(page_size=4)
+    plain = executor.collect(executor.launch(StepPlan((PROMPT, OTHER))))
+    assert plain.hidden is None
+    rows = (DECODE, DECODE._replace(key=7, slot=2, page_ids=(8, 9), probe=True))
+    hidden = executor.collect(executor.launch(StepPlan(rows))).hidden
+    assert hidden is not None and hidden.dtype == np.float32
+    assert hidden.tolist() == [[7, 6]]
