@@ -24,10 +24,10 @@ SIDES = "fcfs,sjf:oracle,srtf:oracle,srtf:exact,mlfq,ltr:rank,deadline,priority"
 @number("--burstiness", 0.25,
         "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier.",
         float)  # fmt: skip
-@number("--ttft-target", None,
-        "Seconds, of the interactive half (default: from the first pass); ten times that for "
+@number("--ttft-target", 1.0,
+        "Seconds, of the interactive half; ten times that for "
         "the others.", float)  # fmt: skip
-@number("--tpot-target", None, "Seconds, of all (default: from the first pass).", float)
+@number("--tpot-target", 0.2, "Seconds per token after the first, of all.", float)
 @output_json_option
 @disable_tqdm_option
 @engine_options(

@@ -39,7 +39,7 @@ def test_a_shared_prompt_is_computed_once_per_round() -> None:
 def test_requests_may_come_at_a_rate() -> None:
     slow = measure(dataclasses.replace(SPEC, request_rate=1e-5), vocab_size=256)
     side = slow["sides"][NO_CACHE]
-    assert side["seconds"] > 2 * 700_000
+    assert side["seconds"] > 2 * 600_000
     # Nobody waits for anybody: two steps of 72 tokens in all.
     assert side["mean_ttft"] == pytest.approx(2.72) == side["p99_ttft"]
 
