@@ -16,7 +16,7 @@ assert [len(r.outputs[0].token_ids) for r in results] == [24, 24, 24]
 assert "Paris" in results[0].outputs[0].text
 load = llm.load()
 assert load.compiles_after_ready == 0
-assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+assert load.num_used_pages == 0
 """
 
 

@@ -26,6 +26,7 @@ from jaxserve.scheduling.policies import PolicySettings, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 
 PARTS = ("plan", "pack", "commit")
+MAX_WARM_UP_STEPS = 2000
 STEP_SECONDS = 0.02  # how far the scheduler's clock moves per step
 NUM_TENANTS, NUM_PREFIXES, PREFIX_LEN = 8, 16, 128
 
@@ -104,12 +105,20 @@ def measure_host_cost(policy: str, num_waiting: int, spec: HostCostSpec) -> Host
     """Fill the slots and the queue, then time the steady state.
 
     Raises:
-        ConfigError: no such policy.
+        ConfigError: no such policy, nobody waits, or the slots never fill up: answers are so
+            short that the budget does not suffice for the prompts of those that follow.
     """
+    if num_waiting < 1:
+        raise ConfigError(f"at least 1 request must wait to take the next slot, got {num_waiting}")
     load = _SteadyLoad(policy, num_waiting, spec)
-    while load.scheduler.num_running < spec.num_running or load.is_prefilling:
+    for _ in range(MAX_WARM_UP_STEPS):
         load.step()
-    return load.measure(spec.num_steps)
+        if load.is_steady:
+            return load.measure(spec.num_steps)
+    raise ConfigError(
+        f"{spec.num_running} requests do not run at once with prompts of {spec.prompt_len} and "
+        f"answers of {spec.output_len} tokens; make the answers longer"
+    )
 
 
 class _SteadyLoad:
@@ -139,7 +148,7 @@ class _SteadyLoad:
         )
         self._now, self._num_requests = 0.0, 0
         self._in_flight: deque[StepPlan] = deque()
-        self.is_prefilling = True
+        self.is_steady = False  # all slots taken, and prompts do not fill the budget
         while self.scheduler.num_waiting < num_waiting + spec.num_running:
             # Those that start now end spread out over time, as in a server that runs for long.
             self._add(self._random.randint(1, spec.output_len))
@@ -172,7 +181,8 @@ class _SteadyLoad:
         pack(plan, self._buckets, 1)
         marks.append(time.perf_counter())
         self._in_flight.append(plan)
-        self.is_prefilling = plan.num_tokens == self._spec.max_tokens_per_step
+        is_full = self.scheduler.num_running == self._spec.num_running
+        self.is_steady = is_full and plan.num_tokens < self._spec.max_tokens_per_step
         commit = self._commit() if len(self._in_flight) > 1 else 0.0
         return marks[1] - marks[0], marks[2] - marks[1], commit
 

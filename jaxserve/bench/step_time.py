@@ -100,7 +100,7 @@ def measure_steps(
 def measure_engine(
     engine: "Engine", sizes: Sequence[int], context_len: int = 256, repeats: int = NUM_REPEATS
 ) -> dict[int, float]:
-    """`measure_steps` of an engine that is idle; it must serve nothing afterwards."""
+    """`measure_steps` of an idle engine that has served nothing yet: cached KV would be lost."""
     info = engine.info
     return measure_steps(
         engine._executor,  # a step that no scheduler planned

@@ -88,7 +88,7 @@ class PageBooks:
         """The expected page has come, or never will."""
         slot = self.expected.pop(key)
         self._filling.discard(key)
-        if is_stored and key not in self._doomed:
+        if is_stored:
             self._hold(slot, key, self._first_tier)
             if self._first_tier is Tier.HOST and self._disk.num_slots:
                 self._unsaved.add(key)
@@ -211,11 +211,16 @@ class PageBooks:
     def end_demotion(self, key: bytes, slot: int, is_written: bool) -> None:
         """The page is on disk in `slot`, or could not be written."""
         self._demoting.discard(key)
-        if is_written and key not in self._doomed:
+        if is_written:
             self._hold(slot, key, Tier.DISK)
         else:
             self._give_back(slot, Tier.DISK)
         self._settle(key)
+
+    @property
+    def is_erasing(self) -> bool:
+        """Whether a header is being erased."""
+        return self._num_erasing > 0
 
     def begin_erasure(self) -> int | None:
         """A disk slot whose header must be erased before it is free."""
@@ -257,6 +262,8 @@ class PageBooks:
         """A slot for a new page: a free one, or that of the page to evict, if it can be now."""
         slots = self._slots[tier]
         slot = slots.take()
+        if slot is None and tier is Tier.DISK and self._to_erase:
+            slot = self._to_erase.pop()  # overwriting does as well
         if slot is not None:
             return slot
         key = slots.oldest()

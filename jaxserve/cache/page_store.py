@@ -255,6 +255,7 @@ class PageStore:
         """
         if self._disk is None:
             return
+        self._erase_all()  # or slots that are as good as free would seem taken
         with self._lock:
             keys = self._books.to_flush()
         for key in keys:
@@ -362,6 +363,17 @@ class PageStore:
             return False
         return True
 
+    def _erase_all(self) -> None:
+        """Erase what was dropped, and wait for what the writer is erasing."""
+        while True:
+            with self._lock:
+                slot = self._books.begin_erasure()
+                while slot is None and self._books.is_erasing:
+                    self._settled.wait()
+            if slot is None:
+                return
+            self._erase(slot)
+
     def _erase(self, slot: int) -> None:
         assert self._disk is not None
         try:
@@ -370,6 +382,7 @@ class PageStore:
             self._note_failure(error)
         with self._lock:
             self._books.end_erasure(slot)
+            self._settled.notify_all()
 
     def _note_failure(self, error: OSError) -> None:
         with self._lock:

@@ -2,15 +2,24 @@
 
 import click
 
+from jaxserve.cli.bench_chunked_prefill import chunked_prefill
+from jaxserve.cli.bench_fairness import fairness
+from jaxserve.cli.bench_host_cost import host_cost
 from jaxserve.cli.bench_offline import latency, startup, throughput
 from jaxserve.cli.bench_peers import peers
+from jaxserve.cli.bench_policies import policies
+from jaxserve.cli.bench_prefix_cache import prefix_cache
 from jaxserve.cli.bench_serve import serve
 
 
 @click.group()
 def bench() -> None:
-    """Measure throughput, latency, serving and start-up."""
+    """Measure throughput, latency, serving, start-up, and what single techniques buy."""
 
 
-for _command in (throughput, latency, serve, startup, peers):
+_COMMANDS: tuple[click.Command, ...] = (
+    throughput, latency, serve, startup, peers,
+    prefix_cache, chunked_prefill, policies, fairness, host_cost,
+)  # fmt: skip
+for _command in _COMMANDS:
     bench.add_command(_command)

@@ -69,3 +69,8 @@ class EngineLoad:
     num_store_hit_tokens: int
     compiles_before_ready: int
     compiles_after_ready: int
+
+    @property
+    def num_used_pages(self) -> int:
+        """KV pages that requests hold."""
+        return self.num_total_pages - self.num_free_pages - self.num_cached_pages

@@ -34,9 +34,6 @@ class Found(NamedTuple):
 class RequestPages:
     """Gives pages to the requests of one shard and takes them back.
 
-    Attributes:
-        sources: pages that the step being planned copies; it holds on to them.
-
     Args:
         shard: the shard's index.
         pool: its pages.
@@ -53,19 +50,15 @@ class RequestPages:
         self._page_size = page_size
         self._traffic = traffic
         self._prefix_cache = prefix_cache
-        self.sources: list[int] = []
-
-    def begin_step(self) -> None:
-        """Let go of what only the last step needed."""
-        self.pool.begin_step()
-        if self.sources:
-            self.pool.free(self.sources)
-            self.sources = []
+        self._sources: list[int] = []  # that the step being planned copies
 
     def end_step(self) -> None:
-        """Save what the step's allocations have evicted."""
+        """The step is planned: save what it evicted, let go of what it copies."""
         for page, key in self.pool.take_evicted():
             self._traffic.save(self._shard, page, key)
+        if self._sources:
+            self.pool.free(self._sources)
+            self._sources = []
 
     # -- finding and starting -------------------------------------------------------------
 
@@ -122,7 +115,7 @@ class RequestPages:
         if num_tokens * _COPY_FRACTION < size:
             return
         self.pool.share([source])
-        self.sources.append(source)
+        self._sources.append(source)
         [target] = self._allocate(1)
         self._traffic.copy(self._shard, source, target)
         request.page_ids += (target,)

@@ -370,18 +370,21 @@ class Scheduler:
             self._preempt(shard, last.request, now)
 
     def _end_slices(self, slice_tokens: int, now: float) -> None:
-        """Let requests make room that have had their slice: slice-level scheduling (SLS)."""
-        num_waiting = len(self._waiting)
+        """Let requests make room that have had their slice: slice-level scheduling (SLS).
+
+        Not for those who would come after them again.
+        """
         for shard in self._shards:
             for entry in reversed(shard.running[:]):
+                first = self._waiting.peek(now)
+                if first is None or shard.free_slots:
+                    break
                 request = entry.request
                 used = request.num_output_tokens - request.slice_start
-                if not num_waiting or shard.free_slots:
-                    break
-                if used >= slice_tokens and not self._has_all_tokens(request):
+                after = entry._replace(slices=entry.slices + 1)
+                if used >= slice_tokens and not self._has_all_tokens(request) and first < after:
                     request.num_slices += 1
                     self._preempt(shard, request, now)
-                    num_waiting -= 1
 
     def _refresh(self, now: float) -> None:
         for request in self._waiting.refresh(now, _REFRESHED_PER_STEP):

@@ -52,7 +52,7 @@ class Shard:
         self.owed = 0
         self.is_short = False
         self._planned.clear()
-        self.pages.begin_step()
+        self.pool.begin_step()
         if ranking.is_dynamic:
             running = ranking.rerank(self.running, now)
             if running is not self.running:
@@ -237,7 +237,7 @@ class Shard:
         for request in requests:
             written = request.num_published_pages * self.page_size
             assert written <= request.num_computed_tokens or request.load_ticket is not None
-        used = len(shared | set(private) | set(self.pages.sources))
+        used = len(shared | set(private))
         assert used == self.pool.num_used, (
             f"{self.pool.num_used} pages in use, running requests hold {used}"
         )

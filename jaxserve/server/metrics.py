@@ -38,10 +38,9 @@ def _load_metrics(load: EngineLoad) -> Iterator[Metric]:
         "jaxserve:num_requests_waiting", "requests that wait to run", load.num_waiting
     )
     yield GaugeMetricFamily("jaxserve:num_requests_running", "requests that run", load.num_running)
-    used = load.num_total_pages - load.num_free_pages - load.num_cached_pages
     yield _labelled(
         GaugeMetricFamily("jaxserve:kv_pages", "KV pages by state", labels=["state"]),
-        {"free": load.num_free_pages, "cached": load.num_cached_pages, "used": used},
+        {"free": load.num_free_pages, "cached": load.num_cached_pages, "used": load.num_used_pages},
     )
     for name, text, value in (
         ("steps", "steps run", load.num_steps),

@@ -82,9 +82,10 @@ def _check_movements(plan: StepPlan, page_size: int) -> None:
     for copy in plan.copies:
         if (copy.shard, copy.source) in targets:
             raise ValueError(f"page {copy.source} is the source of a copy and a target")
+    written = {page for row in plan.rows for page in _row_pages(row)[row.start // page_size :]}
     for row in plan.rows:
         for page in _row_pages(row)[: row.start // page_size]:
-            if page in targets:
+            if page in targets and page not in written:  # copies are made to be written on
                 raise ValueError(f"a row only reads page {page}, a copy's target")
     for loads in plan.loads:
         if not loads.pages or len(loads.pages) != len(loads.keys):

@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jaxserve.bench import workloads
-from jaxserve.cli import bench, bench_options
+from jaxserve.bench.chunked_prefill import ChunkedPrefillSpec
+from jaxserve.bench.policies import DEFAULT_SIDES
+from jaxserve.cli import bench, bench_chunked_prefill, bench_options, bench_policies
 
 
 def invoke(*arguments: str) -> Result:
@@ -25,7 +27,15 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert sorted(bench.bench.commands) == ["latency", "peers", "serve", "startup", "throughput"]
+    assert sorted(bench.bench.commands) == [
+        "chunked-prefill", "fairness", "host-cost", "latency", "peers", "policies",
+        "prefix-cache", "serve", "startup", "throughput",
+    ]  # fmt: skip
+
+
+def test_the_sides_offered_are_those_there_are() -> None:
+    assert tuple(bench_policies.SIDES.split(",")) == DEFAULT_SIDES
+    assert ChunkedPrefillSpec().budgets == bench_chunked_prefill.BUDGETS
 
 
 def test_the_datasets_offered_are_those_there_are() -> None:
@@ -43,6 +53,12 @@ def test_the_datasets_offered_are_those_there_are() -> None:
         (["peers", "m", "--concurrency", "0"], "at least 1"),
         (["peers", "m", "--sides", "ollama"], "ollama"),
         (["peers", __file__], "not a GGUF file"),
+        (["policies", "m", "--sides", "fcfs,best"], "best"),
+        (["policies", "m", "--load", "0"], "load must be positive"),
+        (["fairness", "m", "--ratio", "0"], "ratio must be positive"),
+        (["chunked-prefill", "m", "--budgets", "8"], "leaves too little room"),
+        (["prefix-cache", "m", "--part", "chat", "--num-sessions", "2"], "at least 3 sessions"),
+        (["prefix-cache", "m", "--part", "shared", "--rounds", "0"], "rounds must be positive"),
         (["startup", "m", "--num-iters", "0"], "at least one cold start"),
     ],
 )

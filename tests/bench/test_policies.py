@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 from jaxserve.bench.policies import (
-    FirstPass,
     PoliciesSpec,
     PolicyBench,
     format_policies,
 )
-from jaxserve.bench.stepping import SteppedRecord
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.request import FinishReason, Request
+from jaxserve.core.request import Request
 from jaxserve.engine.engine import Engine
 from jaxserve.scheduling.length import NoPredictor
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -60,8 +58,14 @@ class Bench:
         self.time = VirtualTime()
         self.built: list[tuple[EngineConfig, Notebook | None]] = []
         Notebook.kept = {}
-        limits: dict[str, Any] = dict(max_num_seqs=4, max_num_batched_tokens=64, page_size=4,
-                                      overlap=False, prefix_cache=False)  # fmt: skip
+        limits: dict[str, Any] = dict(
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
+            page_size=4,
+            overlap=False,
+            prefix_cache=False,
+            starvation_timeout=1e4,
+        )
         self.bench = PolicyBench(
             EngineConfig(**(limits | options)), spec, make_prompts(count),
             make_prompts(20, seed=9), tmp_path, build=self.build, driver=self.time.driver,
@@ -77,7 +81,9 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, Any], PoliciesSpec]:
-    spec = PoliciesSpec(max_output_len=250, seed=3)
+    spec = PoliciesSpec(
+        max_output_len=250, seed=3, burstiness=0.1, ttft_target=25.0, tpot_target=8.0
+    )
     bench = Bench(spec, tmp_path_factory.mktemp("predictors"), count=150)
     return bench, bench.bench.run(), spec
 
@@ -98,9 +104,10 @@ def test_knowing_lengths_helps(whole: Any) -> None:
     _, result, _ = whole
     of_fcfs = {name: side["of_first_side"] for name, side in result["sides"].items()}
     assert of_fcfs["fcfs"] == 1
-    assert of_fcfs["srtf:oracle"] < 0.5
+    assert of_fcfs["srtf:oracle"] < 0.7
     assert of_fcfs["srtf:exact"] == pytest.approx(of_fcfs["srtf:oracle"])  # learned by heart
-    assert of_fcfs["srtf:oracle"] <= of_fcfs["mlfq"] < 1
+    attained = {name: side["slo_attainment"] for name, side in result["sides"].items()}
+    assert attained["fcfs"] < attained["srtf:oracle"] < attained["deadline"]
 
 
 def test_the_table_shows_every_side(whole: Any) -> None:
@@ -144,22 +151,6 @@ def test_only_the_oracle_sees_lengths_in_max_tokens(tmp_path: Path) -> None:
         assert {request.max_tokens for request in notebook.seen} == {250}
     assert configs[1].predictor_dir != configs[2].predictor_dir
     assert configs[2].predictor_dir == configs[5].predictor_dir
-
-
-def record(name: str, *times: float, reason: FinishReason = FinishReason.STOP) -> SteppedRecord:
-    return SteppedRecord(
-        request_id=name, prompt_len=1, delta_times=list(times), delta_tokens=[1] * len(times),
-        finish_reason=reason, token_ids=[5] * len(times),
-    )  # fmt: skip
-
-
-def test_targets_come_from_the_first_pass_unless_they_are_given(tmp_path: Path) -> None:
-    first = FirstPass((record("a", 1, 2, 5), record("b", 3, 3.5)), capacity=1, duration=5)
-    assert Bench(PoliciesSpec(), tmp_path).bench.targets(first) == (
-        pytest.approx((4 + 0.5) / 2 / 4), pytest.approx(2 * (2 + 0.5) / 2),
-    )  # fmt: skip
-    given = PoliciesSpec(ttft_target=9, tpot_target=0.5)
-    assert Bench(given, tmp_path).bench.targets(first) == (9, 0.5)
 
 
 def test_impossible_targets_are_missed_and_generous_ones_met(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_stopping_leaves_an_engine_that_goes_on() -> None:
     driver.stop()
     load = driver.engine.load()
     assert load.num_running == load.num_waiting == 0
-    assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+    assert load.num_used_pages == 0
     assert driver.serve("next", [9, 9], greedy(2)).is_complete
 
 

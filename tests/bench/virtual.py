@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxserve.bench.stepping import Driver
+from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.page_pool import PagePool
+from jaxserve.cache.page_store import PageStore
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step import StepPlan
 from jaxserve.engine.engine import Engine
@@ -40,7 +43,7 @@ class VirtualTime:
 
 
 class VirtualExecutor(FakeExecutor):
-    """A step takes a second, and a hundredth for every token in it."""
+    """A step takes a second, and a hundredth for every token in it; moving pages takes none."""
 
     STEP, TOKEN = 1.0, 0.01
 
@@ -49,7 +52,8 @@ class VirtualExecutor(FakeExecutor):
         self._time = time
 
     def launch(self, plan: StepPlan) -> FakeHandle:
-        self._time.now += self.STEP + self.TOKEN * plan.num_tokens
+        if plan.rows:
+            self._time.now += self.STEP + self.TOKEN * plan.num_tokens
         return super().launch(plan)
 
 
@@ -61,6 +65,18 @@ class PromptKnowsLength(FakeModel):
         if len(history) - int(history[0]) + 1 >= 4 * int(history[1]):
             return self.eos_token_id
         return super().next_token(history, seed) % self.eos_token_id
+
+
+def page_store(config: EngineConfig) -> PageStore | None:
+    """The tiers of `config`, for pages of tokens."""
+    host, disk = (int(2**30 * gib) for gib in (config.host_cache_memory, config.disk_cache_memory))
+    tier = None
+    if disk:
+        assert config.disk_cache_dir is not None
+        tier = DiskTier(Path(config.disk_cache_dir), 4 * config.page_size, "virtual", disk)
+    if not host and not disk:
+        return None
+    return PageStore((config.page_size,), np.int32, host_bytes=host, disk=tier)
 
 
 def virtual_engine(
@@ -80,8 +96,9 @@ def virtual_engine(
     config = config or EngineConfig(**{**small, **options})
     assert config.num_pages and config.max_model_len
     tokenizer = ByteTokenizer()
+    store = page_store(config)
     executor = VirtualExecutor(
-        time, page_size=config.page_size, model=model or FakeModel(vocab_size=256)
+        time, page_size=config.page_size, model=model or FakeModel(vocab_size=256), store=store
     )
     policy = PolicySettings(
         page_size=config.page_size,
@@ -97,6 +114,7 @@ def virtual_engine(
         max_model_len=config.max_model_len,
         max_waiting=config.max_waiting,
         policy=make_policy(config.policy, policy),
+        store=store,
         settings=SchedulerSettings(
             prefix_cache=config.prefix_cache,
             starvation_timeout=config.starvation_timeout,

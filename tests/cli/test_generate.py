@@ -39,7 +39,7 @@ def run(llm: LLM, model: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         result = CliRunner().invoke(generate, [str(model), *arguments], input=input)
         load = llm.load()
         assert (load.num_running, load.num_waiting) == (0, 0)
-        assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+        assert load.num_used_pages == 0
         return result
 
     return invoke

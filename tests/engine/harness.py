@@ -69,7 +69,7 @@ def assert_idle(engine: Engine) -> None:
     """Nothing is held by anybody."""
     load = engine.load()
     assert load.num_running == load.num_waiting == 0
-    assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+    assert load.num_used_pages == 0
     assert not engine._streams
     engine._scheduler.check()
 

@@ -57,10 +57,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def is_idle(engine: AsyncEngine) -> bool:
     load = engine.load()
-    return (
-        load.num_running == load.num_waiting == 0
-        and load.num_free_pages + load.num_cached_pages == load.num_total_pages
-    )
+    return load.num_running == load.num_waiting == 0 and load.num_used_pages == 0
 
 
 @pytest.mark.parametrize("overlap", [True, False])

@@ -1,4 +1,6 @@
-"""What a runner keeps on its devices is laid out as its programs expect it."""
+"""What a runner keeps on its devices is laid out as its programs expect it, and moved as told."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,18 @@ import numpy as np
 import pytest
 from jax.experimental.layout import Format, Layout
 
+from jaxserve.cache.page_keys import page_key
+from jaxserve.cache.page_store import PageStore
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan, StepRow
+from jaxserve.models.attention import AttentionBackend
 from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
-from jaxserve.runner.device_runner import _zeros
-from jaxserve.runner.program_cache import CompileWatch
+from jaxserve.runner.device_runner import DeviceRunner, _zeros
+from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.program_cache import CompileWatch, ProgramCache
+from jaxserve.runner.step_program import ModelGraph, StepProgram
 from tests.runner.test_memory import model_config
 
 
@@ -29,3 +39,107 @@ def test_zeros(order: tuple[int, ...] | None, programs: int):
     assert layout.major_to_minor == (order or (0, 1, 2))
     np.testing.assert_array_equal(np.asarray(zeros), np.zeros((4, 3, 5)))
     assert counter.before_ready == programs
+
+
+class Runner:
+    """A runner of random weights with a page store; its pages hold four tokens."""
+
+    def __init__(self, mesh: str, programs: Path) -> None:
+        config, rules = shard_model(model_config("llama"), make_mesh(mesh))
+        self.graph = ModelGraph.of_model(config)
+        buckets = Buckets(tokens=(16,), sampled=(4,), max_rows=4, max_pages=4)
+        step = StepProgram(self.graph, AttentionBackend(rules, "xla"), buckets)
+        float32 = jnp.dtype("float32")
+        lowering = StepLowering(step, float32, 16 * rules.data, 4, float32)
+        random = np.random.default_rng(0)
+        self.params = {
+            name: jax.device_put(random.standard_normal(p.shape, np.float32) * 0.3, p.sharding)
+            for name, p in lowering.params.items()
+        }
+        self.last_shard = rules.data - 1
+        self.store = PageStore(lowering.page_shape, lowering.kv_dtype, host_bytes=2**20)
+        self.runner = DeviceRunner(lowering, self.params, self.store, prefix_cache=True)
+        self.runner.compile(ProgramCache(programs, {"mesh": mesh, "test": __name__}))
+
+    def row(self, tokens: list[int], pages: tuple[int, ...], start: int = 0, **fields) -> StepRow:
+        """A row of the last shard; all of them are greedy."""
+        slot = 4 * self.last_shard + fields.pop("slot", 0)
+        return StepRow(
+            key=slot, slot=slot, shard=self.last_shard, start=start, num_tokens=len(tokens),
+            token_ids=tuple(tokens), page_ids=pages, samples=fields.pop("samples", True),
+            params=SamplingParams(temperature=0), seed=0, **fields,
+        )  # fmt: skip
+
+    def step(self, *rows: StepRow, **movements) -> list[int]:
+        handle = self.runner.launch(StepPlan(rows, **movements))
+        return self.runner.collect(handle).token_ids.tolist()
+
+
+@pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
+def test_requests_go_on_in_pages_that_were_moved(mesh: str, program_cache_dir: Path):
+    """Saved, overwritten and loaded elsewhere, or copied: decoding sees what was in the pages."""
+    made = Runner(mesh, program_cache_dir)
+    counter = CompileCounter()
+    watch = CompileWatch(counter)
+    counter.ready()
+    prompt, stranger, shard = list(range(1, 11)), list(range(40, 52)), made.last_shard
+
+    def after(*pages: int) -> list[list[float]]:
+        """What the model has in mind behind the prompt and one token more, from these pages."""
+        plan = StepPlan((made.row([11], pages, 10, probe=True),))
+        hidden = made.runner.collect(made.runner.launch(plan)).hidden
+        assert hidden is not None
+        return hidden.tolist()
+
+    made.step(made.row(prompt, (0, 1, 2)))
+    expected = after(0, 1, 2)
+    keys = tuple(page_key(b"parent", [i]) for i in range(4))
+    assert all(map(made.store.expect, keys[:3]))
+    saves = tuple(PageSave(shard, i, keys[i]) for i in range(3))
+    copies = (PageCopy(shard, 2, 7),)
+    made.step(made.row(stranger, (0, 1, 2)), saves=saves, copies=copies)
+    loads = (
+        PageLoads(5, shard, (3, 4), keys[:2]),
+        PageLoads(6, shard, (5, 6), (keys[2], keys[3])),  # the last one was never saved
+    )
+    assert made.step(loads=loads) == []
+    done: list[LoadDone] = []
+    while len(done) < 2:
+        done += made.runner.poll(wait=True)
+    assert done == [LoadDone(5, 2), LoadDone(6, 1)]
+    assert after(3, 4, 5) == after(3, 4, 7) == expected
+    for other in ((0, 4, 5), (3, 1, 5), (3, 4, 2)):
+        assert after(*other) != expected
+    assert made.runner.poll(wait=True) == []
+    made.runner.close()
+    made.runner.close()
+    assert not made.store.expect(keys[3]), "the store is open"
+    watch.close()
+    assert counter.after_ready == 0
+
+
+@pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
+def test_hidden_states_of_probed_rows(mesh: str, program_cache_dir: Path):
+    """They are what the head makes the sampled tokens of, in the order of the plan."""
+    made = Runner(mesh, program_cache_dir)
+    rows = [
+        made.row([1, 2, 3], (0,), slot=0, samples=False),
+        made.row([4], (1,), slot=1, probe=True),
+        made.row([5, 6, 7, 8, 9], (2, 3), slot=2, probe=True),
+        made.row([7, 7], (4,), slot=3),
+    ]
+    result = made.runner.collect(made.runner.launch(StepPlan(tuple(rows))))
+    assert result.hidden is not None and result.hidden.dtype == np.float32
+    assert result.hidden.shape == (2, 48)
+    model = made.graph.model({name: np.asarray(p) for name, p in made.params.items()})  # type: ignore
+    logits = np.asarray(model.logits(jnp.asarray(result.hidden)))
+    assert logits.argmax(axis=1).tolist() == result.token_ids[1:3].tolist()
+    assert len(set(result.token_ids.tolist())) == 4, "too plain to tell a fault"
+    unsampled = rows[0]._replace(probe=True)
+    result = made.runner.collect(made.runner.launch(StepPlan((unsampled,))))
+    assert result.hidden is not None and result.token_ids.tolist() == [-1]
+    whole = made.runner.launch(StepPlan((unsampled._replace(samples=True),)))
+    logits = np.asarray(model.logits(jnp.asarray(result.hidden)))
+    assert logits.argmax(axis=1).tolist() == made.runner.collect(whole).token_ids.tolist()
+    assert made.runner.collect(made.runner.launch(StepPlan((rows[3],)))).hidden is None
+    made.runner.close()

@@ -214,12 +214,12 @@ def test_a_contradiction_in_movements_is_refused(
 
 def test_without_a_store_nothing_is_saved_or_loaded() -> None:
     executor = FakeExecutor(page_size=4)
-    for movements in (
-        {"saves": (PageSave(0, 3, KEYS[0]),)},
-        {"loads": (PageLoads(1, 0, (8,), (KEYS[0],)),)},
+    for plan in (
+        StepPlan((), saves=(PageSave(0, 3, KEYS[0]),)),
+        StepPlan((), loads=(PageLoads(1, 0, (8,), (KEYS[0],)),)),
     ):
         with pytest.raises(ValueError, match="no page store"):
-            executor.launch(StepPlan((), **movements))
+            executor.launch(plan)
     assert executor.poll(wait=True) == []
     executor.close()
 

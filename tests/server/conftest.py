@@ -135,6 +135,6 @@ def wait_idle() -> Callable[..., object]:
 
     async def wait(engine: AsyncEngine) -> None:
         load = await _wait_for(engine, lambda load: not load.num_running + load.num_waiting)
-        assert load.num_free_pages + load.num_cached_pages == load.num_total_pages
+        assert load.num_used_pages == 0
 
     return wait

@@ -46,8 +46,8 @@ def test_metrics_before_and_after_a_request(make_engine, serving, make_request) 
         assert after["jaxserve:requests_total", "aborted"] == 0
         assert after["jaxserve:num_requests_running",] == 0
         assert after["jaxserve:num_requests_waiting",] == 0
-        assert after["jaxserve:kv_pages", "free"] == 100
-        assert after["jaxserve:kv_pages", "used"] == after["jaxserve:kv_pages", "cached"] == 0
+        assert after["jaxserve:kv_pages", "free"] + after["jaxserve:kv_pages", "cached"] == 100
+        assert after["jaxserve:kv_pages", "used"] == 0
         assert after["jaxserve:compiles_total", "serving"] == 0
         assert ("jaxserve:compiles_total", "startup") in after
         assert after["jaxserve:steps_total",] >= 5

@@ -1,7 +1,21 @@
 """Least slack against the targets for the first token and for each token after it."""
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority
+from jaxserve.scheduling.policies.base import Policy, PolicySettings
+
+
+class _Book:
+    """What is remembered of a request, in seconds."""
+
+    __slots__ = ("first_token", "tpot_target", "ttft_deadline", "ttft_target", "was_late")
+
+    def __init__(self, request: Request, settings: PolicySettings) -> None:
+        service = request.service
+        self.ttft_target = service.ttft_target or settings.ttft_target
+        self.ttft_deadline = request.arrival_time + self.ttft_target
+        self.tpot_target = service.tpot_target or settings.tpot_target
+        self.first_token: float | None = None  # when it was expected as it was planned
+        self.was_late = False
 
 
 class LeastSlack(Policy):
@@ -9,18 +23,17 @@ class LeastSlack(Policy):
 
     A request without a token has to start in time to compute its prompt by
     `arrival + ttft_target`; one with n tokens is due at `first token + n * tpot_target`. With
-    equal prompts and cached parts this is earliest deadline first (Liu and Layland, 1973), and
-    least slack otherwise.
+    prompts that take equally long this is earliest deadline first, otherwise least slack.
 
     Deadlines alone collapse under overload: everybody is served a little too late. So a request
-    that cannot meet its TTFT target any more comes after all that still can, until the
-    starvation timeout, and with `shed_late` it is given up instead.
+    that misses its TTFT target, and with it its service level objective, comes after all that
+    still can make it, until the starvation timeout. With `shed_late` it is given up instead, if
+    it has no token yet.
 
-    To meet a TTFT target half of whose slack is used up, a request displaces a running one that
-    is so far ahead of its own deadline that it can be away for a whole TTFT target, or one that
-    is late and has no token yet. Whoever was displaced needs that long until it is in danger
-    itself, so nobody is displaced at every turn (Andes, Liu et al., 2024, pauses streams that
-    are ahead of their readers likewise).
+    A request that is due within half its TTFT target displaces a running one that missed its own,
+    or that is so far ahead of its deadline that it can be away for a whole TTFT target (Andes,
+    Liu et al., 2024, likewise pauses streams that are ahead of their readers). It takes the
+    displaced one half that time to be in danger itself, so nobody is displaced at every turn.
 
     Args:
         settings: the targets of requests that bring none, and whether to shed.
@@ -30,83 +43,75 @@ class LeastSlack(Policy):
     refreshes = True  # waiting requests turn late
 
     def __init__(self, settings: PolicySettings) -> None:
-        self._ttft_target = settings.ttft_target
-        self._tpot_target = settings.tpot_target
-        self._shed_late = settings.shed_late
-        self._first_tokens: dict[int, float | None] = {}  # by key: when it was planned
+        self._settings = settings
+        self._books: dict[int, _Book] = {}  # by Request.key
         self._pace = _Pace()
 
     def arrived(self, request: Request, now: float) -> None:
         """Open a request's book."""
-        self._first_tokens[request.key] = None
+        self._books[request.key] = _Book(request, self._settings)
 
-    def priority(self, request: Request, now: float) -> Priority:
-        """(1 if too late for its TTFT target or else 0, latest start in seconds)."""
-        first_token = self._first_tokens[request.key]
-        if first_token is None:
-            start = self._latest_start(request)
-            return (1.0 if start < now else 0.0, start)
-        target = request.service.tpot_target or self._tpot_target
-        answer = len(request.output_token_ids) + request.num_pending_tokens
-        return (0.0, first_token + answer * target)
+    def priority(self, request: Request, now: float) -> tuple[float, float]:
+        """(1 if late for its TTFT target or else 0, when it is due to be served in seconds)."""
+        book = self._books[request.key]
+        due = self._due(request, book)
+        if book.first_token is None:
+            return (1.0 if due < now else 0.0, due)
+        return (1.0 if book.was_late else 0.0, due)
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
-        """Whether the newcomer is in danger and the running one is not, or is lost already."""
-        target = newcomer.service.ttft_target or self._ttft_target
-        if not 0.0 <= self._due(newcomer) - now < target / 2:
+        """Whether the newcomer is in danger, and the running one is lost or far from it."""
+        book = self._books[newcomer.key]
+        late, due = self.priority(newcomer, now)
+        if late or due - now > book.ttft_target / 2:
             return False
-        slack = self._due(running) - now
-        if self._first_tokens[running.key] is None:
-            return slack < 0.0
-        return slack > target
+        late, due = self.priority(running, now)
+        return bool(late) or (
+            self._books[running.key].first_token is not None and due - now > book.ttft_target
+        )
 
     def sheds(self, request: Request, now: float) -> bool:
         """Whether no token is there, and none can be there in time."""
-        return (
-            self._shed_late
-            and self._first_tokens[request.key] is None
-            and self._latest_start(request) < now
-        )
+        book = self._books[request.key]
+        if not self._settings.shed_late or book.first_token is not None:
+            return False
+        return self._due(request, book) < now
 
     def served(self, request: Request, num_tokens: int, now: float) -> None:
         """Note the first token, and how long steps take."""
         self._pace.step(num_tokens, now)
-        if self._first_tokens[request.key] is None and request.num_output_tokens:
-            self._first_tokens[request.key] = now
+        book = self._books[request.key]
+        if book.first_token is None and request.num_output_tokens:
+            book.first_token = now + self._pace.seconds_per_step
+            book.was_late = book.first_token > book.ttft_deadline
 
     def finished(self, request: Request) -> None:
         """Forget the request."""
-        self._first_tokens.pop(request.key, None)
-        if not self._first_tokens:
+        self._books.pop(request.key, None)
+        if not self._books:
             self._pace.idle()
 
-    def _due(self, request: Request) -> float:
-        first_token = self._first_tokens[request.key]
-        if first_token is None:
-            return self._latest_start(request)
-        target = request.service.tpot_target or self._tpot_target
-        return first_token + request.num_output_tokens * target
-
-    def _latest_start(self, request: Request) -> float:
-        """When the rest of the prompt must start to be computed, in seconds."""
-        target = request.service.ttft_target or self._ttft_target
+    def _due(self, request: Request, book: _Book) -> float:
+        if book.first_token is not None:
+            answer = len(request.output_token_ids) + request.num_pending_tokens
+            return book.first_token + answer * book.tpot_target
         done = max(request.num_computed_tokens, request.num_cached_tokens)
         missing = len(request.prompt_token_ids) - done
-        return request.arrival_time + target - missing * self._pace.seconds_per_token
+        return book.ttft_deadline - self._pace.seconds_for(missing)
 
 
 class _Pace:
-    """How long a prompt token takes when the step is full of them.
+    """How long a step takes, and a prompt token when the step is full of them.
 
-    Wrong on the hopeful side: a request is called late only if it surely is. So small steps do
-    not count, 0 is assumed until something was measured, and faster steps are believed sooner
-    than slower ones, which may have waited for something else.
+    Wrong on the hopeful side: a request is called late only if it surely is. So small steps say
+    nothing about tokens, 0 is assumed until something was measured, and what was faster than
+    expected is believed sooner than what was slower and may have waited for something else.
     """
 
-    MIN_TOKENS = 64  # of a step that counts
-    FASTER, SLOWER = 0.3, 0.05  # weight of a new measurement
+    MIN_TOKENS = 64  # of a step that says what a token takes
 
     def __init__(self) -> None:
+        self.seconds_per_step = 0.0
         self.seconds_per_token = 0.0
         self._started = 0.0
         self._num_tokens = 0
@@ -114,17 +119,25 @@ class _Pace:
     def step(self, num_tokens: int, now: float) -> None:
         """Tokens were planned at that time; the plan of the next step ends this one's time."""
         if now != self._started:
-            if self._num_tokens >= self.MIN_TOKENS:
-                self._measured((now - self._started) / self._num_tokens)
+            if self._num_tokens:
+                seconds = now - self._started
+                self.seconds_per_step = _blend(self.seconds_per_step, seconds)
+                if self._num_tokens >= self.MIN_TOKENS:
+                    per_token = seconds / self._num_tokens
+                    self.seconds_per_token = _blend(self.seconds_per_token, per_token)
             self._started = now
             self._num_tokens = 0
         self._num_tokens += num_tokens
+
+    def seconds_for(self, num_tokens: int) -> float:
+        """How long so many prompt tokens take, in one step at least."""
+        return max(num_tokens * self.seconds_per_token, self.seconds_per_step)
 
     def idle(self) -> None:
         """Nothing is left to do: the time until the next step says nothing."""
         self._num_tokens = 0
 
-    def _measured(self, seconds: float) -> None:
-        known = self.seconds_per_token
-        weight = 1.0 if not known else self.FASTER if seconds < known else self.SLOWER
-        self.seconds_per_token += weight * (seconds - known)
+
+def _blend(known: float, seconds: float) -> float:
+    weight = 1.0 if not known else 0.3 if seconds < known else 0.05
+    return known + weight * (seconds - known)
