@@ -80,8 +80,9 @@ class LearnedPredictor:
     While an answer grows its hidden states refine the estimate, as in TRAIL (Shahout et al.,
     2024), whichever way the first one was made: a distribution over the remaining length is
     moved on by the tokens generated since, and mixed with what a second network says about the
-    newest state. TRAIL multiplies the two as if they were independent; in neighbouring states
-    they are not, and mixing came out better at every stage (see `bench/predictor.py`).
+    newest state. TRAIL multiplies the two as if they were independent, and neighbouring states
+    are not: on 700 answers of SmolLM2 the mean error was 21.8 tokens with the product (43 at the
+    first token), 20.0 with the mixture (34), and 23.1 without hidden states (34).
 
     Requests that were cut off at `max_tokens` teach a lower bound, aborted ones nothing, and
     those that ignore EOS are as long as they say. The engine's thread does arithmetic in numpy
