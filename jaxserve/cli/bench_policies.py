@@ -17,11 +17,12 @@ SIDES = "fcfs,sjf:oracle,srtf:oracle,srtf:exact,mlfq,ltr:rank,deadline,priority"
 @click.option("--sides", default=SIDES, show_default=True,
               help="POLICY or POLICY:PREDICTOR, with commas between; the others are compared "
               "with the first.")  # fmt: skip
-@number("--num-requests", 128, "Requests of the trace.")
+@number("--num-requests", 160, "Requests of the trace.")
 @number("--num-lessons", 192, "Other prompts, answered before, that predictors learn from.")
-@number("--max-output-len", 256, "Longest answer, in tokens.")
+@number("--long-share", 0.15, "Share of prompts that ask for long answers.", float)
+@number("--max-output-len", 512, "Longest answer, in tokens.")
 @number("--load", 0.9, "Arrivals, as a share of the capacity measured first.", float)
-@number("--burstiness", 0.25,
+@number("--burstiness", 0.1,
         "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier.",
         float)  # fmt: skip
 @number("--ttft-target", 1.0,
@@ -42,6 +43,7 @@ def policies(
     sides: str,
     num_requests: int,
     num_lessons: int,
+    long_share: float,
     output_json: Path | None,
     disable_tqdm: bool,
     **options: Any,
@@ -56,7 +58,7 @@ def policies(
     from jaxserve.bench.policies import PoliciesSpec, PolicyBench, format_policies
 
     spec = PoliciesSpec(sides=tuple(sides.split(",")), seed=config.seed, **options)
-    prompts = _chat_prompts(config, num_requests + num_lessons)
+    prompts = _chat_prompts(config, num_requests + num_lessons, long_share)
     with tempfile.TemporaryDirectory(prefix="jaxserve-predictors-") as directory:
         result = PolicyBench(
             config,
@@ -71,9 +73,9 @@ def policies(
     write_json(output_json, result)
 
 
-def _chat_prompts(config: EngineConfig, count: int) -> list[list[int]]:
+def _chat_prompts(config: EngineConfig, count: int, long_share: float) -> list[list[int]]:
     """Token ids of different chat prompts, as the model's template renders them."""
-    from jaxserve.bench.prompts import make_prompts
+    from jaxserve.bench.prompt_mix import mix_prompts
     from jaxserve.checkpoints.load import open_checkpoint
     from jaxserve.checkpoints.pull import resolve_model
     from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -85,5 +87,5 @@ def _chat_prompts(config: EngineConfig, count: int) -> list[list[int]]:
         tokenizer = ByteTokenizer()
     else:
         tokenizer = load_tokenizer(open_checkpoint(resolve_model(config.model)).tokenizer_path)
-    prompts = make_prompts(count, seed=config.seed)
+    prompts = mix_prompts(count, long_share, seed=config.seed)
     return [tokenizer.apply_chat_template(prompt.messages) for prompt in prompts]
