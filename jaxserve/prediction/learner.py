@@ -1,0 +1,237 @@
+"""Learns lengths from examples that come in one after the other."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxserve.prediction.bins import LengthBins
+from jaxserve.prediction.isotonic import isotonic_fit
+from jaxserve.prediction.losses import OBJECTIVES, Labels
+from jaxserve.prediction.network import (
+    BATCH,
+    Compile,
+    Scale,
+    TrainingStep,
+    Weights,
+    apply_weights,
+    initial_weights,
+    rescale,
+)
+
+MIN_EXAMPLES = 32  # before them there is no model
+PUBLISH_STEPS = 32  # a model is published after so many steps, or when no step is owed
+MAX_OWED = 1024  # steps; a training thread that falls behind drops what is beyond
+CALIBRATION_EXAMPLES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What was learned up to some moment; never changed, so it can be swapped in at once.
+
+    Attributes:
+        objective: `exact`, `range` or `rank`.
+        bins: of the distributions that `range` gives.
+        scale: of the features.
+        weights: of the network.
+        calibration: scores and the log lengths they stand for, both ascending; of `rank`.
+    """
+
+    objective: str
+    bins: LengthBins
+    scale: Scale
+    weights: Weights
+    calibration: tuple[np.ndarray, np.ndarray] | None = None
+
+    def outputs(self, features: np.ndarray) -> np.ndarray:
+        """What the network says about features [rows, features]: [rows, outputs]."""
+        return apply_weights(self.weights, self.scale.apply(features))
+
+    def shares(self, outputs: np.ndarray) -> np.ndarray:
+        """The distributions over bins that the outputs of `range` mean: [rows, bins]."""
+        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def lengths(self, outputs: np.ndarray) -> np.ndarray:
+        """The lengths that outputs mean, float64 [rows]: medians of `range`'s distributions."""
+        if self.objective == "range":
+            return self.bins.quantile(self.shares(outputs))
+        logs = outputs[:, 0]
+        if self.calibration is not None:
+            logs = np.interp(logs, *self.calibration)
+        return np.exp(np.clip(logs, 0, np.log(self.bins.edges[-1])))
+
+
+class ReplayWindow:
+    """The examples that came last, in a ring.
+
+    Attributes:
+        features: float16 [capacity, features].
+        lengths: float32 [capacity].
+        censored: bool [capacity], whether the true length is that or more.
+        seen: examples added so far; the last min(seen, capacity) are here.
+    """
+
+    def __init__(self, capacity: int, num_features: int) -> None:
+        self.features = np.zeros((capacity, num_features), np.float16)
+        self.lengths = np.zeros(capacity, np.float32)
+        self.censored = np.zeros(capacity, np.bool_)
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, len(self.lengths))
+
+    def add(self, features: np.ndarray, length: float, censored: bool) -> None:
+        """Take in an example: features [features], and the length that came out."""
+        at = self.seen % len(self.lengths)
+        self.features[at], self.lengths[at], self.censored[at] = features, length, censored
+        self.seen += 1
+
+
+class Learner:
+    """A replay window, and a model that is trained on it. Not thread-safe but for `model`.
+
+    Args:
+        objective: `exact`, `range` or `rank`.
+        name: of the training program.
+        bins: the bins of lengths.
+        num_features: length of the feature vectors.
+        capacity: examples in the window.
+        compile: see `TrainingStep`.
+        seed: of the initial weights, the minibatches and the dropout.
+
+    Attributes:
+        model: the one published last; None until there were `MIN_EXAMPLES`.
+        owed: steps of training to be done.
+    """
+
+    def __init__(
+        self,
+        objective: str,
+        name: str,
+        bins: LengthBins,
+        num_features: int,
+        capacity: int,
+        compile: Compile,
+        seed: int = 0,
+    ) -> None:
+        self.model: Model | None = None
+        self.owed = 0
+        self.window = ReplayWindow(capacity, num_features)
+        self._objective = objective
+        self._bins = bins
+        self._random = np.random.default_rng(seed)
+        loss = OBJECTIVES[objective]
+        num_outputs = len(bins) if loss.per_bin else 1
+        self._weights = initial_weights(num_features, num_outputs, seed)
+        self._step = TrainingStep(name, loss.loss, num_features, num_outputs, compile)
+        self._state: Any = self._step.initial_state()
+        self._scale: Scale | None = None
+        self._rescale_at = MIN_EXAMPLES
+        self._unpublished = 0
+
+    def add(self, features: np.ndarray, length: float, censored: bool) -> None:
+        """Take in an example: features [features], and the length that came out."""
+        self.window.add(features, length, censored)
+
+    def owe(self, steps: int) -> None:
+        """So many more steps are due, as soon as there are enough examples."""
+        if len(self.window) >= MIN_EXAMPLES:
+            self.owed = min(self.owed + steps, MAX_OWED)
+
+    def train(self, max_steps: int) -> None:
+        """Do what is owed, at most so many steps, and publish now and then."""
+        steps = min(self.owed, max_steps)
+        if steps and self.window.seen >= self._rescale_at:
+            self._measure()
+        for _ in range(steps):
+            self._train_once()
+        self.owed -= steps
+        self._unpublished += steps
+        if self._unpublished >= PUBLISH_STEPS or (self._unpublished and not self.owed):
+            self._publish()
+
+    def _train_once(self) -> None:
+        window, scale = self.window, self._scale
+        assert scale is not None
+        rows = self._random.integers(0, len(window), BATCH)
+        lengths = window.lengths[rows]
+        labels = Labels(np.log(lengths), self._bins.index(lengths), window.censored[rows])
+        features = scale.apply(window.features[rows]).astype(np.float32)
+        seed = int(self._random.integers(2**32))
+        self._weights, self._state = self._step(self._weights, self._state, seed, features, labels)
+
+    def _measure(self) -> None:
+        """Take the features' scale anew: with twice the examples it is better known."""
+        window = self.window
+        new, old = Scale.of(window.features[: len(window)]), self._scale
+        weights = Weights(*(np.asarray(w) for w in self._weights))
+        if old is not None:
+            weights = rescale(weights, old, new)
+        elif self._objective == "exact":  # begin with the mean
+            mean = np.log(window.lengths[: len(window)]).mean(keepdims=True)
+            weights = weights._replace(second_bias=mean.astype(np.float32))
+        self._weights, self._scale = weights, new
+        self._rescale_at = 2 * window.seen
+
+    def _publish(self) -> None:
+        assert self._scale is not None
+        self._unpublished = 0
+        weights = Weights(*(np.array(w) for w in self._weights))
+        model = Model(self._objective, self._bins, self._scale, weights)
+        if self._objective == "rank":
+            model = dataclasses.replace(model, calibration=self._calibrate(model))
+        self.model = model
+
+    def _calibrate(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
+        """What lengths the scores stand for, from the examples that came last."""
+        window = self.window
+        newest = np.arange(max(0, window.seen - CALIBRATION_EXAMPLES), window.seen)
+        rows = newest[-len(window) :] % len(window.lengths)
+        scores = model.outputs(window.features[rows])[:, 0]
+        return isotonic_fit(scores, np.log(window.lengths[rows]))
+
+    # -- over a restart -------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that was learned, but for Adam's moments: small arrays by name."""
+        window, count = self.window, len(self.window)
+        found = {
+            "features": window.features[:count],
+            "lengths": window.lengths[:count],
+            "censored": window.censored[:count],
+            "seen": np.array(window.seen, np.int64),
+        }
+        if self._scale is not None:
+            named = {**self._scale._asdict(), **self._weights._asdict()}
+            found |= {name: np.asarray(value) for name, value in named.items()}
+        return found
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on where `arrays` was taken.
+
+        Raises:
+            ValueError, KeyError: they are not from a learner of the same shapes.
+        """
+        window, count = self.window, len(arrays["lengths"])
+        seen = int(arrays["seen"])
+        if count != min(seen, len(window.lengths)):
+            raise ValueError(f"{count} examples, and {seen} seen")
+        if not (arrays["lengths"] >= 1).all():
+            raise ValueError("lengths that are none")
+        if "mean" in arrays:
+            scale = Scale(arrays["mean"], arrays["deviation"])
+            weights = Weights(*(arrays[name] for name in Weights._fields))
+            shapes = [w.shape for w in weights] + [s.shape for s in scale]
+            wanted = [np.shape(w) for w in self._weights] + [window.features.shape[1:]] * 2
+            if shapes != wanted:
+                raise ValueError(f"shapes {shapes}, not {wanted}")
+            if not all(np.isfinite(array).all() for array in (*weights, *scale)):
+                raise ValueError("weights that are not finite")
+            self._scale, self._weights = scale, weights
+        for name in ("features", "lengths", "censored"):
+            getattr(window, name)[:count] = arrays[name]
+        window.seen = seen
+        if self._scale is not None:
+            self._rescale_at = 2 * seen
+            self._publish()
