@@ -7,6 +7,7 @@ import click
 
 from jaxserve.cli.bench_options import disable_tqdm_option, number, output_json_option, write_json
 from jaxserve.cli.bench_prefix_cache import quiet_engines
+from jaxserve.cli.bench_prompts import tokenize_prompts
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.core.config import EngineConfig
 
@@ -56,9 +57,11 @@ def policies(
     import tempfile
 
     from jaxserve.bench.policies import PoliciesSpec, PolicyBench, format_policies
+    from jaxserve.bench.prompt_mix import mix_prompts
 
     spec = PoliciesSpec(sides=tuple(sides.split(",")), seed=config.seed, **options)
-    prompts = _chat_prompts(config, num_requests + num_lessons, long_share)
+    mix = mix_prompts(num_requests + num_lessons, long_share, seed=config.seed)
+    prompts = tokenize_prompts(config, mix)
     with tempfile.TemporaryDirectory(prefix="jaxserve-predictors-") as directory:
         result = PolicyBench(
             config,
@@ -71,21 +74,3 @@ def policies(
         ).run()
     click.echo(format_policies(result, spec))
     write_json(output_json, result)
-
-
-def _chat_prompts(config: EngineConfig, count: int, long_share: float) -> list[list[int]]:
-    """Token ids of different chat prompts, as the model's template renders them."""
-    from jaxserve.bench.prompt_mix import mix_prompts
-    from jaxserve.checkpoints.load import open_checkpoint
-    from jaxserve.checkpoints.pull import resolve_model
-    from jaxserve.testing.byte_tokenizer import ByteTokenizer
-    from jaxserve.tokenizers.loading import load_tokenizer
-
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(config.tokenizer))
-    elif config.random_weights:
-        tokenizer = ByteTokenizer()
-    else:
-        tokenizer = load_tokenizer(open_checkpoint(resolve_model(config.model)).tokenizer_path)
-    prompts = mix_prompts(count, long_share, seed=config.seed)
-    return [tokenizer.apply_chat_template(prompt.messages) for prompt in prompts]
