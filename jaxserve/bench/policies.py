@@ -1,8 +1,8 @@
 """One bursty trace of real prompts under every policy, at a given share of the capacity.
 
 The requests are chat prompts that the model answers as long as it likes, greedily, up to a
-limit: short facts and long stories, so lengths differ widely and can be learned from prompts. The
-run goes as follows:
+limit. Most ask for a little (a fact, a sum), some for a lot (a story, code), so lengths differ
+widely and can be learned from prompts. The run goes as follows:
 
 1. First pass: all prompts at once under `fcfs`. It gives every answer's true length, and the
    capacity: answer tokens per second while requests are waiting (so the batch is full), divided
@@ -82,9 +82,9 @@ class PoliciesSpec:
     """
 
     sides: tuple[str, ...] = DEFAULT_SIDES
-    max_output_len: int = 256
+    max_output_len: int = 512
     load: float = 0.9
-    burstiness: float = 0.25
+    burstiness: float = 0.1
     ttft_target: float = 1.0
     tpot_target: float = 0.2
     seed: int = 0

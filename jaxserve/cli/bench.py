@@ -2,12 +2,15 @@
 
 import click
 
+from jaxserve.cli.bench_buckets import buckets
 from jaxserve.cli.bench_chunked_prefill import chunked_prefill
 from jaxserve.cli.bench_fairness import fairness
 from jaxserve.cli.bench_host_cost import host_cost
 from jaxserve.cli.bench_offline import latency, startup, throughput
+from jaxserve.cli.bench_padding import padding
 from jaxserve.cli.bench_peers import peers
 from jaxserve.cli.bench_policies import policies
+from jaxserve.cli.bench_predictor import predictor
 from jaxserve.cli.bench_prefix_cache import prefix_cache
 from jaxserve.cli.bench_serve import serve
 
@@ -19,7 +22,7 @@ def bench() -> None:
 
 _COMMANDS: tuple[click.Command, ...] = (
     throughput, latency, serve, startup, peers,
-    prefix_cache, chunked_prefill, policies, fairness, host_cost,
+    prefix_cache, chunked_prefill, policies, predictor, fairness, padding, buckets, host_cost,
 )  # fmt: skip
 for _command in _COMMANDS:
     bench.add_command(_command)

@@ -7,6 +7,7 @@ import click
 
 from jaxserve.cli.bench_options import disable_tqdm_option, number, output_json_option, write_json
 from jaxserve.cli.bench_prefix_cache import quiet_engines
+from jaxserve.cli.bench_prompts import tokenize_prompts
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.core.config import EngineConfig
 
@@ -17,11 +18,12 @@ SIDES = "fcfs,sjf:oracle,srtf:oracle,srtf:exact,mlfq,ltr:rank,deadline,priority"
 @click.option("--sides", default=SIDES, show_default=True,
               help="POLICY or POLICY:PREDICTOR, with commas between; the others are compared "
               "with the first.")  # fmt: skip
-@number("--num-requests", 128, "Requests of the trace.")
+@number("--num-requests", 160, "Requests of the trace.")
 @number("--num-lessons", 192, "Other prompts, answered before, that predictors learn from.")
-@number("--max-output-len", 256, "Longest answer, in tokens.")
+@number("--long-share", 0.15, "Share of prompts that ask for long answers.", float)
+@number("--max-output-len", 512, "Longest answer, in tokens.")
 @number("--load", 0.9, "Arrivals, as a share of the capacity measured first.", float)
-@number("--burstiness", 0.25,
+@number("--burstiness", 0.1,
         "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier.",
         float)  # fmt: skip
 @number("--ttft-target", 1.0,
@@ -42,6 +44,7 @@ def policies(
     sides: str,
     num_requests: int,
     num_lessons: int,
+    long_share: float,
     output_json: Path | None,
     disable_tqdm: bool,
     **options: Any,
@@ -54,9 +57,11 @@ def policies(
     import tempfile
 
     from jaxserve.bench.policies import PoliciesSpec, PolicyBench, format_policies
+    from jaxserve.bench.prompt_mix import mix_prompts
 
     spec = PoliciesSpec(sides=tuple(sides.split(",")), seed=config.seed, **options)
-    prompts = _chat_prompts(config, num_requests + num_lessons)
+    mix = mix_prompts(num_requests + num_lessons, long_share, seed=config.seed)
+    prompts = tokenize_prompts(config, mix)
     with tempfile.TemporaryDirectory(prefix="jaxserve-predictors-") as directory:
         result = PolicyBench(
             config,
@@ -69,21 +74,3 @@ def policies(
         ).run()
     click.echo(format_policies(result, spec))
     write_json(output_json, result)
-
-
-def _chat_prompts(config: EngineConfig, count: int) -> list[list[int]]:
-    """Token ids of different chat prompts, as the model's template renders them."""
-    from jaxserve.bench.prompts import make_prompts
-    from jaxserve.checkpoints.load import open_checkpoint
-    from jaxserve.checkpoints.pull import resolve_model
-    from jaxserve.testing.byte_tokenizer import ByteTokenizer
-    from jaxserve.tokenizers.loading import load_tokenizer
-
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(config.tokenizer))
-    elif config.random_weights:
-        tokenizer = ByteTokenizer()
-    else:
-        tokenizer = load_tokenizer(open_checkpoint(resolve_model(config.model)).tokenizer_path)
-    prompts = make_prompts(count, seed=config.seed)
-    return [tokenizer.apply_chat_template(prompt.messages) for prompt in prompts]

@@ -73,12 +73,14 @@ class Ranking:
             running: in the order of before.
             now: seconds.
         """
-        overdue = now - self._timeout
-        if not self._reranks:
-            late = [e.request for e in running if e.request.last_progress < overdue and e.tier]
-            if not late:
-                return running
-        for entry in running:
-            if entry.request.last_progress < overdue:
-                entry.request.is_overdue = True
+        timeout = self._timeout
+        late = [
+            entry.request
+            for entry in running
+            if entry.tier and entry.request.last_progress + timeout <= now
+        ]
+        for request in late:
+            request.is_overdue = True
+        if not (late or self._reranks):
+            return running
         return sorted([self.rank(entry.request, now) for entry in running])

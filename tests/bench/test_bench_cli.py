@@ -11,7 +11,14 @@ from click.testing import CliRunner, Result
 from jaxserve.bench import workloads
 from jaxserve.bench.chunked_prefill import ChunkedPrefillSpec
 from jaxserve.bench.policies import DEFAULT_SIDES
-from jaxserve.cli import bench, bench_chunked_prefill, bench_options, bench_policies
+from jaxserve.cli import (
+    bench,
+    bench_chunked_prefill,
+    bench_options,
+    bench_policies,
+    bench_predictor,
+)
+from jaxserve.prediction import LEARNED
 
 
 def invoke(*arguments: str) -> Result:
@@ -28,13 +35,14 @@ def test_every_command_has_help_without_heavy_imports() -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert sorted(bench.bench.commands) == [
-        "chunked-prefill", "fairness", "host-cost", "latency", "peers", "policies",
-        "prefix-cache", "serve", "startup", "throughput",
+        "buckets", "chunked-prefill", "fairness", "host-cost", "latency", "padding", "peers",
+        "policies", "predictor", "prefix-cache", "serve", "startup", "throughput",
     ]  # fmt: skip
 
 
 def test_the_sides_offered_are_those_there_are() -> None:
     assert tuple(bench_policies.SIDES.split(",")) == DEFAULT_SIDES
+    assert tuple(bench_predictor.PREDICTORS.split(",")) == LEARNED
     assert ChunkedPrefillSpec().budgets == bench_chunked_prefill.BUDGETS
 
 
@@ -54,6 +62,7 @@ def test_the_datasets_offered_are_those_there_are() -> None:
         (["peers", "m", "--sides", "ollama"], "ollama"),
         (["peers", __file__], "not a GGUF file"),
         (["policies", "m", "--sides", "fcfs,best"], "best"),
+        (["predictor", "m", "--predictors", "magic"], "magic"),
         (["policies", "m", "--load", "0"], "load must be positive"),
         (["fairness", "m", "--ratio", "0"], "ratio must be positive"),
         (["chunked-prefill", "m", "--budgets", "8"], "leaves too little room"),
