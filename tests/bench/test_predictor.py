@@ -1,11 +1,15 @@
-"""The predictors' benchmark: its arithmetic on made-up answers, and a run on a tiny engine."""
+"""The predictors' benchmark: its arithmetic on made-up answers, and a run on a fake device."""
 
+import dataclasses
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from jaxserve.bench import predictor as module
 from jaxserve.bench.predictor import (
     Answer,
     Errors,
@@ -16,10 +20,16 @@ from jaxserve.bench.predictor import (
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason
-from jaxserve.engine.build import build_sync_engine
+from jaxserve.engine.engine import Engine
 from jaxserve.prediction.features import Features
-from jaxserve.testing.tiny_model import write_tiny_checkpoint
+from jaxserve.prediction.network import Compile
+from jaxserve.prediction.predictor import LearnedPredictor
+from jaxserve.scheduling.settings import SchedulerSettings
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from tests.bench import virtual
 from tests.prediction.made_up import HIDDEN, VOCAB, embed, hidden_state
+
+EOS = ByteTokenizer.EOS
 
 
 def make_answers(count: int) -> list[Answer]:
@@ -47,7 +57,8 @@ def test_learned_predictors_beat_the_mean() -> None:
     mean, exact = report.predictors["mean"], report.predictors["exact"]
     train, test = report.train_lengths, report.test_lengths
     assert (len(train), len(test)) == (70, 30)
-    assert report.num_cut == 0 and report.num_probes == sum(len(a.probes) for a in answers[70:])
+    assert report.num_cut == 0
+    assert report.num_probes == sum(len(a.probes) for a in answers[70:])
     assert mean.arrival.tau == 0 and mean.refined is None
     assert mean.arrival.mae == pytest.approx(np.abs(np.mean(train) - np.array(test)).mean())
     assert exact.arrival.mae < 0.6 * mean.arrival.mae and exact.arrival.tau > 0.5
@@ -58,26 +69,51 @@ def test_learned_predictors_beat_the_mean() -> None:
     assert json.loads(json.dumps(report.to_dict()))["predictors"]["exact"]["predict_us"] > 0
 
 
-def test_the_engine_is_asked_once_and_keeps_nothing(
-    tmp_path: Path, program_cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
+    compile_once: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = write_tiny_checkpoint(tmp_path / "tiny")
-    config = EngineConfig(
-        model=str(model), num_pages=64, max_num_seqs=2, max_num_batched_tokens=2,
-        compilation_cache_dir=str(program_cache_dir),
+    """An engine on a fake device, whose hidden states say whose they are and of which token."""
+    prompt_len = 5
+    wanted = [16, 4, 40, 20, 8, 80]  # the last one is cut off
+    predictor = LearnedPredictor(
+        "rank", Features(lambda ids: np.zeros((len(ids), 2), np.float32), 2), 50, None,
+        compile_once, background=False,
     )  # fmt: skip
-    prompts = [[256, *range(40 + i, 44 + 2 * i)] for i in range(6)]
-    spec = PredictorSpec(predictors=("rank",), max_output_len=20, train_share=0.5)
-    report = measure_predictors(config, spec, prompts, build=build_sync_engine)
-    lengths = report.train_lengths + report.test_lengths
-    assert len(lengths) == 6 and all(1 <= length <= 20 for length in lengths)
-    assert report.num_cut == lengths.count(20)
-    # The states that tokens 1, 9 and 17 came from, of answers that went on after them.
-    assert report.num_probes == sum(
-        sum(position < length for position in (1, 9, 17)) for length in report.test_lengths
-    )
-    assert not (tmp_path / "cache").exists()
+    configs: list[EngineConfig] = []
+
+    def build(config: EngineConfig) -> Engine:
+        configs.append(config)
+        settings = partial(SchedulerSettings, probe_every=predictor.probe_every)
+        monkeypatch.setattr(virtual, "SchedulerSettings", settings)
+        return virtual.virtual_engine(
+            virtual.VirtualTime(), dataclasses.replace(config, length_predictor="none"),
+            model=virtual.PromptKnowsLength(eos_token_id=EOS, vocab_size=256), predictor=predictor,
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "compare_predictors", lambda *args, **options: args)
+    config = EngineConfig(num_pages=64, max_num_seqs=4, max_num_batched_tokens=16)
+    prompts = [[prompt_len, length // 4, 1, 2, 3] for length in wanted]
+    spec = PredictorSpec(predictors=("rank",), max_output_len=50)
+    result: Any = measure_predictors(config, spec, prompts, build=build)
+    features, answers, _ = result
+    assert features is predictor.features
+    assert [answer.prompt_token_ids for answer in answers] == prompts
+    assert [answer.length for answer in answers] == [*wanted[:-1], 50]
+    assert [a.finish_reason for a in answers] == 5 * [FinishReason.STOP] + [FinishReason.LENGTH]
+    for answer in answers:
+        positions = [position for position, _ in answer.probes]
+        assert positions == [*range(1, answer.length, predictor.probe_every)]
+        for position, hidden in answer.probes:  # the state that this token came from
+            assert hidden[1] == prompt_len + position - 1
+    (config,) = configs
+    assert config.length_predictor == "rank" and config.max_model_len == prompt_len + 50
+    assert config.predictor_dir is not None and not Path(config.predictor_dir).exists()
+    assert predictor.metrics().samples == 0
+
+
+@pytest.fixture(scope="module")
+def compile_once() -> Compile:
+    return lambda name, lower: lower().compile()
 
 
 @pytest.mark.parametrize(
@@ -96,4 +132,6 @@ def test_bad_specs_are_refused(options: dict, message: str) -> None:
 
 def test_too_few_prompts_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 prompts are too few"):
-        measure_predictors(EngineConfig(), PredictorSpec(), [[1], [2]], build=build_sync_engine)
+        measure_predictors(
+            EngineConfig(), PredictorSpec(), [[1], [2]], build=virtual.virtual_engine
+        )
