@@ -131,7 +131,8 @@ def test_bad_specs_are_refused(options: dict, message: str) -> None:
 
 
 def test_too_few_prompts_are_refused() -> None:
+    def build(config: EngineConfig) -> Engine:
+        raise AssertionError("nothing is built")
+
     with pytest.raises(ConfigError, match="2 prompts are too few"):
-        measure_predictors(
-            EngineConfig(), PredictorSpec(), [[1], [2]], build=virtual.virtual_engine
-        )
+        measure_predictors(EngineConfig(), PredictorSpec(), [[1], [2]], build=build)
