@@ -19,6 +19,7 @@ Figures, all of the answers kept out unless it says `online`:
 """
 
 import dataclasses
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -250,7 +251,8 @@ def measure_predictors(
         )
         features, answers = record_answers(engine, spec, prompts, driver, progress)
         engine.close()
-    del engine  # what it counts as compiled after READY is no more of its business
+    del engine  # or it would count what is compiled now as compiled after READY
+    gc.collect()
     return compare_predictors(features, answers, spec, progress=progress)
 
 
