@@ -372,7 +372,7 @@ class Scheduler:
     def _end_slices(self, slice_tokens: int, now: float) -> None:
         """Let requests make room that have had their slice: slice-level scheduling (SLS).
 
-        Not for those who would come after them again.
+        Not for those who would come after them again; and whoever is overdue has no slices.
         """
         for shard in self._shards:
             for entry in reversed(shard.running[:]):
@@ -380,9 +380,10 @@ class Scheduler:
                 if first is None or shard.free_slots:
                     break
                 request = entry.request
+                if entry.tier == 0 or self._has_all_tokens(request):
+                    continue
                 used = request.num_output_tokens - request.slice_start
-                after = entry._replace(slices=entry.slices + 1)
-                if used >= slice_tokens and not self._has_all_tokens(request) and first < after:
+                if used >= slice_tokens and first < entry._replace(slices=entry.slices + 1):
                     request.num_slices += 1
                     self._preempt(shard, request, now)
 
