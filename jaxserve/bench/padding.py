@@ -271,6 +271,6 @@ def _run(
         padding_fraction(steps.histogram.tokens(), buckets.tokens),
         padding_fraction(steps.histogram.sampled(), buckets.sampled),
         steps.unused_kv_fraction,
-        float(np.mean([record.ttft for record in records])),
-        float(np.mean([record.latency for record in records])),
+        float(np.mean([r.delta_times[0] - r.start for r in records])),
+        float(np.mean([r.delta_times[-1] - r.start for r in records])),
     )

@@ -33,8 +33,8 @@ _REPLAYED = tuple(name for name in REPLAYED_OPTIONS if name != "page_size")  # t
               help="Tokens per KV page, one run each.")  # fmt: skip
 @output_json_option
 @disable_tqdm_option
-@engine_options(include=(*DEVICE_OPTIONS, "overlap", "length_predictor", *_REPLAYED), model_required=False,
-                defaults={"max_model_len": 2048})  # fmt: skip
+@engine_options(include=(*DEVICE_OPTIONS, "overlap", "length_predictor", *_REPLAYED),
+                model_required=False, defaults={"max_model_len": 2048})  # fmt: skip
 def padding(
     config: EngineConfig,
     trace: Path,
