@@ -98,9 +98,10 @@ def test_tenants_share_only_by_a_common_salt(make: Callable[..., Engine]) -> Non
     engine = make()
     prompt = list(range(60, 80))
 
-    def hits(**service: str) -> int:
+    def hits(*, tenant: str = "", cache_salt: str = "") -> int:
         before = engine.load().num_device_hit_tokens
-        engine.add("r", prompt, greedy(2), ServiceParams(**service))
+        service = ServiceParams(tenant=tenant, cache_salt=cache_salt)
+        engine.add("r", prompt, greedy(2), service)
         while engine.has_work:
             engine.step(0.0)
         return engine.load().num_device_hit_tokens - before
