@@ -27,7 +27,7 @@ from jaxserve.server.server import ServerOptions
 @click.option("--metrics-port", type=int, default=None, metavar="PORT",
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
 @click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
-              help="On exit write how large the steps were, for `jaxserve bench buckets`.")  # fmt: skip
+              help="On exit write how large steps were, for `jaxserve bench buckets`.")  # fmt: skip
 @engine_options
 def serve(
     config: EngineConfig,
