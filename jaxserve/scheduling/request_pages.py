@@ -112,7 +112,9 @@ class RequestPages:
         if match is None:
             return
         source, num_tokens = match
-        if num_tokens * _COPY_FRACTION < size:
+        # Until the step is planned the source is held, beside all that the request needs.
+        missing = -(-request.num_tokens // size) - len(request.page_ids)
+        if num_tokens * _COPY_FRACTION < size or self.pool.num_available <= missing:
             return
         self.pool.share([source])
         self._sources.append(source)

@@ -43,7 +43,7 @@ class Shard:
         self._admission = admission
         self._probe_every = probe_every
         self._entries: dict[int, Ranked] = {}  # by key: every running request, as in `running`
-        self._planned: set[int] = set()
+        self._settled: set[int] = set()  # keys: has a row, or started, in the current step
 
     def begin_step(self, budget: int, ranking: Ranking, now: float) -> None:
         """Forget the last step; the next may take `budget` tokens."""
@@ -51,7 +51,7 @@ class Shard:
         self.budget = budget
         self.owed = 0
         self.is_short = False
-        self._planned.clear()
+        self._settled.clear()
         self.pool.begin_step()
         if ranking.is_dynamic:
             running = ranking.rerank(self.running, now)
@@ -107,6 +107,8 @@ class Shard:
         self._entries[entry.key] = entry
         insort(self.running, entry)
         self.pages.adopt(request, found, now)
+        # It keeps what it got until the next step: copies into its pages come after saves.
+        self._settled.add(request.key)
         return True
 
     def stop(self, request: Request) -> None:
@@ -125,12 +127,12 @@ class Shard:
         """The last request in policy order that could give its pages to others in this step."""
         for entry in reversed(self.running):
             request = entry.request
-            if request.page_ids and entry.key not in self._planned and request.load_ticket is None:
+            if request.page_ids and entry.key not in self._settled and request.load_ticket is None:
                 return request
         return None
 
     def last_idle(self) -> Ranked | None:
-        """The last in policy order of those without a row that need not be left alone.
+        """The last in policy order of those that may be stopped in this step.
 
         A request that loads pages cannot give them up, and one that only waits for its last
         token would gain nothing by making room.
@@ -138,7 +140,7 @@ class Shard:
         for entry in reversed(self.running):
             request = entry.request
             is_over = request.num_tokens >= request.max_num_tokens
-            if entry.key not in self._planned and request.load_ticket is None and not is_over:
+            if entry.key not in self._settled and request.load_ticket is None and not is_over:
                 return entry
         return None
 
@@ -179,7 +181,7 @@ class Shard:
             request.num_tokens += 1
             request.last_progress = now
         self.budget -= num_tokens
-        self._planned.add(request.key)
+        self._settled.add(request.key)
         if end // self.page_size > request.num_published_pages:
             self.pages.publish(request)
 
@@ -206,7 +208,7 @@ class Shard:
         request.num_tokens += 1
         request.last_progress = now
         self.budget -= 1
-        self._planned.add(request.key)
+        self._settled.add(request.key)
         if (start + 1) // self.page_size > request.num_published_pages:
             self.pages.publish(request)
         return True
