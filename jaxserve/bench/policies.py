@@ -52,7 +52,7 @@ from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedReque
 from jaxserve.bench.tables import format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
@@ -61,6 +61,7 @@ DEFAULT_SIDES = (
     "fcfs", "sjf:oracle", "srtf:oracle", "srtf:exact", "mlfq", "ltr:rank", "deadline", "priority",
 )  # fmt: skip
 LEARNED = ("exact", "range", "rank")
+LESSON_SLOTS = 4  # times the slots of the sides
 RELAXED = 10.0  # times the tight TTFT target
 
 
@@ -151,7 +152,7 @@ class PolicyBench:
             config,
             max_model_len=longest,
             # Room for those displaced, too: policies are compared here, not preemption.
-            num_pages=config.num_pages or 4 * pages,
+            num_pages=config.num_pages or LESSON_SLOTS * pages,
             max_waiting=max(config.max_waiting, len(prompts), len(lessons)),
         )
         self._spec, self._prompts, self._lessons = spec, prompts, lessons
@@ -209,7 +210,10 @@ class PolicyBench:
 
     def teach(self, predictor: str) -> None:
         """Let a predictor learn from the lessons, and keep what it learned."""
-        driver = self._open(self._with(f"fcfs:{predictor}"))
+        config = self._with(f"fcfs:{predictor}")
+        # Nothing is measured here: more at a time take less time.
+        config = dataclasses.replace(config, max_num_seqs=LESSON_SLOTS * config.max_num_seqs)
+        driver = self._open(config)
         requests = self._all_at_once(self._lessons, driver.now())
         driver.run(requests, progress=self._title(f"lessons of {predictor}"))
         driver.engine.close()
@@ -291,6 +295,8 @@ def _request(
 
 def _figures(result: RunResult, requests: Sequence[TimedRequest]) -> dict[str, Any]:
     done = [record for record in result.records if record.is_complete]
+    if not done:
+        raise JaxserveError("every request was given up: nothing can be said about latencies")
     latencies = np.array([r.latency for r in done], float)
     ttft = ttfts(done)
     services = {request.request_id: request.service for request in requests}
