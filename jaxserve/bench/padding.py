@@ -20,8 +20,9 @@ from jaxserve.bench.replay import (
     fit_lengths,
     scale_lengths,
 )
+from jaxserve.bench.sides import BuildEngine
 from jaxserve.bench.step_time import LinearCost, measure_engine
-from jaxserve.bench.stepping import BuildEngine, Driver, TimedRequest, greedy
+from jaxserve.bench.stepping import Driver, TimedRequest, greedy
 from jaxserve.bench.tables import format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
@@ -200,13 +201,8 @@ def measure_padding(
     sizes = _buckets(first, engine).tokens
     cost = LinearCost.fit(measure_engine(engine, sizes))
     info = engine.info
-    limits = ReplayLimits(
-        page_size=info.page_size,
-        num_pages=info.num_pages,
-        max_num_seqs=info.max_num_seqs,
-        max_num_batched_tokens=info.max_num_batched_tokens,
-        max_model_len=info.max_model_len,
-        policy=config.policy,
+    limits = ReplayLimits.of_config(
+        first, num_pages=info.num_pages, max_model_len=info.max_model_len
     )
     scaled = fit_lengths(scale_lengths(items, spec.length_scale), info.max_model_len)
     served, others = (
@@ -265,6 +261,7 @@ def _run(
     driver = Driver(engine)
     driver.run(requests, progress=title)
     records = driver.records.values()
+    engine.close()
     return PaddingRun(
         name,
         config.page_size,
@@ -274,6 +271,6 @@ def _run(
         padding_fraction(steps.histogram.tokens(), buckets.tokens),
         padding_fraction(steps.histogram.sampled(), buckets.sampled),
         steps.unused_kv_fraction,
-        float(np.mean([record.ttft for record in records])),
-        float(np.mean([record.latency for record in records])),
+        float(np.mean([r.delta_times[0] - r.start for r in records])),
+        float(np.mean([r.delta_times[-1] - r.start for r in records])),
     )

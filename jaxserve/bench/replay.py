@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.cache.page_pool import PagePool
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
@@ -18,6 +19,13 @@ from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.scheduling.policies import PolicySettings, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.scheduling.settings import SchedulerSettings
+
+_SETTINGS = ("prefix_cache", "starvation_timeout", "admission", "prefill_first", "slice_tokens")
+REPLAYED = (
+    "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy",
+    *_SETTINGS,
+)  # fmt: skip
 
 
 class StepRecorder:
@@ -49,7 +57,10 @@ class StepRecorder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayLimits:
-    """The engine's limits, as in `EngineConfig`; one data shard."""
+    """The engine's limits, as in `EngineConfig`; one data shard.
+
+    Policies that go by predicted lengths are told the true ones.
+    """
 
     page_size: int = 64
     num_pages: int
@@ -57,6 +68,17 @@ class ReplayLimits:
     max_num_batched_tokens: int = 512
     max_model_len: int
     policy: str = "fcfs"
+    settings: SchedulerSettings = dataclasses.field(default_factory=SchedulerSettings)
+
+    @classmethod
+    def of_config(
+        cls, config: EngineConfig, *, num_pages: int, max_model_len: int
+    ) -> "ReplayLimits":
+        """The limits of an engine with these options; `REPLAYED` are those that count."""
+        fields = {name: getattr(config, name) for name in REPLAYED}
+        settings = {name: fields.pop(name) for name in _SETTINGS}
+        resolved = {"num_pages": num_pages, "max_model_len": max_model_len}
+        return cls(**{**fields, **resolved}, settings=SchedulerSettings(**settings))
 
     def scheduler(self, max_waiting: int) -> Scheduler:
         """A scheduler with these limits.
@@ -65,13 +87,14 @@ class ReplayLimits:
             ConfigError: they make no sense together.
         """
         return Scheduler(
-            page_pools=[PagePool(self.num_pages)],
+            page_pools=[PagePool(self.num_pages, prefix_cache=self.settings.prefix_cache)],
             page_size=self.page_size,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_model_len=self.max_model_len,
             max_waiting=max_waiting,
             policy=make_policy(self.policy, PolicySettings(page_size=self.page_size)),
+            settings=self.settings,
         )
 
 

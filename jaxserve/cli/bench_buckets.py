@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 32_000  # which tokens a trace's prompts are made of does not matter here
 MAX_TRACE_REQUESTS = 10_000
+DEVICE_OPTIONS = (
+    "model", "random_weights", "dtype", "seed", "attention_implementation",
+    "compilation_cache_dir", "kv_cache_memory",
+)  # fmt: skip
+REPLAYED_OPTIONS = (  # as `bench.replay.REPLAYED`, which needs imports that --help does not
+    "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy",
+    "prefix_cache", "starvation_timeout", "admission", "prefill_first", "slice_tokens",
+)  # fmt: skip
 
 
 def trace_option(*, required: bool = False) -> Callable[..., Any]:
@@ -58,7 +66,7 @@ def load_trace(path: Path, num_requests: int, seed: int) -> "list[WorkloadItem]"
     float,
 )
 @output_json_option
-@engine_options(exclude=("token_buckets", "row_buckets", "mesh"), model_required=False)
+@engine_options(include=(*DEVICE_OPTIONS, *REPLAYED_OPTIONS), model_required=False)
 def buckets(
     config: EngineConfig,
     trace: Path | None,
@@ -107,13 +115,14 @@ def buckets(
 
 def _measure(config: EngineConfig) -> dict[int, float]:
     """Seconds of the model's steps that fill doubling buckets."""
+    import dataclasses
+
     from jaxserve.bench.step_time import measure_engine
     from jaxserve.engine.build import build_sync_engine
     from jaxserve.runner.buckets import doubling_buckets
 
-    return measure_engine(
-        build_sync_engine(config), doubling_buckets(config.max_num_batched_tokens)
-    )
+    engine = build_sync_engine(dataclasses.replace(config, policy="fcfs"))  # none is asked
+    return measure_engine(engine, doubling_buckets(config.max_num_batched_tokens))
 
 
 def _tabled(measured: dict[int, float]) -> Callable[[int], float]:
@@ -146,13 +155,8 @@ def _from_trace(
     max_model_len = config.max_model_len or longest
     # As many pages as can be used, if the options do not say.
     pages = config.max_num_seqs * -(-max_model_len // config.page_size)
-    limits = ReplayLimits(
-        page_size=config.page_size,
-        num_pages=config.num_pages or pages,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        policy=config.policy,
+    limits = ReplayLimits.of_config(
+        config, num_pages=config.num_pages or pages, max_model_len=max_model_len
     )
     items = fit_lengths(items, max_model_len)
     if utilisation is not None:

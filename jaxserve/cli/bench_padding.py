@@ -4,7 +4,12 @@ from pathlib import Path
 
 import click
 
-from jaxserve.cli.bench_buckets import load_trace, trace_option
+from jaxserve.cli.bench_buckets import (
+    DEVICE_OPTIONS,
+    REPLAYED_OPTIONS,
+    load_trace,
+    trace_option,
+)
 from jaxserve.cli.bench_options import (
     NumberList,
     disable_tqdm_option,
@@ -14,6 +19,8 @@ from jaxserve.cli.bench_options import (
 )
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.core.config import EngineConfig
+
+_REPLAYED = tuple(name for name in REPLAYED_OPTIONS if name != "page_size")  # there are several
 
 
 @click.command(cls=Command)
@@ -26,8 +33,8 @@ from jaxserve.core.config import EngineConfig
               help="Tokens per KV page, one run each.")  # fmt: skip
 @output_json_option
 @disable_tqdm_option
-@engine_options(exclude=("page_size", "token_buckets", "row_buckets", "mesh"), model_required=False,
-                defaults={"max_model_len": 2048})  # fmt: skip
+@engine_options(include=(*DEVICE_OPTIONS, "overlap", "length_predictor", *_REPLAYED),
+                model_required=False, defaults={"max_model_len": 2048})  # fmt: skip
 def padding(
     config: EngineConfig,
     trace: Path,

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,8 @@ from jaxserve.server.server import ServerOptions
               help="Largest message, either way.")  # fmt: skip
 @click.option("--metrics-port", type=int, default=None, metavar="PORT",
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
+@click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
+              help="On exit write how large the steps were, for `jaxserve bench buckets`.")  # fmt: skip
 @engine_options
 def serve(
     config: EngineConfig,
@@ -33,6 +36,7 @@ def serve(
     grace_period: float,
     max_message_mib: float,
     metrics_port: int | None,
+    step_histogram: Path | None,
 ) -> None:
     """Serve MODEL over gRPC.
 
@@ -48,12 +52,19 @@ def serve(
         metrics_port=metrics_port,
     )
 
+    engines: list[AsyncEngine] = []
+
     def make_engine() -> AsyncEngine:
         from jaxserve.engine.build import build_engine  # imports JAX: only now, on this thread
 
-        return build_engine(config)
+        engines.append(build_engine(config))
+        return engines[0]
 
-    asyncio.run(serve_engine(make_engine, options))
+    try:
+        asyncio.run(serve_engine(make_engine, options))
+    finally:
+        if step_histogram is not None and engines:
+            engines[0].histogram.save(step_histogram)
     if any(thread.name == "jaxserve-build" for thread in threading.enumerate()):
         # Stopped during start-up: a compiler at work would crash in the interpreter's teardown.
         sys.stdout.flush()

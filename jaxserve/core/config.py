@@ -106,7 +106,7 @@ class EngineConfig:
     )  # fmt: skip
     starvation_timeout: float = option(
         60.0, "seconds without progress after which a request goes before all others, by arrival "
-        "(not under fcfs and vtc, where nobody starves)", group="scheduling",
+        "(not under fcfs, vtc and batch-prefix, where nobody starves)", group="scheduling",
     )  # fmt: skip
     length_predictor: str = option(
         "none", "what foretells the lengths of answers: exact (regression), range (classes), "

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import NoReturn
 
+from jaxserve.cache.events import EventLog
 from jaxserve.core.errors import Draining, EngineDead, JaxserveError, TargetMissed
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
+from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.tokenizers.base import Tokenizer
@@ -89,6 +91,16 @@ class AsyncEngine:
     def is_ready(self) -> bool:
         """Whether new requests are taken."""
         return self._accepting and self._thread.is_alive()
+
+    @property
+    def histogram(self) -> StepHistogram:
+        """How large the steps were."""
+        return self._engine.histogram
+
+    @property
+    def kv_events(self) -> EventLog:
+        """KV pages stored and removed, in all tiers."""
+        return self._engine.kv_events
 
     def load(self) -> EngineLoad:
         """Gauges and counters as of now."""

@@ -18,6 +18,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.build_scheduler import (
+    build_policy,
     build_predictor,
     build_scheduler,
     build_store,
@@ -62,6 +63,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     """Build an engine that its caller steps; see `build_engine`."""
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
+    build_policy(config)  # refused now, not after the weights are loaded
     mesh = make_mesh(config.mesh)
     path = None if config.random_weights else resolve_model(config.model)
     checkpoint = open_checkpoint(path) if path else _random_checkpoint(config)
@@ -83,9 +85,10 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     events, fingerprint = EventLog(), model_fingerprint(path, config)
     store = build_store(config, lowering, fingerprint, events)
     runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
-    _compile(runner, config, model_config, limits, num_pages, dtype, implementation, progress)
+    cache = _program_cache(config, model_config, lowering, implementation)
+    _compile(runner, cache, progress)
     predictor = build_predictor(
-        config, params, model_config.hidden_size, max_model_len, fingerprint
+        config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )
     scheduler = build_scheduler(
         config, lowering, max_model_len, store=store, events=events, predictor=predictor
@@ -122,6 +125,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         compiles=counter,
         predictor=predictor,
         num_shards=rules.data,
+        store=store,
+        events=events,
     )
 
 
@@ -227,26 +232,22 @@ def _num_pages(
     return per_shard * rules.data
 
 
-def _compile(
-    runner: DeviceRunner,
-    config: EngineConfig,
-    model: ModelConfig,
-    limits: Buckets,
-    num_pages: int,
-    dtype: np.dtype,
-    implementation: str,
-    progress: bool,
-) -> None:
+def _program_cache(
+    config: EngineConfig, model: ModelConfig, lowering: StepLowering, implementation: str
+) -> ProgramCache:
     settings = {
         "model": model,
         "mesh": config.mesh,
-        "buckets": limits,
-        "num_pages": num_pages,
+        "buckets": lowering.program.buckets,
+        "num_pages": lowering.num_pages,
         "page_size": config.page_size,
-        "dtype": dtype.name,
+        "dtype": lowering.dtype.name,
         "attention": implementation,
     }
-    cache = ProgramCache(_cache_dir(config), settings)
+    return ProgramCache(_cache_dir(config), settings)
+
+
+def _compile(runner: DeviceRunner, cache: ProgramCache, progress: bool) -> None:
     with tqdm(desc="compiling programs", delay=1, disable=None if progress else True) as bar:
 
         def show(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.prediction import make_predictor
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.scheduling.length import LengthPredictor
 from jaxserve.scheduling.policies import Policy, PolicySettings, make_policy
 from jaxserve.scheduling.preemption import Costs
@@ -87,8 +88,9 @@ def build_predictor(
     hidden_size: int,
     max_model_len: int,
     fingerprint: str,
+    cache: ProgramCache,
 ) -> LengthPredictor:
-    """The length predictor that the options name."""
+    """The length predictor that the options name; its programs come from the cache, too."""
     directory = config.predictor_dir or cache_home("predictors")
     return make_predictor(
         config.length_predictor,
@@ -97,6 +99,7 @@ def build_predictor(
         max_tokens=max_model_len,
         directory=Path(directory),
         fingerprint=fingerprint,
+        compile=cache.get,
     )
 
 
@@ -141,7 +144,7 @@ def build_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
         max_waiting=config.max_waiting,
-        policy=_policy(config),
+        policy=build_policy(config),
         store=store,
         settings=SchedulerSettings(
             prefix_cache=config.prefix_cache,
@@ -157,7 +160,12 @@ def build_scheduler(
     )
 
 
-def _policy(config: EngineConfig) -> Policy:
+def build_policy(config: EngineConfig) -> Policy:
+    """The policy that the options name.
+
+    Raises:
+        ConfigError: it goes by predicted lengths, and there is no predictor.
+    """
     settings = PolicySettings(
         page_size=config.page_size,
         ttft_target=config.slo_ttft_ms / 1000,

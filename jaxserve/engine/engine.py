@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxserve.cache.events import EventLog
+from jaxserve.cache.page_store import PageStore
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
@@ -46,9 +48,12 @@ class Engine:
         compiles: the executor's compile counts, for `load`.
         predictor: foretells the lengths of answers, for policies that go by them.
         num_shards: data shards of the mesh.
+        store: KV pages off the device, for `load`.
+        events: where the caches tell what pages come and go.
 
     Attributes:
         histogram: how large the steps were.
+        kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Engine:
         compiles: CompileCounter | None = None,
         predictor: LengthPredictor | None = None,
         num_shards: int = 1,
+        store: PageStore | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -73,6 +80,8 @@ class Engine:
         self._compiles = compiles or CompileCounter()
         self._predictor = predictor or NoPredictor()
         self.histogram = StepHistogram(num_shards)
+        self.kv_events = events or EventLog()
+        self._store = store
         self._streams: dict[int, OutputStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
@@ -234,6 +243,13 @@ class Engine:
     def load(self) -> EngineLoad:
         """Gauges and counters as of now; safe to call from another thread."""
         pages, cache = self._scheduler.page_counts, self._scheduler.cache_counts
+        predictions = self._predictor.metrics()
+        stored = {}
+        if self._store is not None:
+            stats = self._store.stats()
+            stored["num_host_pages"] = stats.host.num_pages
+            stored["num_disk_pages"] = stats.disk.num_pages
+            stored["num_corrupt_pages"] = stats.corrupt_pages
         return EngineLoad(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
@@ -252,4 +268,9 @@ class Engine:
             num_store_hit_tokens=cache.store_hit_tokens,
             compiles_before_ready=self._compiles.before_ready,
             compiles_after_ready=self._compiles.after_ready,
+            num_predictions=predictions.samples,
+            prediction_mae=predictions.mae,
+            prediction_bucket_accuracy=predictions.bucket_accuracy,
+            prediction_kendall_tau=predictions.kendall_tau,
+            **stored,
         )

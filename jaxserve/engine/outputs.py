@@ -69,6 +69,13 @@ class EngineLoad:
     num_store_hit_tokens: int
     compiles_before_ready: int
     compiles_after_ready: int
+    num_host_pages: int = 0
+    num_disk_pages: int = 0
+    num_corrupt_pages: int = 0
+    num_predictions: int = 0
+    prediction_mae: float = 0.0
+    prediction_bucket_accuracy: float = 0.0
+    prediction_kendall_tau: float = 0.0
 
     @property
     def num_used_pages(self) -> int:

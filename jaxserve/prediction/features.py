@@ -16,9 +16,10 @@ class Features:
 
     A prompt becomes the mean and the standard deviation of its tokens' input embeddings, which
     the served model has anyway, as in TRAIL (Shahout et al., 2024), and the logarithm of its
-    length. The deviation was worth a tenth of the error (figures in `bench/predictor.py`);
-    maxima, halves and last tokens were not. Vectors wider than `MAX_WIDTH` are folded with
-    random signs (feature hashing, Weinberger et al. 2009), which keeps inner products.
+    length. The deviation made ridge regression on 700 answers of SmolLM2 a little better (Kendall's
+    tau 0.654, not 0.644); maxima, halves and the last tokens beside them did not. Vectors wider
+    than `MAX_WIDTH` are folded with random signs (feature hashing, Weinberger et al., 2009),
+    which nearly keeps inner products.
 
     Args:
         embed: input embeddings of tokens, float32 [tokens, hidden].

@@ -41,7 +41,8 @@ def load_state(path: Path) -> dict[str, np.ndarray] | None:
         Exception: the file is corrupt. zipfile and numpy raise all kinds, so catch them all.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load forgets to close what it cannot read.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None

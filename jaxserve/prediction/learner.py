@@ -102,7 +102,6 @@ class Learner:
 
     Attributes:
         model: the one published last; None until there were `MIN_EXAMPLES`.
-        owed: steps of training to be done.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Learner:
         seed: int = 0,
     ) -> None:
         self.model: Model | None = None
-        self.owed = 0
+        self._owed = 0
         self.window = ReplayWindow(capacity, num_features)
         self._objective = objective
         self._bins = bins
@@ -135,9 +134,13 @@ class Learner:
         self.window.add(features, length, censored)
 
     def owe(self, steps: int) -> None:
-        """So many more steps are due, as soon as there are enough examples."""
-        if len(self.window) >= MIN_EXAMPLES:
-            self.owed = min(self.owed + steps, MAX_OWED)
+        """So many more steps are to be done."""
+        self._owed = min(self._owed + steps, MAX_OWED)
+
+    @property
+    def owed(self) -> int:
+        """Steps of training to be done; none before there are `MIN_EXAMPLES`."""
+        return self._owed if len(self.window) >= MIN_EXAMPLES else 0
 
     def train(self, max_steps: int) -> None:
         """Do what is owed, at most so many steps, and publish now and then."""
@@ -146,7 +149,7 @@ class Learner:
             self._measure()
         for _ in range(steps):
             self._train_once()
-        self.owed -= steps
+        self._owed -= steps
         self._unpublished += steps
         if self._unpublished >= PUBLISH_STEPS or (self._unpublished and not self.owed):
             self._publish()

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
 Array = jax.Array | np.ndarray
 
 

@@ -80,8 +80,9 @@ class LearnedPredictor:
     While an answer grows its hidden states refine the estimate, as in TRAIL (Shahout et al.,
     2024), whichever way the first one was made: a distribution over the remaining length is
     moved on by the tokens generated since, and mixed with what a second network says about the
-    newest state. TRAIL multiplies the two as if they were independent; in neighbouring states
-    they are not, and mixing came out better at every stage (see `bench/predictor.py`).
+    newest state. TRAIL multiplies the two as if they were independent, and neighbouring states
+    are not: on 700 answers of SmolLM2 the mean error was 21.8 tokens with the product (43 at the
+    first token), 20.0 with the mixture (34), and 23.1 without hidden states (34).
 
     Requests that were cut off at `max_tokens` teach a lower bound, aborted ones nothing, and
     those that ignore EOS are as long as they say. The engine's thread does arithmetic in numpy
@@ -129,6 +130,7 @@ class LearnedPredictor:
         self._unsaved = 0
         self._finished: queue.SimpleQueue[_Example | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._failed = False
         self._restore()
         self._thread = threading.Thread(target=self._run, name="length-predictor", daemon=True)
         if background:
@@ -185,6 +187,8 @@ class LearnedPredictor:
         if known is None or request.finish_reason not in ANSWERED or not length:
             return
         self._errors.add(known.predicted, length)
+        if self._failed:  # nobody would take it
+            return
         censored = request.finish_reason is FinishReason.LENGTH
         self._finished.put(
             _Example(known.features, known.probes, known.predicted, length, censored)
@@ -237,8 +241,8 @@ class LearnedPredictor:
         self._finished.put(None)
         if self._thread.is_alive():
             self._thread.join()
-        self._take_in(block=False)
-        if self._path is not None:
+        if self._path is not None and not self._failed:
+            self._take_in(block=False)
             until = time.monotonic() + CLOSE_SECONDS
             while time.monotonic() < until and self._train():
                 pass
@@ -257,7 +261,8 @@ class LearnedPredictor:
                     self._take_in(block=False)
                 if self._unsaved >= SAVE_EVERY:
                     self._save()
-        except Exception:
+        except Exception:  # serving goes on with what was learned so far
+            self._failed = True
             log.exception("the length predictor stopped learning")
 
     def _take_in(self, *, block: bool) -> None:
@@ -325,5 +330,7 @@ def _runs_to_its_limit(request: Request) -> bool:
 
 
 def _total(request: Request, position: int, remaining: float) -> float:
+    if _runs_to_its_limit(request):
+        return float(request.max_tokens)
     least = max(position, request.num_output_tokens) + 1
     return float(min(max(position + remaining, least), request.max_tokens))

@@ -191,7 +191,7 @@ class Scheduler:
         """
         self._just_preempted.clear()
         if self._policy.refreshes:
-            self._refresh(now)
+            self._waiting.refresh(now, _REFRESHED_PER_STEP, self._look_up)
         budget = self._budget.tokens() // len(self._shards)
         for shard in self._shards:
             shard.begin_step(max(budget, 1), self._ranking, now)
@@ -387,12 +387,9 @@ class Scheduler:
                     request.num_slices += 1
                     self._preempt(shard, request, now)
 
-    def _refresh(self, now: float) -> None:
-        for request in self._waiting.refresh(now, _REFRESHED_PER_STEP):
-            num_cached = self._tokens_on_device(request)
-            if num_cached != request.num_cached_tokens:
-                request.num_cached_tokens = num_cached
-                self._waiting.push(request, now)
+    def _look_up(self, request: Request) -> None:
+        """Estimate what a waiting request would find in the cache."""
+        request.num_cached_tokens = self._tokens_on_device(request)
 
     def _tokens_on_device(self, request: Request) -> int:
         most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from jaxserve.core.request import Request
 from jaxserve.scheduling.ranking import Ranked, Ranking
@@ -108,20 +108,32 @@ class WaitingQueue:
                 entry.request.is_overdue = True
                 self._put(self._ranking.rank(entry.request, now))
 
-    def refresh(self, now: float, limit: int) -> list[Request]:
-        """The next few requests to be ranked again, in turn; call `push` for those that moved.
+    def refresh(self, now: float, limit: int, look: Callable[[Request], None]) -> None:
+        """Rank again the first in line until it stays first, and a few others in turn.
 
         Args:
             now: seconds.
-            limit: how many at most.
+            limit: of either, how many at most.
+            look: brings a request up to date before it is ranked.
         """
-        found: list[Request] = []
+        for _ in range(limit):
+            entry = self.peek(now)
+            if entry is None or not self._rank_again(entry.request, now, look):
+                break
         for _ in range(min(limit, len(self._rotation))):
             entry = self._rotation.popleft()
-            if self._is_live(entry):
+            if self._is_live(entry) and not self._rank_again(entry.request, now, look):
                 self._rotation.append(entry)
-                found.append(entry.request)
-        return found
+
+    def _rank_again(self, request: Request, now: float, look: Callable[[Request], None]) -> bool:
+        """Whether its rank has changed."""
+        look(request)
+        old, new = self._live[request.key], self._ranking.rank(request, now)
+        if (old.tier, old.priority) == (new.tier, new.priority):
+            return False
+        self._put(new)
+        self._compact()
+        return True
 
     def discard(self, request: Request) -> None:
         """Forget a request: it starts, or it ended while waiting."""

@@ -57,6 +57,23 @@ def _load_metrics(load: EngineLoad) -> Iterator[Metric]:
         "jaxserve:prefix_cache_queries", "tokens looked up in the caches", load.num_queried_tokens
     )
     yield _labelled(
+        GaugeMetricFamily("jaxserve:stored_pages", "KV pages off the device", labels=["tier"]),
+        {"host": load.num_host_pages, "disk": load.num_disk_pages},
+    )
+    yield CounterMetricFamily(
+        "jaxserve:corrupt_pages", "KV pages found damaged on disk", load.num_corrupt_pages
+    )
+    yield CounterMetricFamily(
+        "jaxserve:length_predictions", "answers compared with their prediction",
+        load.num_predictions,
+    )  # fmt: skip
+    for name, text, value in (
+        ("mae", "mean absolute error in tokens", load.prediction_mae),
+        ("bucket_accuracy", "share in the right power of two", load.prediction_bucket_accuracy),
+        ("kendall_tau", "rank correlation with the lengths", load.prediction_kendall_tau),
+    ):
+        yield GaugeMetricFamily(f"jaxserve:length_prediction_{name}", text, value)
+    yield _labelled(
         CounterMetricFamily(
             "jaxserve:prefix_cache_hits", "tokens whose KV was there", labels=["tier"]
         ),

@@ -1,6 +1,7 @@
 """`serve`: from nothing to READY, and on to a clean end at a signal."""
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -55,6 +56,7 @@ async def serve(
                 return
             engine = building.result()
             await server.attach(engine)
+            gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
             announce(_ready_line(server, engine, time.monotonic() - started))
             if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
                 log.warning("draining: up to %g s; a second signal stops", options.grace_period)

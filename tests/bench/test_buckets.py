@@ -77,8 +77,12 @@ def test_seconds_decide_if_they_are_given():
     ],
 )
 def test_wrong_limits_are_refused(options: dict[str, int], message: str):
+    limits = {"max_tokens": 64, "max_rows": 16, "num_programs": 5, **options}
     with pytest.raises(ConfigError, match=message):
-        choose_buckets_from_histogram(histogram(), **{"max_tokens": 64, "max_rows": 16, **options})
+        choose_buckets_from_histogram(
+            histogram(), max_tokens=limits["max_tokens"], max_rows=limits["max_rows"],
+            num_programs=limits["num_programs"],
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- padding
@@ -127,9 +131,12 @@ def test_padding_compares_both_sides_on_the_same_requests():
 
 
 def test_padding_refuses_what_it_cannot_use():
-    for fields in ({"num_requests": 1}, {"page_sizes": ()}, {"utilisation": 0}):
-        with pytest.raises(ConfigError):
-            PaddingSpec(**fields)
+    with pytest.raises(ConfigError, match="two requests"):
+        PaddingSpec(num_requests=1)
+    with pytest.raises(ConfigError, match="page size"):
+        PaddingSpec(page_sizes=())
+    with pytest.raises(ConfigError, match="utilisation"):
+        PaddingSpec(utilisation=0)
     with pytest.raises(ConfigError, match="the trace has 72 requests"):
         measure_padding(EngineConfig(), trace(72), PaddingSpec(), build)
 

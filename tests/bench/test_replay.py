@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxserve.bench.padding import record_steps
 from jaxserve.bench.replay import (
+    REPLAYED,
     ReplayLimits,
     at_utilisation,
     fit_lengths,
@@ -18,9 +19,14 @@ from jaxserve.bench.replay import (
 from jaxserve.bench.step_time import LinearCost, TabledCost, measure_steps
 from jaxserve.bench.stepping import TimedRequest, greedy
 from jaxserve.bench.workloads import WorkloadItem
+from jaxserve.cli.bench_buckets import REPLAYED_OPTIONS
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, InvalidRequest
-from jaxserve.testing.fake_executor import FakeExecutor
-from tests.bench.virtual import VirtualExecutor, VirtualTime, virtual_engine
+from jaxserve.scheduling.policies import POLICIES
+from jaxserve.scheduling.settings import SchedulerSettings
+from jaxserve.testing.fake_engine import fake_sync_engine
+from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+from tests.bench.virtual import VirtualExecutor, VirtualTime
 
 COST = LinearCost(VirtualExecutor.STEP, VirtualExecutor.TOKEN)
 LIMITS = ReplayLimits(
@@ -33,19 +39,24 @@ def item(arrival: float, prompt_len: int, output_len: int) -> WorkloadItem:
     return WorkloadItem(arrival, rng.integers(0, 250, prompt_len, np.int32), output_len)
 
 
+def in_order(draws: list[tuple[int, int, int]]) -> list[WorkloadItem]:
+    """Items of (tenths of a second, prompt, answer), never due at the very end of a step."""
+    return [item(t / 10 + 7e-4 * (i + 1), *lens) for i, (t, *lens) in enumerate(sorted(draws))]
+
+
 ITEMS = st.lists(
-    st.builds(item, st.floats(0, 30), st.integers(1, 40), st.integers(1, 20)),
-    min_size=1, max_size=8,
-).map(lambda items: sorted(items, key=lambda item: item.arrival or 0.0))  # fmt: skip
+    st.tuples(st.integers(0, 300), st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=8
+).map(in_order)
 
 
 @settings(max_examples=40, deadline=None)
 @given(ITEMS)
 def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem]):
     time = VirtualTime()
-    engine = virtual_engine(
-        time, page_size=4, num_pages=40, max_num_seqs=3, max_num_batched_tokens=16,
-        max_model_len=64,
+    engine = fake_sync_engine(
+        executor=VirtualExecutor(time, page_size=4, model=FakeModel(vocab_size=256)),
+        page_size=4, num_pages=40, max_num_seqs=3, max_num_batched_tokens=16, max_model_len=64,
+        overlap=False,
     )  # fmt: skip
     steps = record_steps(engine)
     driver = time.driver(engine)
@@ -72,7 +83,8 @@ def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem
 @given(ITEMS)
 def test_overlap_computes_the_same_tokens(items: list[WorkloadItem]):
     """Preempted requests compute theirs again: with room for all, every token just once."""
-    limits = dataclasses.replace(LIMITS, num_pages=100)
+    settings = SchedulerSettings(prefix_cache=False)
+    limits = dataclasses.replace(LIMITS, num_pages=100, settings=settings)
     replayed = replay(items, limits, COST)
     tokens = sum(n * count for n, count in replayed.steps.histogram.tokens().items())
     # The last token of an answer is never fed back.
@@ -88,6 +100,24 @@ def test_unused_slots_are_those_behind_the_last_token():
     # 5 tokens in 2 pages of 4, then 6.
     assert replayed.steps.kv_slots == 16 and replayed.steps.kv_tokens == 11
     assert replayed.steps.unused_kv_fraction == pytest.approx(5 / 16)
+
+
+def test_limits_are_taken_from_options():
+    config = EngineConfig(
+        page_size=8, max_num_seqs=5, policy="mlfq", prefix_cache=False, slice_tokens=3
+    )
+    limits = ReplayLimits.of_config(config, num_pages=77, max_model_len=99)
+    assert (limits.page_size, limits.max_num_seqs, limits.policy) == (8, 5, "mlfq")
+    assert (limits.num_pages, limits.max_model_len) == (77, 99)
+    assert (limits.settings.prefix_cache, limits.settings.slice_tokens) == (False, 3)
+    assert REPLAYED_OPTIONS == REPLAYED
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_can_be_replayed(policy: str):
+    items = [item(0.5 * i, 5 + 7 * i % 30, 1 + i % 9) for i in range(12)]
+    replayed = replay(items, dataclasses.replace(LIMITS, policy=policy), COST)
+    assert len(replayed.latencies) == 12 and replayed.steps.histogram.num_steps > 10
 
 
 def test_too_long_a_request_is_refused():

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
@@ -34,6 +36,12 @@ class Answer:
 
 def greedy(max_tokens: int, **fields: Any) -> SamplingParams:
     return dataclasses.replace(GREEDY, max_tokens=max_tokens, **fields)
+
+
+def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    """Random prompts of 1 to `longest` - 1 tokens."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, random.integers(1, longest)).tolist() for _ in range(count)]
 
 
 def run(

@@ -16,6 +16,7 @@ from tests.engine.harness import (
     build,
     fake_engine,
     greedy,
+    prompts,
     run,
     tokens,
 )
@@ -46,11 +47,6 @@ def small_pool(directory: Path, program_cache_dir: Path) -> Engine:
         directory, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=MAX_MODEL_LEN,
         num_pages=25, max_waiting=300, compilation_cache_dir=str(program_cache_dir),
     )  # fmt: skip
-
-
-def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
-    random = np.random.default_rng(seed)
-    return [random.integers(0, 256, random.integers(1, longest)).tolist() for _ in range(count)]
 
 
 def test_greedy_equals_the_dense_model(engine: Engine, small_pool: Engine, directory: Path):

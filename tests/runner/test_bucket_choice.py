@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from jaxserve.core.errors import ConfigError
 from jaxserve.runner import bucket_choice
 from jaxserve.runner.bucket_choice import (
+    Cost,
     choose_buckets,
     expected_cost,
     padding_fraction,
@@ -22,7 +24,7 @@ LIMIT = 12
 COUNTS = st.dictionaries(st.integers(0, LIMIT), st.integers(0, 50), max_size=9)
 
 
-def dumb_cost(counts, buckets, cost=float) -> float:
+def dumb_cost(counts: dict[int, int], buckets: tuple[int, ...], cost: Cost = float) -> float:
     """Step by step."""
     steps = [size for size, count in counts.items() if size for _ in range(count)]
     return sum(cost(pick(buckets, size)) for size in steps) / max(1, len(steps))
@@ -116,13 +118,13 @@ def test_bad_options_are_refused(text: str, message: str):
 
 
 def test_chosen_buckets_take_the_place_of_doubling_ones():
-    limits = {"max_tokens": 64, "max_rows": 8, "max_model_len": 100, "page_size": 16}
-    chosen = Buckets.for_limits(**limits, tokens=(3, 64))
+    make = partial(Buckets.for_limits, max_tokens=64, max_rows=8, max_model_len=100, page_size=16)
+    chosen = make(tokens=(3, 64))
     assert chosen.tokens == (3, 64) and chosen.sampled == doubling_buckets(8)
-    assert Buckets.for_limits(**limits, sampled=(5, 8)).sampled == (5, 8)
+    assert make(sampled=(5, 8)).sampled == (5, 8)
     assert chosen.rows(3) == 3 and chosen.rows(64) == 8
     with pytest.raises(ConfigError, match="largest row bucket is 9, steps have 8"):
-        Buckets.for_limits(**limits, sampled=(5, 9))
+        make(sampled=(5, 9))
 
 
 def test_costs_may_be_of_any_shape():

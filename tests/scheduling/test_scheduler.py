@@ -317,7 +317,7 @@ def test_refusals() -> None:
     "limits",
     [{"max_num_seqs": 3}, {"max_num_seqs": 0}, {"max_num_batched_tokens": 1}],
 )
-def test_limits_that_cannot_be_split_are_refused(limits: dict[str, int]) -> None:
+def test_limits_that_cannot_be_split_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         make_scheduler(shards=2, **limits)
 

@@ -120,13 +120,34 @@ def test_abandoned_requests_do_not_pile_up_behind_a_blocked_head() -> None:
     assert len(queue._groups["a"]) < 100 and len(queue._due) < 100
 
 
-def test_refresh_takes_turns() -> None:
+def test_refresh_takes_turns_and_moves_those_whose_rank_has_changed() -> None:
     policy = Shares()
     policy.refreshes = True
     queue = WaitingQueue(Ranking(policy, TIMEOUT))
-    requests = [make_request(key, key) for key in range(7)]
+    requests = [make_request(key, 10 + key) for key in range(7)]
     for request in requests:
         queue.push(request, 0.0)
     queue.discard(requests[2])
-    seen = [r.key for _ in range(4) for r in queue.refresh(0.0, limit=3)]
-    assert set(seen[:6]) == {0, 1, 3, 4, 5, 6} and len(seen) >= 11
+    seen: list[int] = []
+    for _ in range(4):
+        queue.refresh(0.0, 3, lambda request: seen.append(request.key))
+    assert set(seen) == {0, 1, 3, 4, 5, 6}
+    requests[5].service = ServiceParams(tenant="a", priority=1)
+    for _ in range(3):
+        queue.refresh(0.0, 3, lambda request: None)
+    entry = queue.peek(0.0)
+    assert entry is not None and entry.request is requests[5]
+
+
+def test_refresh_moves_a_first_that_is_first_no_more_at_once() -> None:
+    policy = Shares()
+    policy.refreshes = True
+    queue = WaitingQueue(Ranking(policy, TIMEOUT))
+    requests = [make_request(key, key) for key in range(100)]
+    for request in requests:
+        queue.push(request, 0.0)
+    for request in requests[:2]:
+        request.service = ServiceParams(tenant="a", priority=1000)
+    queue.refresh(0.0, 3, lambda request: None)
+    entry = queue.peek(0.0)
+    assert entry is not None and entry.request is requests[2]
