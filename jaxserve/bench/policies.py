@@ -24,6 +24,7 @@ about how fast people read: five tokens per second, as Andes (Liu et al., 2024) 
 stream may rest for a while that has run ahead of its reader. Figures:
 
 * latency: from when a request was due to its last token. TTFT: to its first one.
+* tau: Kendall's tau of the predictions made at arrival and the answers' true lengths.
 * SLO attainment: share of all requests whose TTFT and TPOT (mean time per token after the first)
   both meet their targets. One that was given up met none, and has no latency.
 
@@ -224,7 +225,11 @@ class PolicyBench:
         requests = self._trace(driver.now(), side, first, rate)
         result = driver.run(requests, progress=self._title(side))
         figures = _figures(result, requests)
-        figures["preemptions"] = driver.engine.load().num_preemptions
+        load = driver.engine.load()
+        figures["preemptions"] = load.num_preemptions
+        if load.num_predictions:
+            figures["prediction_mae"] = load.prediction_mae
+            figures["prediction_kendall_tau"] = load.prediction_kendall_tau
         by_id = {record.request_id: record for record in result.records}
         pairs = [(record, by_id[record.request_id]) for record in first.records
                  if by_id[record.request_id].is_complete]  # fmt: skip
@@ -345,12 +350,13 @@ def format_policies(result: dict[str, Any], spec: PoliciesSpec) -> str:
             str(side["preemptions"]),
             str(side["shed"]),
             f"{side['output_throughput']:.1f}",
+            f"{side['prediction_kendall_tau']:.2f}" if "prediction_kendall_tau" in side else "-",
         )
         for name, side in result["sides"].items()
     ]
     header = (
         "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s", "p99 TTFT s",
-        "SLO met", "interactive", "preempted", "shed", "output tokens/s",
+        "SLO met", "interactive", "preempted", "shed", "output tokens/s", "tau",
     )  # fmt: skip
     lens = result["output_lens"]
     same = identity(

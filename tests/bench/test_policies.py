@@ -106,6 +106,8 @@ def test_knowing_lengths_helps(whole: Any) -> None:
     assert of_fcfs["fcfs"] == 1
     assert of_fcfs["srtf:oracle"] < 0.7
     assert of_fcfs["srtf:exact"] == pytest.approx(of_fcfs["srtf:oracle"])  # learned by heart
+    assert result["sides"]["srtf:oracle"]["prediction_kendall_tau"] == pytest.approx(1)
+    assert "prediction_kendall_tau" not in result["sides"]["mlfq"]
     attained = {name: side["slo_attainment"] for name, side in result["sides"].items()}
     assert attained["fcfs"] < attained["srtf:oracle"] < attained["deadline"]
 
