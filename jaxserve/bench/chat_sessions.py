@@ -63,8 +63,8 @@ class ChatSpec:
 
     num_sessions: int = 6
     num_turns: int = 10
-    message_len: int = 64
-    answer_len: int = 32
+    message_len: int = 32
+    answer_len: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ fits it in:
 
 * `budget N`: stall-free batching (Sarathi-Serve, Agrawal et al., OSDI 2024): every step decodes
   all streams, and a chunk of the prompt fills it up to N tokens;
-* `tpot T ms`: the same, as many tokens as keep a step within T ms;
+* `tpot`: the same, with as many tokens as keep a step within a target time;
 * `prefill first`: no decoding until the whole prompt is computed (as in Orca and early vLLM), in
   steps of the largest budget.
 
@@ -17,7 +17,8 @@ Figures, of one round; a side's are the medians over its rounds:
   arrival and its first token.
 * TTFT of the prompt: from its arrival to its first token.
 
-The sides take turns; each has a round first that does not count. Every round has tokens of its
+The sides take turns; each has a round first that does not count, and where no target is given,
+that of `tpot` is three times the steady gap of those rounds. Every round has tokens of its
 own, and there is no prefix cache.
 """
 
@@ -36,7 +37,8 @@ from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 
-PREFILL_FIRST = "prefill first"
+TPOT, PREFILL_FIRST = "tpot", "prefill first"
+TPOT_FACTOR = 3.0  # default target, of the steady gap
 _SMALLEST_CHUNK = 8  # the streams last while the prompt gets so many tokens per step, or more
 
 
@@ -51,6 +53,7 @@ class ChunkedPrefillSpec:
         steady_tokens: tokens that each stream has by then.
         answer_len: tokens answered to the prompt.
         budgets: fixed token budgets; the largest is also that of the other sides.
+        tpot_ms: target of the side `tpot`, in milliseconds; None: from the first rounds.
         rounds: rounds that count.
         seed: of all tokens.
 
@@ -64,6 +67,7 @@ class ChunkedPrefillSpec:
     steady_tokens: int = 16
     answer_len: int = 8
     budgets: tuple[int, ...] = (32, 64, 128, 256, 512)
+    tpot_ms: float | None = None
     rounds: int = 3
     seed: int = 0
 
@@ -96,10 +100,9 @@ class _Round:
 
 
 def side_configs(config: EngineConfig, spec: ChunkedPrefillSpec) -> dict[str, EngineConfig]:
-    """The options of each side, by name."""
+    """The options of each side, by name; `tpot` still lacks its target."""
     streams = -(-(spec.stream_prompt_len + spec.stream_len) // config.page_size)
     prompt = -(-(spec.prompt_len + spec.answer_len) // config.page_size)
-    most = max(spec.budgets)
     common = dataclasses.replace(
         config,
         prefix_cache=False,
@@ -108,7 +111,7 @@ def side_configs(config: EngineConfig, spec: ChunkedPrefillSpec) -> dict[str, En
         max_model_len=max(
             spec.prompt_len + spec.answer_len, spec.stream_prompt_len + spec.stream_len
         ),
-        max_num_batched_tokens=most,
+        max_num_batched_tokens=max(spec.budgets),
         token_budget="fixed",
         prefill_first=False,
     )
@@ -116,7 +119,7 @@ def side_configs(config: EngineConfig, spec: ChunkedPrefillSpec) -> dict[str, En
         f"budget {budget}": dataclasses.replace(common, max_num_batched_tokens=budget)
         for budget in spec.budgets
     }
-    sides[f"tpot {config.slo_tpot_ms:g} ms"] = dataclasses.replace(common, token_budget="tpot")
+    sides[TPOT] = dataclasses.replace(common, token_budget="tpot")
     sides[PREFILL_FIRST] = dataclasses.replace(common, prefill_first=True)
     return sides
 
@@ -132,29 +135,41 @@ def measure_chunked_prefill(
     """Run all sides in turns.
 
     Args:
-        config: the engine's options; pool, limits and token budget are set here, the target of
-            the side `tpot` is its `slo_tpot_ms`.
+        config: the engine's options; pool, limits and token budget are set here.
         spec: what to send.
         build: makes an engine.
         driver: steps it.
         progress: show a progress bar.
 
     Returns:
-        `sides` by name, in seconds, `num_answers` and `differing_answers`.
+        `sides` by name, in seconds, `tpot_ms`, `num_answers` and `differing_answers`.
     """
-    sides = {name: driver(build(options)) for name, options in side_configs(config, spec).items()}
-    rounds: dict[str, list[_Round]] = {name: [] for name in sides}
-    total = (spec.rounds + 1) * len(sides)
-    with tqdm(total=total, desc="rounds", disable=not progress) as bar:
-        for number in range(spec.rounds + 1):
-            for name in in_turns([*sides], number):
-                rounds[name].append(_run_round(sides[name], spec, number))
-                bar.update()
+    configs = side_configs(config, spec)
+    rounds: dict[str, list[_Round]] = {name: [] for name in configs}
+    sides: dict[str, Driver] = {}
+    with tqdm(total=(spec.rounds + 1) * len(configs), desc="rounds", disable=not progress) as bar:
+
+        def run(name: str, number: int) -> None:
+            rounds[name].append(_run_round(sides[name], spec, number))
+            bar.update()
+
+        for name in configs:
+            if name != TPOT:
+                sides[name] = driver(build(configs[name]))
+                run(name, 0)
+        steady = np.median([mine[0].steady_gap for mine in rounds.values() if mine])
+        target_ms = spec.tpot_ms or 1000 * TPOT_FACTOR * float(steady)
+        sides[TPOT] = driver(build(dataclasses.replace(configs[TPOT], slo_tpot_ms=target_ms)))
+        run(TPOT, 0)
+        for number in range(1, spec.rounds + 1):
+            for name in in_turns([*configs], number):
+                run(name, number)
     figures = {name: _figures(mine[1:]) for name, mine in rounds.items()}
-    first, *others = rounds
+    first, *others = configs
     answers = {name: [a for r in mine for a in r.answers] for name, mine in rounds.items()}
     return {
         "sides": figures,
+        "tpot_ms": target_ms,
         "num_answers": len(answers[first]),
         "differing_answers": {
             name: sum(
@@ -192,7 +207,7 @@ def _run_round(driver: Driver, spec: ChunkedPrefillSpec, number: int) -> _Round:
     if any(stream.is_complete for stream in streams):
         raise JaxserveError(
             f"the streams' {spec.stream_len} tokens were over before the prompt was answered: "
-            "the engine gave it fewer tokens per step than it could have; raise --slo-tpot-ms"
+            "the engine gave it fewer tokens per step than it could have; raise --tpot-ms"
         )
     driver.stop()
     answers = tuple(tuple(record.token_ids) for record in (prompt, *streams))
@@ -231,7 +246,7 @@ def format_chunked_prefill(result: dict[str, Any], spec: ChunkedPrefillSpec) -> 
     against = result["sides"][PREFILL_FIRST]["largest_gap"]
     rows = [
         (
-            name,
+            f"tpot {result['tpot_ms']:.0f} ms" if name == TPOT else name,
             f"{1000 * side['steady_gap']:.0f}",
             f"{1000 * side['mean_gap']:.0f}",
             f"{1000 * side['largest_gap']:.0f}",

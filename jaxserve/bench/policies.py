@@ -24,6 +24,7 @@ about how fast people read: five tokens per second, as Andes (Liu et al., 2024) 
 stream may rest for a while that has run ahead of its reader. Figures:
 
 * latency: from when a request was due to its last token. TTFT: to its first one.
+* tau: Kendall's tau of the predictions made at arrival and the answers' true lengths.
 * SLO attainment: share of all requests whose TTFT and TPOT (mean time per token after the first)
   both meet their targets. One that was given up met none, and has no latency.
 
@@ -52,7 +53,7 @@ from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedReque
 from jaxserve.bench.tables import format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
@@ -61,6 +62,7 @@ DEFAULT_SIDES = (
     "fcfs", "sjf:oracle", "srtf:oracle", "srtf:exact", "mlfq", "ltr:rank", "deadline", "priority",
 )  # fmt: skip
 LEARNED = ("exact", "range", "rank")
+LESSON_SLOTS = 4  # times the slots of the sides
 RELAXED = 10.0  # times the tight TTFT target
 
 
@@ -151,7 +153,7 @@ class PolicyBench:
             config,
             max_model_len=longest,
             # Room for those displaced, too: policies are compared here, not preemption.
-            num_pages=config.num_pages or 4 * pages,
+            num_pages=config.num_pages or LESSON_SLOTS * pages,
             max_waiting=max(config.max_waiting, len(prompts), len(lessons)),
         )
         self._spec, self._prompts, self._lessons = spec, prompts, lessons
@@ -209,7 +211,10 @@ class PolicyBench:
 
     def teach(self, predictor: str) -> None:
         """Let a predictor learn from the lessons, and keep what it learned."""
-        driver = self._open(self._with(f"fcfs:{predictor}"))
+        config = self._with(f"fcfs:{predictor}")
+        # Nothing is measured here: more at a time take less time.
+        config = dataclasses.replace(config, max_num_seqs=LESSON_SLOTS * config.max_num_seqs)
+        driver = self._open(config)
         requests = self._all_at_once(self._lessons, driver.now())
         driver.run(requests, progress=self._title(f"lessons of {predictor}"))
         driver.engine.close()
@@ -220,7 +225,11 @@ class PolicyBench:
         requests = self._trace(driver.now(), side, first, rate)
         result = driver.run(requests, progress=self._title(side))
         figures = _figures(result, requests)
-        figures["preemptions"] = driver.engine.load().num_preemptions
+        load = driver.engine.load()
+        figures["preemptions"] = load.num_preemptions
+        if load.num_predictions:
+            figures["prediction_mae"] = load.prediction_mae
+            figures["prediction_kendall_tau"] = load.prediction_kendall_tau
         by_id = {record.request_id: record for record in result.records}
         pairs = [(record, by_id[record.request_id]) for record in first.records
                  if by_id[record.request_id].is_complete]  # fmt: skip
@@ -291,6 +300,8 @@ def _request(
 
 def _figures(result: RunResult, requests: Sequence[TimedRequest]) -> dict[str, Any]:
     done = [record for record in result.records if record.is_complete]
+    if not done:
+        raise JaxserveError("every request was given up: nothing can be said about latencies")
     latencies = np.array([r.latency for r in done], float)
     ttft = ttfts(done)
     services = {request.request_id: request.service for request in requests}
@@ -339,12 +350,13 @@ def format_policies(result: dict[str, Any], spec: PoliciesSpec) -> str:
             str(side["preemptions"]),
             str(side["shed"]),
             f"{side['output_throughput']:.1f}",
+            f"{side['prediction_kendall_tau']:.2f}" if "prediction_kendall_tau" in side else "-",
         )
         for name, side in result["sides"].items()
     ]
     header = (
         "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s", "p99 TTFT s",
-        "SLO met", "interactive", "preempted", "shed", "output tokens/s",
+        "SLO met", "interactive", "preempted", "shed", "output tokens/s", "tau",
     )  # fmt: skip
     lens = result["output_lens"]
     same = identity(

@@ -73,7 +73,8 @@ def measure_shared(
     """Run part `shared`, the sides in turns.
 
     Args:
-        config: the engine's options; pool, context and prefix cache are set here.
+        config: the engine's options; pool, context and prefix cache are set here, and there
+            are no tiers below the device.
         spec: what to send.
         build: makes an engine.
         driver: steps it.
@@ -87,6 +88,8 @@ def measure_shared(
         config,
         num_pages=spec.num_requests * (pages + 1),
         max_model_len=spec.request_len,
+        host_cache_memory=0.0,
+        disk_cache_memory=0.0,
         max_waiting=max(config.max_waiting, spec.num_requests),
     )
     sides = {

@@ -182,7 +182,8 @@ class Driver:
                     continue
                 changed = self.step()
                 on_step(changed)
-                bar.update(sum(record.finish_reason is not None for record in changed))
+                if ended := sum(record.finish_reason is not None for record in changed):
+                    bar.update(ended)
         first = due[0].arrival if due else 0.0
         last = max((r.delta_times[-1] for r in mine if r.delta_times), default=first)
         return RunResult(tuple(mine), last - first)

@@ -27,13 +27,18 @@ BUDGETS = (32, 64, 128, 256, 512)
 @number("--answer-len", 8, "Tokens answered to the prompt.")
 @click.option("--budgets", type=NumberList(int), default=BUDGETS,
               show_default=",".join(map(str, BUDGETS)), help="Fixed token budgets.")  # fmt: skip
+@number(
+    "--tpot-ms",
+    None,
+    "Longest step of the side tpot (default: three times the streams' steady gap).",
+    float,
+)
 @number("--rounds", 3, "Rounds that count; each side's median is shown.")
 @output_json_option
 @disable_tqdm_option
 @engine_options(
     include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size",
-             "slo_tpot_ms", "overlap"),
-    defaults={"slo_tpot_ms": 150.0},
+             "overlap"),
 )  # fmt: skip
 def chunked_prefill(
     config: EngineConfig, output_json: Path | None, disable_tqdm: bool, **options: Any
@@ -41,7 +46,7 @@ def chunked_prefill(
     """Gaps between tokens of running streams when a long prompt arrives.
 
     Compares stall-free chunked prefill with several token budgets, with one that keeps steps
-    within --slo-tpot-ms, and with computing the whole prompt first.
+    within --tpot-ms, and with computing the whole prompt first.
     """
     from jaxserve.bench.chunked_prefill import (
         ChunkedPrefillSpec,

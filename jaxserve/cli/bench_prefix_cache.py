@@ -36,15 +36,17 @@ def quiet_engines() -> "BuildEngine":
 @number("--rounds", 2, "shared: rounds, each with a system prompt of its own.")
 @number("--num-sessions", 6, "chat: sessions; the device has room for two.")
 @number("--num-turns", 10, "chat: turns of each session.")
-@number("--message-len", 64, "chat: new tokens per turn.")
-@number("--answer-len", 32, "chat: tokens answered per turn.")
+@number("--message-len", 32, "chat: new tokens per turn.")
+@number("--answer-len", 64, "chat: tokens answered per turn.")
 @output_json_option
 @disable_tqdm_option
 @engine_options(
     include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size",
              "host_cache_memory", "disk_cache_memory", "disk_cache_dir", "max_num_seqs",
              "max_num_batched_tokens", "overlap"),
-    defaults={"host_cache_memory": TIER_GIB, "disk_cache_memory": TIER_GIB, "max_num_seqs": 32},
+    # Small pages: what is shared is shared by the page.
+    defaults={"host_cache_memory": TIER_GIB, "disk_cache_memory": TIER_GIB, "max_num_seqs": 32,
+              "page_size": 16},
 )  # fmt: skip
 def prefix_cache(
     config: EngineConfig,

@@ -1,11 +1,13 @@
 """Gaps of streams in virtual time, where a step's length is known."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from jaxserve.bench.chunked_prefill import (
     PREFILL_FIRST,
+    TPOT,
     ChunkedPrefillSpec,
     format_chunked_prefill,
     measure_chunked_prefill,
@@ -19,19 +21,19 @@ SPEC = ChunkedPrefillSpec(
     num_streams=4, stream_prompt_len=6, prompt_len=200, steady_tokens=5, answer_len=3,
     budgets=(20, 100), rounds=2,
 )  # fmt: skip
-CONFIG = EngineConfig(page_size=4, overlap=False, slo_tpot_ms=500)
+CONFIG = EngineConfig(page_size=4, overlap=False)
 
 
-def measure(spec: ChunkedPrefillSpec, config: EngineConfig = CONFIG) -> dict[str, Any]:
+def measure(spec: ChunkedPrefillSpec) -> dict[str, Any]:
     time = VirtualTime()
     return measure_chunked_prefill(
-        config, spec, build=lambda config: virtual_engine(time, config), driver=time.driver
+        CONFIG, spec, build=lambda config: virtual_engine(time, config), driver=time.driver
     )
 
 
 def test_gaps_are_those_of_the_steps() -> None:
     sides = measure(SPEC)["sides"]
-    assert list(sides) == ["budget 20", "budget 100", "tpot 500 ms", PREFILL_FIRST]
+    assert list(sides) == ["budget 20", "budget 100", TPOT, PREFILL_FIRST]
     for side in sides.values():
         assert side["steady_gap"] == pytest.approx(1.04)  # a decode of four
     # Four tokens of every step are the streams'.
@@ -52,6 +54,8 @@ def test_answers_are_the_same_and_the_table_says_so() -> None:
     text = format_chunked_prefill(result, SPEC)
     assert "all 45 answers identical" in text
     assert "budget 20" in text and PREFILL_FIRST in text
+    # In virtual time a steady step takes 1.04 s.
+    assert result["tpot_ms"] == pytest.approx(3 * 1040) and "tpot 3120 ms" in text
 
 
 def test_the_sides_differ_in_nothing_else() -> None:
@@ -65,8 +69,8 @@ def test_the_sides_differ_in_nothing_else() -> None:
 
 def test_streams_that_end_too_early_spoil_the_round() -> None:
     """A target of next to nothing leaves the smallest budget: one token beside the streams'."""
-    with pytest.raises(JaxserveError, match="raise --slo-tpot-ms"):
-        measure(SPEC, EngineConfig(page_size=4, overlap=False, slo_tpot_ms=1e-6))
+    with pytest.raises(JaxserveError, match="raise --tpot-ms"):
+        measure(dataclasses.replace(SPEC, tpot_ms=1e-6))
 
 
 @pytest.mark.parametrize(
