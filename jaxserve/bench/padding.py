@@ -167,8 +167,8 @@ class RecordingExecutor:
 
 def record_steps(engine: "Engine") -> StepRecorder:
     """Note every step that an engine launches from now on."""
-    recording = RecordingExecutor(engine._executor, engine.info.page_size)
-    engine._executor = recording  # the loop knows its executor only by its protocol
+    recording = RecordingExecutor(engine.executor, engine.info.page_size)
+    engine.executor = recording  # the loop knows its executor only by its protocol
     return recording.steps
 
 

@@ -268,18 +268,18 @@ def record_answers(
     Raises:
         ConfigError: the engine's predictor looks at no hidden states.
     """
-    predictor: Any = engine._predictor
+    predictor: Any = engine.predictor
     if not predictor.probe_every:
         raise ConfigError(f"the length predictor must be one of {', '.join(LEARNED)}")
     recorder = Recorder(predictor)
-    engine._predictor = recorder
+    engine.predictor = recorder
     params = SamplingParams(temperature=0.0, max_tokens=spec.max_output_len)
     requests = [
         TimedRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
         for i, prompt in enumerate(prompts)
     ]
     driver(engine).run(requests, progress="answers" if progress else None)
-    engine._predictor = predictor
+    engine.predictor = predictor
     return predictor.features, list(recorder.answers.values())
 
 

@@ -103,7 +103,7 @@ def measure_engine(
     """`measure_steps` of an idle engine that has served nothing yet: cached KV would be lost."""
     info = engine.info
     return measure_steps(
-        engine._executor,  # a step that no scheduler planned
+        engine.executor,  # a step that no scheduler planned
         sizes,
         max_rows=info.max_num_seqs,
         page_size=info.page_size,

@@ -99,7 +99,8 @@ def build_predictor(
         max_tokens=max_model_len,
         directory=Path(directory),
         fingerprint=fingerprint,
-        compile=cache.get,
+        # The cache keeps programs of the default backend; a predictor learns on the CPU.
+        compile=cache.get if jax.default_backend() == "cpu" else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
@@ -52,6 +52,7 @@ class Engine:
         events: where the caches tell what pages come and go.
 
     Attributes:
+        executor, predictor: as given; a benchmark may put another in between.
         histogram: how large the steps were.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
     """
@@ -74,11 +75,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.info = info
         self._scheduler = scheduler
-        self._executor = executor
+        self.executor = executor
         self._overlap = overlap
         self._seeds = random.Random(seed)
         self._compiles = compiles or CompileCounter()
-        self._predictor = predictor or NoPredictor()
+        self.predictor = predictor or NoPredictor()
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
         self._store = store
@@ -133,8 +134,12 @@ class Engine:
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
-        request.predicted_len = self._predictor.predict(request)
-        self._scheduler.add(request)
+        request.predicted_len = self.predictor.predict(request)
+        try:
+            self._scheduler.add(request)
+        except JaxserveError:
+            self.predictor.finished(request)  # it may forget the request
+            raise
         self._num_prompt_tokens += len(prompt)
         self._streams[request.key] = OutputStream(request, self.tokenizer, self.info.eos_token_ids)
 
@@ -158,7 +163,7 @@ class Engine:
         if request is None:
             return None
         self._scheduler.abort(request_id)
-        self._predictor.finished(request)
+        self.predictor.finished(request)
         self._num_aborted += 1
         return self._streams.pop(request.key).ended(FinishReason.ABORT)
 
@@ -172,23 +177,23 @@ class Engine:
         launched = None
         if plan is not None:
             self.histogram.add(plan)
-            launched = _Launched(plan, self._executor.launch(plan), time.perf_counter())
+            launched = _Launched(plan, self.executor.launch(plan), time.perf_counter())
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
         deltas = self._collect(launched) if launched is not None else []
         if self._scheduler.num_loads:
             idle = plan is None and launched is None
-            for done in self._executor.poll(wait=idle):
+            for done in self.executor.poll(wait=idle):
                 self._scheduler.loaded(done, now)
         for request in self._scheduler.take_shed():
-            self._predictor.finished(request)
+            self.predictor.finished(request)
             deltas.append(self._streams.pop(request.key).ended(FinishReason.SHED))
             self._num_shed += 1
         return deltas
 
     def _collect(self, launched: _Launched) -> list[TokenDelta]:
         plan = launched.plan
-        result = self._executor.collect(launched.handle)
+        result = self.executor.collect(launched.handle)
         collected_at = time.perf_counter()
         # The device begins a step when it is launched, or when it is done with the one before.
         started_at = max(launched.at, self._collected_at)
@@ -209,7 +214,7 @@ class Engine:
         if result.hidden is not None:
             self._refine(plan, result.hidden, finished)
         for key in finished:
-            self._predictor.finished(self._streams.pop(key).request)
+            self.predictor.finished(self._streams.pop(key).request)
         self._num_generated_tokens += len(deltas)
         self._num_finished += len(finished)
         return deltas
@@ -221,7 +226,7 @@ class Engine:
         if not places:
             return
         requests = [self._streams[probed[i]].request for i in places]
-        lengths = self._predictor.refine(requests, hidden[places])
+        lengths = self.predictor.refine(requests, hidden[places])
         for request, length in zip(requests, lengths, strict=True):
             request.predicted_len = length
 
@@ -236,14 +241,14 @@ class Engine:
             self.step(time.monotonic())
         plan = self._scheduler.save_cache()
         if plan is not None:
-            self._executor.collect(self._executor.launch(plan))
-        self._executor.close()
-        self._predictor.close()
+            self.executor.collect(self.executor.launch(plan))
+        self.executor.close()
+        self.predictor.close()
 
     def load(self) -> EngineLoad:
         """Gauges and counters as of now; safe to call from another thread."""
         pages, cache = self._scheduler.page_counts, self._scheduler.cache_counts
-        predictions = self._predictor.metrics()
+        predictions = self.predictor.metrics()
         stored = {}
         if self._store is not None:
             stats = self._store.stats()

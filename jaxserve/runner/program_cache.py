@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 # What a program is traced from: a change in any of these makes every cached one stale.
-_SOURCES = ("jaxserve.models", "jaxserve.runner", "jaxserve.parallel", "pallas_kernels")
+_SOURCES = (
+    "jaxserve.models", "jaxserve.runner", "jaxserve.parallel", "jaxserve.prediction",
+    "pallas_kernels",
+)  # fmt: skip
 
 
 class ProgramCache:

@@ -56,7 +56,7 @@ def test_same_tokens_on_every_mesh(
 
 def shard_shapes(engine: Engine) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Shapes of one device's part of every weight and of the pool; all devices have equal ones."""
-    runner = engine._executor
+    runner = engine.executor
 
     def shape(array: jax.Array) -> tuple[int, ...]:
         (one,) = {shard.data.shape for shard in array.addressable_shards}
@@ -124,7 +124,7 @@ def test_smollm2(mesh: str, smollm2_gguf: Path, program_cache_dir: Path):
         max_model_len=128, compilation_cache_dir=str(program_cache_dir),
     )  # fmt: skip
     weights, _ = shard_shapes(engine)
-    tensor = engine._executor._lowering.rules.tensor  # type: ignore
+    tensor = engine.executor._lowering.rules.tensor  # type: ignore
     assert weights["embed"] == (49152 // tensor, 576)
     answers = run(engine, [(p["prompt_token_ids"], greedy(12)) for p in reference], check=False)
     assert tokens(answers) == [p["output_token_ids"][:12] for p in reference]
