@@ -294,7 +294,7 @@ class Scheduler:
         """Count what running requests will want; False if no shard could take another request."""
         any_room = False
         for shard in self._shards:
-            if shard.free_slots or self._displaces:
+            if shard.free_slots:
                 any_room = True
                 shard.owed = sum(shard.pages_owed(entry.request) for entry in shard.running)
         return any_room
@@ -348,11 +348,10 @@ class Scheduler:
 
     def _displace(self, now: float) -> None:
         """Let newcomers take the places of running requests that rank after them."""
-        if not len(self._waiting):
-            return
-        self._update_owed()
+        is_counted = False
         while (entry := self._next(now)) is not None:
-            if (shard := self._start(entry, now)) is not None:
+            is_counted = is_counted or self._update_owed()
+            if is_counted and (shard := self._start(entry, now)) is not None:
                 shard.owed += shard.pages_owed(entry.request)
                 continue
             last = max(
@@ -365,9 +364,8 @@ class Scheduler:
                 entry.request, last.request, now
             ):
                 return
-            shard = self._shards[last.request.shard]
-            shard.owed -= shard.pages_owed(last.request)
-            self._preempt(shard, last.request, now)
+            self._preempt(self._shards[last.request.shard], last.request, now)
+            is_counted = False
 
     def _end_slices(self, slice_tokens: int, now: float) -> None:
         """Let requests make room that have had their slice: slice-level scheduling (SLS).
