@@ -18,17 +18,17 @@ SIDES = "fcfs,sjf:oracle,srtf:oracle,srtf:exact,mlfq,ltr:rank,deadline,priority"
 @click.option("--sides", default=SIDES, show_default=True,
               help="POLICY or POLICY:PREDICTOR, with commas between; the others are compared "
               "with the first.")  # fmt: skip
-@number("--num-requests", 160, "Requests of the trace.")
-@number("--num-lessons", 192, "Other prompts, answered before, that predictors learn from.")
+@number("--num-requests", 160, "Requests of the trace.", click.IntRange(min=1))
+@number("--num-lessons", 192, "Other prompts, answered before, that predictors learn from.",
+        click.IntRange(min=0))  # fmt: skip
 @number("--long-share", 0.15, "Share of prompts that ask for long answers.", float)
 @number("--max-output-len", 512, "Longest answer, in tokens.")
 @number("--load", 0.9, "Arrivals, as a share of the capacity measured first.", float)
 @number("--burstiness", 0.1,
         "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier.",
         float)  # fmt: skip
-@number("--ttft-target", 1.0,
-        "Seconds, of the interactive half; ten times that for "
-        "the others.", float)  # fmt: skip
+@number("--ttft-target", 1.0, "Seconds, of the interactive half; ten times that for the others.",
+        float)  # fmt: skip
 @number("--tpot-target", 0.2, "Seconds per token after the first, of all.", float)
 @output_json_option
 @disable_tqdm_option
