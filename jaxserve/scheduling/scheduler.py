@@ -14,18 +14,14 @@ from jaxserve.cache.page_pool import PageCounts, PagePool
 from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 from jaxserve.core.request import FinishReason, Request, RequestState
 from jaxserve.core.step import LoadDone, StepPlan, StepResult
+from jaxserve.scheduling.admission import Admission
 from jaxserve.scheduling.counts import CacheCounts
 from jaxserve.scheduling.page_traffic import PageTraffic, Store
 from jaxserve.scheduling.policies import Policy
-from jaxserve.scheduling.preemption import PreemptionCost
-from jaxserve.scheduling.ranking import Ranked, Ranking
 from jaxserve.scheduling.request_pages import RequestPages
 from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.scheduling.shard import Shard
 from jaxserve.scheduling.token_budget import FixedBudget
-from jaxserve.scheduling.waiting_queue import WaitingQueue
-
-_REFRESHED_PER_STEP = 16  # waiting requests whose rank is asked for again, where it changes
 
 
 class Scheduler:
@@ -92,19 +88,13 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._policy = policy
-        self._ranking = Ranking(policy, settings.starvation_timeout)
-        self._waiting = WaitingQueue(self._ranking)
-        self._preemption = PreemptionCost(settings.preemption, settings.costs)
-        # Hooks that a policy has not overridden need not be called.
-        self._displaces = type(policy).displaces is not Policy.displaces
+        self._admission = Admission(self._shards, policy, settings, page_size)
+        self._waiting = self._admission.waiting
+        # A hook that a policy has not overridden need not be called.
         self._tells_served = type(policy).served is not Policy.served
-        self._sheds = type(policy).sheds is not Policy.sheds
         self._active: dict[int, Request] = {}  # by key: every unfinished request
         self._by_id: dict[str, Request] = {}
-        self._just_preempted: set[int] = set()
         self._shed: list[Request] = []
-        self._num_preemptions = 0
-        self.cache_counts = CacheCounts()
 
     # Requests come and go.
 
@@ -127,7 +117,7 @@ class Scheduler:
         if self._settings.prefix_cache:
             self._shards[0].pages.update_keys(request)
         if self._policy.refreshes:
-            request.num_cached_tokens = self._tokens_on_device(request)
+            self._admission.look_up(request)
         self._active[request.key] = self._by_id[request.request_id] = request
         self._policy.arrived(request, now)
         self._waiting.push(request, now)
@@ -189,17 +179,15 @@ class Scheduler:
             The step, rows grouped by shard, or None when there is nothing to do now (no work
             at all, or all of it waits for a commit or for pages from the store).
         """
-        self._just_preempted.clear()
-        if self._policy.refreshes:
-            self._waiting.refresh(now, _REFRESHED_PER_STEP, self._look_up)
+        self._admission.begin_step(now)
         budget = self._budget.tokens() // len(self._shards)
         for shard in self._shards:
-            shard.begin_step(max(budget, 1), self._ranking, now)
-        if self._settings.slice_tokens is not None:
-            self._end_slices(self._settings.slice_tokens, now)
-        if self._displaces:
-            self._displace(now)
+            shard.begin_step(max(budget, 1), self._admission.ranking, now)
+        self._admission.make_room(now)
         self._serve_all(now)
+        for request in self._admission.take_late():
+            self._finish(request, FinishReason.SHED)
+            self._shed.append(request)
         for shard in self._shards:
             shard.pages.end_step()
         rows = tuple(row for shard in self._shards for row in shard.rows)
@@ -230,7 +218,7 @@ class Scheduler:
         if not self._settings.prefill_first:
             self._serve(decodes, now)
         self._serve(prefills, now)
-        self._admit(now)
+        self._admission.admit(now)
         if self._settings.prefill_first and not any(shard.rows for shard in self._shards):
             self._serve(decodes, now)
 
@@ -255,147 +243,9 @@ class Scheduler:
             if victim is None or victim is request:
                 shard.is_short = True
                 return
-            self._preempt(shard, victim, now)
+            self._admission.preempt(shard, victim, now)
         shard.is_short |= granted < wanted
         shard.add_row(request, granted, now)
-
-    def _preempt(self, shard: Shard, request: Request, now: float) -> None:
-        if self._preemption.swaps(request.num_computed_tokens, len(request.page_ids)):
-            shard.pages.swap_out(request)
-        shard.stop(request)
-        request.num_computed_tokens = 0
-        request.num_preemptions += 1
-        self._num_preemptions += 1
-        self._just_preempted.add(request.key)
-        request.state = RequestState.WAITING
-        self._waiting.push(request, now)
-
-    # Who starts, and who makes room.
-
-    def _admit(self, now: float) -> None:
-        """Start waiting requests, strictly in policy order, so that none is overtaken for ever.
-
-        Whoever starts must find pages for all its tokens, not only for its first chunk, beside
-        what is owed to the running ones. Alone on a shard it always does (see `add`).
-        """
-        if not len(self._waiting) or not self._update_owed():
-            return
-        while (entry := self._next(now)) is not None:
-            shard = self._start(entry, now)
-            if shard is None:
-                return
-            request = entry.request
-            if request.load_ticket is None:
-                wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
-                shard.add_row(request, shard.pages.grow(request, wanted), now)
-            shard.owed += shard.pages_owed(request)
-
-    def _update_owed(self) -> bool:
-        """Count what running requests will want; False if no shard could take another request."""
-        any_room = False
-        for shard in self._shards:
-            if shard.free_slots:
-                any_room = True
-                shard.owed = sum(shard.pages_owed(entry.request) for entry in shard.running)
-        return any_room
-
-    def _next(self, now: float) -> Ranked | None:
-        """The first in line, if it can start at all; those that come too late are shed."""
-        while (entry := self._waiting.peek(now)) is not None:
-            request = entry.request
-            # Recomputing a preempted request takes the values of its tokens, all of them.
-            if request.num_pending_tokens or request.key in self._just_preempted:
-                return None
-            late = self._sheds and not request.num_output_tokens
-            if not (late and self._policy.sheds(request, now)):
-                return entry
-            self._finish(request, FinishReason.SHED)
-            self._shed.append(request)
-        return None
-
-    def _start(self, entry: Ranked, now: float) -> Shard | None:
-        """Let a waiting request run on the shard that holds most of its tokens."""
-        request = entry.request
-        candidates = []
-        for shard in self._shards:
-            if shard.budget and shard.free_slots and not shard.is_short:
-                found = shard.pages.find(request)
-                num_found = len(found.shared) + len(found.stored)
-                candidates.append((-num_found, -shard.spare_pages, shard.index, found))
-        for _, _, index, found in sorted(candidates):
-            shard = self._shards[index]
-            if shard.start(entry, found, now):
-                self._waiting.discard(request)
-                request.state = RequestState.RUNNING
-                request.slice_start = request.num_output_tokens
-                self._note_start(request, shard, len(found.shared))
-                return shard
-        return None
-
-    def _note_start(self, request: Request, shard: Shard, num_shared: int) -> None:
-        self.cache_counts.queried_tokens += request.num_tokens
-        self.cache_counts.device_hit_tokens += request.num_computed_tokens
-        if request.load_ticket is None:
-            shard.pages.drop_swapped(request)
-            self._note_reused(request)
-
-    def _note_reused(self, request: Request) -> None:
-        request.num_cached_tokens = request.num_computed_tokens
-        if request.num_reused_tokens is None:
-            request.num_reused_tokens = min(
-                request.num_computed_tokens, len(request.prompt_token_ids)
-            )
-
-    def _displace(self, now: float) -> None:
-        """Let newcomers take the places of running requests that rank after them."""
-        is_counted = False
-        while (entry := self._next(now)) is not None:
-            is_counted = is_counted or self._update_owed()
-            if is_counted and (shard := self._start(entry, now)) is not None:
-                shard.owed += shard.pages_owed(entry.request)
-                continue
-            last = max(
-                (rank for shard in self._shards if (rank := shard.last_idle()) is not None),
-                default=None,
-            )
-            if last is None or not entry < last:
-                return
-            if last.tier == entry.tier and not self._policy.displaces(
-                entry.request, last.request, now
-            ):
-                return
-            self._preempt(self._shards[last.request.shard], last.request, now)
-            is_counted = False
-
-    def _end_slices(self, slice_tokens: int, now: float) -> None:
-        """Let requests make room that have had their slice: slice-level scheduling (SLS).
-
-        Not for those who would come after them again; and whoever is overdue has no slices.
-        """
-        for shard in self._shards:
-            for entry in reversed(shard.running[:]):
-                first = self._waiting.peek(now)
-                if first is None or shard.free_slots:
-                    break
-                request = entry.request
-                if entry.tier == 0 or self._has_all_tokens(request):
-                    continue
-                used = request.num_output_tokens - request.slice_start
-                if used >= slice_tokens and first < entry._replace(slices=entry.slices + 1):
-                    request.num_slices += 1
-                    self._preempt(shard, request, now)
-
-    def _look_up(self, request: Request) -> None:
-        """Estimate what a waiting request would find in the cache."""
-        request.num_cached_tokens = self._tokens_on_device(request)
-
-    def _tokens_on_device(self, request: Request) -> int:
-        most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)
-        return most * self._page_size
-
-    def _has_all_tokens(self, request: Request) -> bool:
-        """Whether every token the request may have has at least been launched."""
-        return request.num_tokens >= request.max_num_tokens
 
     # What became of it.
 
@@ -425,7 +275,7 @@ class Scheduler:
             request.num_pending_tokens -= 1
             if row.key in finished:
                 self._finish(request, finished[row.key])
-            elif not request.num_pending_tokens and self._has_all_tokens(request):
+            elif not request.num_pending_tokens and request.num_tokens >= request.max_num_tokens:
                 raise ValueError(f"request {request.request_id!r} is over but not finished")
 
     def loaded(self, done: LoadDone, now: float) -> None:
@@ -443,12 +293,12 @@ class Scheduler:
         if request.load_ticket != done.ticket:  # it ended meanwhile
             shard.pool.free(load.pages)
             return
-        self._preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
+        self._admission.preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
         before = request.num_computed_tokens
         shard.pages.finish_load(request, load.pages, done.num_pages)
         shard.pages.drop_swapped(request)
-        self.cache_counts.store_hit_tokens += request.num_computed_tokens - before
-        self._note_reused(request)
+        self._admission.cache_counts.store_hit_tokens += request.num_computed_tokens - before
+        self._admission.note_reused(request)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
@@ -457,7 +307,7 @@ class Scheduler:
             return
         self._budget.observe(num_tokens, seconds)
         if num_tokens > 4 * len(plan.rows):
-            self._preemption.observe_prefill(num_tokens, seconds)
+            self._admission.preemption.observe_prefill(num_tokens, seconds)
 
     def take_shed(self) -> list[Request]:
         """Requests that were given up since the last call, `FinishReason.SHED`."""
@@ -499,7 +349,12 @@ class Scheduler:
     @property
     def num_preemptions(self) -> int:
         """Preemptions so far, over all requests."""
-        return self._num_preemptions
+        return self._admission.num_preemptions
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """What the caches had of the requests that started."""
+        return self._admission.cache_counts
 
     @property
     def page_counts(self) -> PageCounts:
@@ -533,7 +388,10 @@ class Scheduler:
                 assert request.state is RequestState.RUNNING and request.key in self._active
                 assert request.shard == shard.index and request not in self._waiting
                 held = len(request.page_ids) * self._page_size
-                assert held >= request.num_computed_tokens or self._has_all_tokens(request)
+                assert (
+                    held >= request.num_computed_tokens
+                    or request.num_tokens >= request.max_num_tokens
+                )
         requests = list(self._active.values())
         waiting = [request for request in requests if request in self._waiting]
         assert len(waiting) == len(self._waiting)
