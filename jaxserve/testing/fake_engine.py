@@ -7,7 +7,7 @@ from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
-from jaxserve.scheduling.policies import make_policy
+from jaxserve.scheduling.policies import Policy, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
@@ -32,6 +32,7 @@ def fake_sync_engine(
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 128,
     max_waiting: int = 1000,
+    policy: Policy | None = None,
     overlap: bool = True,
     step_seconds: float = 0.001,
 ) -> Engine:
@@ -43,6 +44,7 @@ def fake_sync_engine(
         num_pages, page_size: the KV cache's size, and a page's in tokens.
         max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap: as in
             `EngineConfig`.
+        policy: the order of service, `fcfs` by default.
         step_seconds: how long the pretended device takes for a step.
     """
     tokenizer = ByteTokenizer()
@@ -53,7 +55,7 @@ def fake_sync_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         max_waiting=max_waiting,
-        policy=make_policy("fcfs"),
+        policy=policy or make_policy("fcfs"),
     )
     info = ModelInfo(
         name="fake",
