@@ -180,7 +180,7 @@ class Scheduler:
             at all, or all of it waits for a commit or for pages from the store).
         """
         self._admission.begin_step(now)
-        budget = self._budget.tokens() // len(self._shards)
+        budget = self._budget.tokens(self.num_running) // len(self._shards)
         for shard in self._shards:
             shard.begin_step(max(budget, 1), self._admission.ranking, now)
         self._admission.make_room(now)

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 _WEIGHT = 0.2  # of a new measurement in the running mean
+_LEAST_CHUNK = 8  # tokens of prompts that a step may compute however slow it is
 _OUTLIER = 4.0  # a step that took so many times the mean was held up by something else
 
 
 class TokenBudget(Protocol):
     """Says how large the next step may be."""
 
-    def tokens(self) -> int:
-        """Tokens of the next step, over all shards."""
+    def tokens(self, num_running: int) -> int:
+        """Tokens of the next step, over all shards, when so many requests run."""
         ...
 
     def observe(self, num_tokens: int, seconds: float) -> None:
@@ -30,7 +31,7 @@ class FixedBudget:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
 
-    def tokens(self) -> int:
+    def tokens(self, num_running: int) -> int:
         """The fixed number."""
         return self._max_tokens
 
@@ -42,9 +43,8 @@ class TpotBudget:
     """As many tokens as steps within a target time have been able to hold.
 
     Decodes get a token per step, so a step's time is their time per output token. Step times are
-    kept as a running mean per padded size. A size not seen yet is taken to cost in proportion
-    to the next smaller one that was, which is too much (a step has fixed costs), so the budget
-    grows from below, one size at a time.
+    kept as a running mean per padded size. The budget grows from below, one size at a time: what
+    a size not seen yet will cost lies on the line through the two largest that were.
 
     Args:
         target: seconds per step.
@@ -57,20 +57,35 @@ class TpotBudget:
         self._sizes = tuple(sizes)
         self._seconds: dict[int, float] = {}
 
-    def tokens(self) -> int:
-        """The largest size whose steps are expected to meet the target, at least the smallest."""
+    def tokens(self, num_running: int) -> int:
+        """The largest size whose steps are expected to meet the target.
+
+        A target that cannot be met is no reason to stand still: every running request gets its
+        token, and prompts a few.
+        """
         best = self._sizes[0]
-        known_size, known_seconds = 0, 0.0
+        largest_seen = max(self._seconds, default=0)
         for size in self._sizes:
-            if size in self._seconds:
-                known_size, known_seconds = size, self._seconds[size]
-            expected = known_seconds * size / known_size if known_size else 0.0
-            if expected > self._target:
+            is_seen = size in self._seconds
+            if not is_seen and size < largest_seen:
+                continue
+            if self._expected(size) > self._target:
                 break
             best = size
-            if size not in self._seconds:
+            if not is_seen:
                 break  # try this one before any larger
-        return best
+        return min(max(best, num_running + _LEAST_CHUNK), self._sizes[-1])
+
+    def _expected(self, size: int) -> float:
+        """Seconds of a step, of a size seen or of a larger one than any seen."""
+        if not self._seconds or size in self._seconds:
+            return self._seconds.get(size, 0.0)
+        *smaller, last = sorted(self._seconds)
+        slope = self._seconds[last] / last
+        if smaller:
+            before = smaller[-1]
+            slope = max((self._seconds[last] - self._seconds[before]) / (last - before), 0.0)
+        return self._seconds[last] + slope * (size - last)
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Take a step's time into its size's running mean."""
