@@ -86,14 +86,14 @@ def generate(
     prompt, chat = _read_dash(prompt), _read_dash(chat)
     from jaxserve.llm import LLM  # imports JAX: only now, so that --help is instant
 
-    llm = LLM(**dataclasses.asdict(config))
-    if interactive:
-        _Conversation(llm, params, messages).run()
-        return
-    if chat is not None:
-        messages.append({"role": "user", "content": chat})
-    wanted = _templated(llm, messages) if prompt is None else prompt
-    _, finished = _answer(llm, wanted, params)
+    with contextlib.closing(LLM(**dataclasses.asdict(config))) as llm:
+        if interactive:
+            _Conversation(llm, params, messages).run()
+            return
+        if chat is not None:
+            messages.append({"role": "user", "content": chat})
+        wanted = _templated(llm, messages) if prompt is None else prompt
+        _, finished = _answer(llm, wanted, params)
     if not finished:
         sys.exit(128 + signal.SIGINT)
 

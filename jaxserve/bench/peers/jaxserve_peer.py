@@ -16,6 +16,7 @@ class JaxservePeer:
         self._llm = LLM(
             spec["model"],
             dtype="float32",
+            prefix_cache=False,  # the prompts come again and again
             max_num_seqs=spec["max_concurrency"],
             max_model_len=spec["max_len"],
             **spec["jaxserve_options"],
