@@ -47,6 +47,7 @@ def serve(policy: Policy, request: Request, num_tokens: int, now: float = 0.0) -
     assert request.num_computed_tokens <= request.num_tokens
     if request.num_computed_tokens == request.num_tokens:
         request.num_pending_tokens = 1
+        request.num_tokens += 1
     policy.served(request, num_tokens, now)
     if request.num_pending_tokens:
         request.num_pending_tokens = 0
@@ -197,6 +198,7 @@ class Simulation:
         request.num_computed_tokens += num_tokens
         if request.num_computed_tokens == request.num_tokens:
             request.num_pending_tokens = 1
+            request.num_tokens += 1
         self.longest_pause = max(self.longest_pause, self.now - request.last_progress)
         request.last_progress = self.now
         self.policy.served(request, num_tokens, self.now)

@@ -75,6 +75,7 @@ def srtf_after(answer: int, predicted: float | None = 100.0) -> Request:
     request = make_request(8, 1000, predicted=predicted)
     request.output_token_ids = [1] * (answer - 1)
     request.num_pending_tokens = 1  # counts too
+    request.num_tokens += answer
     return request
 
 
