@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jaxserve.bench import chunked_prefill
 from jaxserve.bench.chunked_prefill import (
     PREFILL_FIRST,
     TPOT,
@@ -67,10 +68,11 @@ def test_the_sides_differ_in_nothing_else() -> None:
     assert not any(side.prefix_cache for side in sides.values())
 
 
-def test_streams_that_end_too_early_spoil_the_round() -> None:
-    """A target of next to nothing leaves the smallest budget: one token beside the streams'."""
+def test_streams_that_end_too_early_spoil_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the scheduler to give a prompt less beside the streams than it promises."""
+    monkeypatch.setattr(chunked_prefill, "_SMALLEST_CHUNK", 16)
     with pytest.raises(JaxserveError, match="raise --tpot-ms"):
-        measure(dataclasses.replace(SPEC, tpot_ms=1e-6))
+        measure(dataclasses.replace(SPEC, tpot_ms=1e-6, prompt_len=600))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_long_ones_are_spread_over_the_whole_mix() -> None:
     assert set(KINDS) > LONG_KINDS
 
 
-@pytest.mark.parametrize(("count", "share"), [(0, 0.5), (5, -0.1), (5, 1.1), (100_000, 0.5)])
+@pytest.mark.parametrize(("count", "share"), [(0, 0.5), (5, -0.1), (5, 1.1), (20_000, 0.5)])
 def test_impossible_mixes_are_refused(count: int, share: float) -> None:
     with pytest.raises(ConfigError):
         mix_prompts(count, share)

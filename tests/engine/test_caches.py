@@ -131,7 +131,7 @@ def test_conversations_survive_a_restart(
     expected, _ = converse(plain)
     first = make(num_pages=20, host_cache_memory=0.001, **options)
     assert converse(first)[0] == expected
-    with pytest.raises(ConfigError, match="directory"):
+    with pytest.raises(ConfigError, match="in use by process"):
         make(**options)  # two engines on one directory
     first.close()
     again = make(**options)
