@@ -96,7 +96,7 @@ def test_what_cannot_be_is_refused():
 
 
 def test_options_are_read(caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="jaxserve")
     assert parse_buckets(None, option="--token-buckets", limit=64) is None
     assert parse_buckets("1,8, 24,64", option="--token-buckets", limit=64) == (1, 8, 24, 64)
     assert not caplog.messages
