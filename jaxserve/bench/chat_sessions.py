@@ -39,12 +39,13 @@ from jaxserve.bench.sides import (
     count_differing,
     identity,
     in_turns,
+    prefill_figures,
     require_positive,
+    token_source,
     ttfts,
 )
 from jaxserve.bench.stepping import Driver, SteppedRecord, greedy
 from jaxserve.bench.tables import format_table
-from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 
@@ -152,8 +153,7 @@ def measure_chat(
         name: _ChatSide(side, build, driver, [[] for _ in range(spec.num_sessions)])
         for name, side in chat_configs(config, spec, disk_dir).items()
     }
-    info = sides[NO_CACHE].driver.engine.info
-    source = TokenSource(info.vocab_size, info.eos_token_ids)
+    source = token_source(sides[NO_CACHE].driver)
     total = spec.num_turns * spec.num_sessions
     with tqdm(total=total, desc="turns", disable=not progress) as bar:
         for turn in range(spec.num_turns):
@@ -216,15 +216,9 @@ def _chat_results(sides: dict[str, _ChatSide], spec: ChatSpec) -> dict[str, Any]
 
 
 def _chat_figures(records: Sequence[SteppedRecord]) -> dict[str, float]:
-    ttft = ttfts(records)
-    offered = sum(r.prompt_len for r in records)
-    return {
-        "mean_ttft": float(ttft.mean()),
-        "p99_ttft": float(np.percentile(ttft, 99)),
-        "prefill_throughput": offered / float(ttft.sum()),
-        "prefill_tokens_offered": offered,
-        "prefill_tokens_computed": offered - sum(r.num_cached_tokens for r in records),
-    }
+    figures = prefill_figures(records)
+    throughput = figures["prefill_tokens_offered"] / float(ttfts(records).sum())
+    return {**figures, "prefill_throughput": throughput}
 
 
 def format_chat(result: dict[str, Any], spec: ChatSpec) -> str:

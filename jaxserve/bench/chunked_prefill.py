@@ -30,10 +30,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.bench.sides import BuildEngine, MakeDriver, identity, in_turns, require_positive
+from jaxserve.bench.sides import (
+    BuildEngine,
+    MakeDriver,
+    identity,
+    in_turns,
+    require_positive,
+    token_source,
+)
 from jaxserve.bench.stepping import Driver, SteppedRecord, TimedRequest, greedy
 from jaxserve.bench.tables import format_table
-from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 
@@ -182,8 +188,7 @@ def measure_chunked_prefill(
 
 
 def _run_round(driver: Driver, spec: ChunkedPrefillSpec, number: int) -> _Round:
-    info = driver.engine.info
-    source = TokenSource(info.vocab_size, info.eos_token_ids)
+    source = token_source(driver)
     rng = np.random.default_rng([spec.seed, number])
 
     def add(name: str, prompt_len: int, answer_len: int) -> SteppedRecord:

@@ -31,10 +31,10 @@ from jaxserve.bench.sides import (
     identity,
     in_turns,
     require_positive,
+    token_source,
 )
 from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest, greedy
 from jaxserve.bench.tables import format_table
-from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import ModelInfo
@@ -178,8 +178,7 @@ def measure_fairness(
 def _run(
     driver: Driver, spec: FairnessSpec, number: int, progress: str | None
 ) -> tuple[RunResult, ServiceMeter]:
-    info = driver.engine.info
-    source = TokenSource(info.vocab_size, info.eos_token_ids)
+    source = token_source(driver)
     rng = np.random.default_rng([spec.seed, number])
     owners = [LIGHT] + [HEAVY] * spec.ratio
     order = [owner for _ in range(spec.light_requests) for owner in rng.permutation(owners)]

@@ -29,7 +29,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.step import Executor, LoadDone, StepPlan, StepResult
 from jaxserve.runner.bucket_choice import padding_fraction
-from jaxserve.runner.buckets import Buckets, parse_buckets
+from jaxserve.runner.buckets import Buckets
 
 if TYPE_CHECKING:
     from jaxserve.engine.engine import Engine
@@ -198,7 +198,7 @@ def measure_padding(
         config, page_size=spec.page_sizes[0], token_buckets=None, row_buckets=None
     )
     engine = build(first)
-    sizes = _buckets(first, engine).tokens
+    sizes = Buckets.of_config(first, max_model_len=engine.info.max_model_len).tokens
     cost = LinearCost.fit(measure_engine(engine, sizes))
     info = engine.info
     limits = ReplayLimits.of_config(
@@ -228,18 +228,6 @@ def measure_padding(
     )  # fmt: skip
 
 
-def _buckets(config: EngineConfig, engine: "Engine") -> Buckets:
-    tokens, rows = engine.info.max_num_batched_tokens, engine.info.max_num_seqs
-    return Buckets.for_limits(
-        max_tokens=tokens,
-        max_rows=rows,
-        max_model_len=engine.info.max_model_len,
-        page_size=engine.info.page_size,
-        tokens=parse_buckets(config.token_buckets, option="--token-buckets", limit=tokens),
-        sampled=parse_buckets(config.row_buckets, option="--row-buckets", limit=rows),
-    )
-
-
 def _run(
     name: str,
     config: EngineConfig,
@@ -247,7 +235,10 @@ def _run(
     items: Sequence[WorkloadItem],
     progress: bool,
 ) -> PaddingRun:
-    steps, buckets = record_steps(engine), _buckets(config, engine)
+    steps, buckets = (
+        record_steps(engine),
+        Buckets.of_config(config, max_model_len=engine.info.max_model_len),
+    )
     requests = [
         TimedRequest(
             request_id=str(index),

@@ -26,12 +26,13 @@ from jaxserve.bench.sides import (
     count_differing,
     identity,
     in_turns,
+    prefill_figures,
     require_positive,
-    ttfts,
+    token_source,
 )
 from jaxserve.bench.stepping import Driver, SteppedRecord, TimedRequest, greedy
 from jaxserve.bench.tables import format_table
-from jaxserve.bench.workloads import TokenSource, WorkloadItem
+from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
 
 NO_CACHE, CACHE = "no cache", "cache"
@@ -119,8 +120,7 @@ def measure_shared(
 
 
 def _shared_requests(driver: Driver, spec: SharedSpec, number: int) -> list[TimedRequest]:
-    info = driver.engine.info
-    source = TokenSource(info.vocab_size, info.eos_token_ids)
+    source = token_source(driver)
     rng = np.random.default_rng([spec.seed, number + 1])
     prefix = source.draw(rng, spec.prefix_len)
     rate = float("inf") if spec.request_rate is None else spec.request_rate
@@ -140,16 +140,13 @@ def _shared_requests(driver: Driver, spec: SharedSpec, number: int) -> list[Time
 
 
 def _shared_figures(records: Sequence[SteppedRecord], seconds: float) -> dict[str, float]:
-    ttft = ttfts(records)
-    offered = sum(r.prompt_len for r in records)
+    figures = prefill_figures(records)
+    answered = sum(r.output_len for r in records)
     return {
-        "mean_ttft": float(ttft.mean()),
-        "p99_ttft": float(np.percentile(ttft, 99)),
+        **figures,
         "seconds": seconds,
-        "token_throughput": (offered + sum(r.output_len for r in records)) / seconds,
-        "output_throughput": sum(r.output_len for r in records) / seconds,
-        "prefill_tokens_offered": offered,
-        "prefill_tokens_computed": offered - sum(r.num_cached_tokens for r in records),
+        "token_throughput": (figures["prefill_tokens_offered"] + answered) / seconds,
+        "output_throughput": answered / seconds,
     }
 
 

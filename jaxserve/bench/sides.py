@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxserve.bench.stepping import Driver, SteppedRecord
+from jaxserve.bench.workloads import TokenSource
 from jaxserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,24 @@ def in_turns(names: Sequence[str], round_number: int) -> Sequence[str]:
     A machine that slowly warms up or cools down then favours nobody.
     """
     return list(names) if round_number % 2 == 0 else list(reversed(names))
+
+
+def token_source(driver: Driver) -> TokenSource:
+    """Draws prompts for a side's model."""
+    info = driver.engine.info
+    return TokenSource(info.vocab_size, info.eos_token_ids)
+
+
+def prefill_figures(records: Sequence[SteppedRecord]) -> dict[str, float]:
+    """Times to the first token (seconds), and prompt tokens offered and computed."""
+    ttft = ttfts(records)
+    offered = sum(r.prompt_len for r in records)
+    return {
+        "mean_ttft": float(ttft.mean()),
+        "p99_ttft": float(np.percentile(ttft, 99)),
+        "prefill_tokens_offered": offered,
+        "prefill_tokens_computed": offered - sum(r.num_cached_tokens for r in records),
+    }
 
 
 def ttfts(records: Sequence[SteppedRecord]) -> np.ndarray:

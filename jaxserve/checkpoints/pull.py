@@ -23,6 +23,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
+from jaxserve.core.cache_home import cache_home
 from jaxserve.core.errors import CheckpointError, ModelNotFound
 
 CHUNK_SIZE = 2**20
@@ -84,8 +85,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
 
 def default_cache_dir() -> Path:
     """Where pulled models are kept: `$XDG_CACHE_HOME/jaxserve/models`, or under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "jaxserve" / "models"
+    return cache_home("models")
 
 
 def resolve_model(name_or_path: str | Path, *, progress: bool = True) -> Path:

@@ -98,6 +98,11 @@ class Request:
         return self.num_tokens - len(self.prompt_token_ids)
 
     @property
+    def has_all_tokens(self) -> bool:
+        """Whether every token the request may have has at least been launched."""
+        return self.num_tokens >= self.max_num_tokens
+
+    @property
     def num_known_tokens(self) -> int:
         """Prompt and output tokens whose values the host has."""
         return self.num_tokens - self.num_pending_tokens

@@ -14,6 +14,7 @@ from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
 from jaxserve.checkpoints.random_weights import RandomCheckpoint
+from jaxserve.core.cache_home import cache_home
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
@@ -22,7 +23,6 @@ from jaxserve.engine.build_scheduler import (
     build_predictor,
     build_scheduler,
     build_store,
-    cache_home,
     model_fingerprint,
 )
 from jaxserve.engine.engine import Engine
@@ -30,7 +30,7 @@ from jaxserve.engine.outputs import ModelInfo
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
 from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
-from jaxserve.runner.buckets import Buckets, parse_buckets
+from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
@@ -63,7 +63,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     """Build an engine that its caller steps; see `build_engine`."""
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
-    build_policy(config)  # refused now, not after the weights are loaded
+    policy = build_policy(config)  # refused now, not after the weights are loaded
     mesh = make_mesh(config.mesh)
     path = None if config.random_weights else resolve_model(config.model)
     checkpoint = open_checkpoint(path) if path else _random_checkpoint(config)
@@ -79,7 +79,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     # one that the whole pool cannot hold could never be served.
     num_pages = _num_pages(config, model_config, rules, dtype, max_model_len)
     max_model_len = min(max_model_len, num_pages // rules.data * config.page_size)
-    limits = _buckets(config, rules, max_model_len)
+    limits = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
     program = StepProgram.of_graph(graph, rules, limits, implementation)
     lowering = StepLowering(program, dtype, num_pages, config.page_size, dtype)
     events, fingerprint = EventLog(), model_fingerprint(path, config)
@@ -91,7 +91,13 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )
     scheduler = build_scheduler(
-        config, lowering, max_model_len, store=store, events=events, predictor=predictor
+        config,
+        lowering,
+        max_model_len,
+        policy=policy,
+        store=store,
+        events=events,
+        predictor=predictor,
     )
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
@@ -152,27 +158,6 @@ def _random_checkpoint(config: EngineConfig) -> Checkpoint:
     return RandomCheckpoint(from_preset(config.model), config.seed)
 
 
-def _buckets(config: EngineConfig, rules: ShardingRules, max_model_len: int) -> Buckets:
-    return Buckets.for_limits(
-        max_tokens=config.max_num_batched_tokens // rules.data,
-        max_rows=config.max_num_seqs // rules.data,
-        max_model_len=max_model_len,
-        page_size=config.page_size,
-        tokens=parse_buckets(
-            config.token_buckets,
-            option="--token-buckets",
-            limit=config.max_num_batched_tokens,
-            num_shards=rules.data,
-        ),
-        sampled=parse_buckets(
-            config.row_buckets,
-            option="--row-buckets",
-            limit=config.max_num_seqs,
-            num_shards=rules.data,
-        ),
-    )
-
-
 def _dtype(config: EngineConfig) -> np.dtype:
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
@@ -180,16 +165,11 @@ def _dtype(config: EngineConfig) -> np.dtype:
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-def _head_parts(rules: ShardingRules) -> int:
-    """Over how many devices the attention heads are split."""
-    return rules.tensor if "kv_heads" in rules.split else 1
-
-
 def _attention(
     config: EngineConfig, model: ModelConfig, rules: ShardingRules, dtype: np.dtype
 ) -> str:
     """The attention that runs on this mesh's devices."""
-    device, parts = rules.mesh.devices.flat[0], _head_parts(rules)
+    device, parts = rules.mesh.devices.flat[0], rules.head_parts
     heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
     shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
     try:
@@ -209,7 +189,7 @@ def _num_pages(
     if config.num_pages is not None:
         return config.num_pages
     device = rules.mesh.devices.flat[0]
-    kv_heads, head_dim = model.num_kv_heads // _head_parts(rules), model.head_dim
+    kv_heads, head_dim = model.num_kv_heads // rules.head_parts, model.head_dim
     if device.platform == "tpu":
         head_dim = padded_to_lanes(head_dim)
     page_bytes = model.num_layers * 2 * kv_heads * head_dim * dtype.itemsize

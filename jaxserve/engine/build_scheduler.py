@@ -1,7 +1,7 @@
 """From options to the host's side of an engine: policy, caches, predictor, scheduler."""
 
 import hashlib
-import os
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.cache.page_store import PageStore
+from jaxserve.core.cache_home import cache_home
 from jaxserve.core.config import EngineConfig, parse_tenant_weights
 from jaxserve.core.errors import ConfigError
 from jaxserve.prediction import make_predictor
@@ -55,12 +56,6 @@ def model_fingerprint(model: Path | None, config: EngineConfig) -> str:
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
 
-def cache_home(folder: str) -> Path:
-    """Where something of that name is kept between starts, if no option says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "jaxserve" / folder
-
-
 def build_store(
     config: EngineConfig, lowering: StepLowering, fingerprint: str, events: EventLog
 ) -> PageStore | None:
@@ -73,12 +68,11 @@ def build_store(
     if not host and not disk:
         return None
     shape, dtype = lowering.page_shape, lowering.kv_dtype
-    page_bytes = int(np.prod(shape)) * dtype.itemsize
     tier = None
     if disk:
         directory = Path(config.disk_cache_dir) if config.disk_cache_dir else cache_home("kv")
         facts = f"{fingerprint} {shape} {dtype.name}"
-        tier = DiskTier(directory, page_bytes, facts, disk)
+        tier = DiskTier(directory, _stored_page_bytes(lowering), facts, disk)
     return PageStore(shape, dtype, host_bytes=host, disk=tier, events=events)
 
 
@@ -119,19 +113,16 @@ def build_scheduler(
     lowering: StepLowering,
     max_model_len: int,
     *,
+    policy: Policy,
     store: PageStore | None,
     events: EventLog,
     predictor: LengthPredictor,
 ) -> Scheduler:
-    """The scheduler of a runner with these programs.
-
-    Raises:
-        ConfigError: options that do not go together.
-    """
+    """The scheduler of a runner with these programs."""
     shards = lowering.rules.data
     pools = [
         PagePool(
-            lowering.num_pages // shards,
+            lowering.pages_per_shard,
             prefix_cache=config.prefix_cache,
             events=events,
             shard=shard,
@@ -145,7 +136,7 @@ def build_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
         max_waiting=config.max_waiting,
-        policy=build_policy(config),
+        policy=policy,
         store=store,
         settings=SchedulerSettings(
             prefix_cache=config.prefix_cache,
@@ -188,12 +179,17 @@ def _token_budget(config: EngineConfig, buckets: Buckets, shards: int) -> TokenB
     return TpotBudget(config.slo_tpot_ms / 1000, [size * shards for size in buckets.tokens])
 
 
+def _stored_page_bytes(lowering: StepLowering) -> int:
+    """What a page takes off the device, with the heads of all devices."""
+    return math.prod(lowering.page_shape) * lowering.kv_dtype.itemsize
+
+
 def _costs(lowering: StepLowering) -> Costs:
     rates = RATES.get(lowering.rules.mesh.devices.flat[0].platform, RATES["gpu"])
-    num_weights = sum(int(np.prod(p.shape)) for p in lowering.params.values())
+    num_weights = sum(math.prod(p.shape) for p in lowering.params.values())
     num_devices = lowering.rules.mesh.devices.size
     return Costs(
         seconds_per_token=2 * num_weights / (rates.flops * num_devices),
-        page_bytes=int(np.prod(lowering.page_shape)) * lowering.kv_dtype.itemsize,
+        page_bytes=_stored_page_bytes(lowering),
         bytes_per_second=rates.bytes,
     )

@@ -85,6 +85,11 @@ class ShardingRules:
         """Size of the tensor axis."""
         return self.mesh.shape["tensor"]
 
+    @property
+    def head_parts(self) -> int:
+        """Over how many devices the attention heads are split."""
+        return self.tensor if "kv_heads" in self.split else 1
+
 
 def shard_model(config: ModelConfig, mesh: Mesh) -> tuple[ModelConfig, ShardingRules]:
     """Fit a model to a mesh: which axes are split, and whether KV heads are repeated.

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,37 @@ class Buckets:
             sampled=sampled,
             max_rows=max_rows,
             max_pages=-(-max_model_len // page_size),
+        )
+
+    @classmethod
+    def of_config(
+        cls, config: EngineConfig, *, max_model_len: int, num_shards: int = 1
+    ) -> "Buckets":
+        """The buckets of an engine with these options.
+
+        Args:
+            config: its limits, and its choice of buckets if it has one.
+            max_model_len: as resolved for the model.
+            num_shards: data shards.
+
+        Raises:
+            ConfigError: a choice of buckets that does not fit the limits.
+        """
+        max_tokens, max_rows = config.max_num_batched_tokens, config.max_num_seqs
+        tokens, rows = (
+            parse_buckets(text, option=option, limit=limit, num_shards=num_shards)
+            for text, option, limit in (
+                (config.token_buckets, "--token-buckets", max_tokens),
+                (config.row_buckets, "--row-buckets", max_rows),
+            )
+        )
+        return cls.for_limits(
+            max_tokens=max_tokens // num_shards,
+            max_rows=max_rows // num_shards,
+            max_model_len=max_model_len,
+            page_size=config.page_size,
+            tokens=tokens,
+            sampled=rows,
         )
 
     def rows(self, tokens: int) -> int:

@@ -66,7 +66,6 @@ class DeviceRunner:
         self._shards = lowering.rules.data
         self._params = dict(params)
         self._head = {name: params[name] for name in program.graph.head_names}
-        self._split = lowering.last_tokens.sharding  # of anything that is one part per shard
         self._kv_pages = _zeros(lowering.kv_pages)
         self._last_tokens = _zeros(lowering.last_tokens)
         self._backbones: dict[int, Compiled] = {}

@@ -92,7 +92,7 @@ class StepLowering:
     def page_bytes(self) -> int:
         """What one page takes on each of its shard's devices."""
         layers, two, kv_heads, page_size, head_dim = self.page_shape
-        kv_heads //= self.rules.tensor if "kv_heads" in self.rules.split else 1
+        kv_heads //= self.rules.head_parts
         return layers * two * kv_heads * page_size * head_dim * self.kv_dtype.itemsize
 
     @property

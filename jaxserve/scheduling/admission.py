@@ -127,19 +127,16 @@ class Admission:
                 self.waiting.discard(request)
                 request.state = RequestState.RUNNING
                 request.slice_start = request.num_output_tokens
-                self._note_start(request, shard, len(found.shared))
+                self.cache_counts.queried_tokens += request.num_tokens
+                self.cache_counts.device_hit_tokens += request.num_computed_tokens
+                if request.load_ticket is None:
+                    self.has_caught_up(shard, request)
                 return shard
         return None
 
-    def _note_start(self, request: Request, shard: Shard, num_shared: int) -> None:
-        self.cache_counts.queried_tokens += request.num_tokens
-        self.cache_counts.device_hit_tokens += request.num_computed_tokens
-        if request.load_ticket is None:
-            shard.pages.drop_swapped(request)
-            self.note_reused(request)
-
-    def note_reused(self, request: Request) -> None:
-        """A request runs with what was found of it in the caches."""
+    def has_caught_up(self, shard: Shard, request: Request) -> None:
+        """A request has got all that the caches held of it, and goes on from there."""
+        shard.pages.drop_swapped(request)
         request.num_cached_tokens = request.num_computed_tokens
         if request.num_reused_tokens is None:
             request.num_reused_tokens = min(
@@ -148,11 +145,8 @@ class Admission:
 
     def look_up(self, request: Request) -> None:
         """Estimate what a waiting request would find in the cache."""
-        request.num_cached_tokens = self._tokens_on_device(request)
-
-    def _tokens_on_device(self, request: Request) -> int:
         most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)
-        return most * self._page_size
+        request.num_cached_tokens = most * self._page_size
 
     # Stopping.
 
@@ -200,7 +194,7 @@ class Admission:
                 if first is None or shard.free_slots:
                     break
                 request = entry.request
-                if entry.tier == 0 or request.num_tokens >= request.max_num_tokens:
+                if entry.tier == 0 or request.has_all_tokens:
                     continue
                 used = request.num_output_tokens - request.slice_start
                 if used >= slice_tokens and first < entry._replace(slices=entry.slices + 1):

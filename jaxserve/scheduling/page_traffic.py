@@ -37,6 +37,7 @@ class Load(NamedTuple):
 
     Attributes:
         request: who asked for them; it may have ended since.
+        shard: whose pages they are.
         pages: the pages; they are nobody else's until the load is done.
         started: when, in seconds.
     """

@@ -67,20 +67,17 @@ class RequestPages:
 
         At least one token is left to compute, since its logits are wanted.
         """
-        if not self._prefix_cache:
-            return Found([], self._stored(request, request.swapped_keys))
         self.update_keys(request)
         keys = request.page_keys[: (request.num_tokens - 1) // self._page_size]
         shared = self.pool.match(keys)
-        rest = request.swapped_keys or keys
-        return Found(shared, self._stored(request, rest[len(shared) :]))
-
-    def _stored(self, request: Request, keys: list[bytes]) -> list[bytes]:
+        rest = (request.swapped_keys or keys)[len(shared) :]
         store = self._traffic.store
-        return keys[: store.match(keys)] if store is not None and keys else []
+        return Found(shared, rest[: store.match(rest)] if store is not None else [])
 
     def update_keys(self, request: Request) -> None:
-        """Name the full pages that the request's known tokens fill."""
+        """Name the full pages that the request's known tokens fill, if pages are shared."""
+        if not self._prefix_cache:
+            return
         named = len(request.page_keys) * self._page_size
         if request.num_known_tokens - named >= self._page_size:
             tokens = request.known_tokens(named, request.num_known_tokens)
@@ -107,7 +104,7 @@ class RequestPages:
         end = min(start + size, request.num_tokens - 1)
         if (end - start) * _COPY_FRACTION < size:
             return
-        parent = request.page_keys[start // size - 1] if start else _root(request)
+        parent = _parent(request, start // size)
         match = self.pool.match_partial(parent, request.known_tokens(start, end))
         if match is None:
             return
@@ -167,7 +164,7 @@ class RequestPages:
         self.update_keys(request)
         keys, pages = request.page_keys, list(request.page_ids)
         for index in range(request.num_published_pages, num_full):
-            parent = keys[index - 1] if index else _root(request)
+            parent = _parent(request, index)
             tokens = request.known_tokens(index * size, (index + 1) * size)
             pages[index] = self.pool.publish(pages[index], keys[index], parent, tokens)
         request.page_ids = tuple(pages)
@@ -195,7 +192,7 @@ class RequestPages:
         end = min(request.num_computed_tokens, request.num_known_tokens)
         if not start < end < start + self._page_size or full >= len(request.page_ids):
             return
-        parent = request.page_keys[full - 1] if full else _root(request)
+        parent = _parent(request, full)
         self.pool.publish_tail(request.page_ids[full], parent, request.known_tokens(start, end))
 
     def swap_out(self, request: Request) -> bool:
@@ -208,9 +205,8 @@ class RequestPages:
         num_pages = -(-request.num_computed_tokens // self._page_size)
         if store is None or not num_pages:
             return False
-        if self._prefix_cache:
-            self.update_keys(request)
-        keys = request.page_keys[: min(num_pages, request.num_computed_tokens // self._page_size)]
+        self.update_keys(request)
+        keys = request.page_keys[: request.num_computed_tokens // self._page_size]
         keys = keys + [_private_key(request, i) for i in range(len(keys), num_pages)]
         for index, key in enumerate(keys):
             held = store.match([key]) or self._traffic.save(
@@ -228,7 +224,8 @@ class RequestPages:
         store = self._traffic.store
         if store is not None and request.swapped_keys:
             store.unpin(request.swapped_keys)
-            store.discard([k for k in request.swapped_keys if k not in set(request.page_keys)])
+            shared = set(request.page_keys)
+            store.discard([key for key in request.swapped_keys if key not in shared])
         request.swapped_keys, request.num_swapped_tokens = [], 0
 
 
@@ -236,6 +233,11 @@ def _root(request: Request) -> bytes:
     """The parent of a request's first page: tenants share pages only by a common salt."""
     service = request.service
     return root_key(f"salt:{service.cache_salt}" if service.cache_salt else f"of:{service.tenant}")
+
+
+def _parent(request: Request, index: int) -> bytes:
+    """The key of the page before a request's page of that number."""
+    return request.page_keys[index - 1] if index else _root(request)
 
 
 def _private_key(request: Request, index: int) -> bytes:

@@ -114,8 +114,7 @@ class Scheduler:
         prompt_len = len(request.prompt_token_ids)
         request.max_tokens = min(request.max_tokens, self._max_model_len - prompt_len)
         request.max_num_tokens = prompt_len + request.max_tokens
-        if self._settings.prefix_cache:
-            self._shards[0].pages.update_keys(request)
+        self._shards[0].pages.update_keys(request)
         if self._policy.refreshes:
             self._admission.look_up(request)
         self._active[request.key] = self._by_id[request.request_id] = request
@@ -275,7 +274,7 @@ class Scheduler:
             request.num_pending_tokens -= 1
             if row.key in finished:
                 self._finish(request, finished[row.key])
-            elif not request.num_pending_tokens and request.num_tokens >= request.max_num_tokens:
+            elif not request.num_pending_tokens and request.has_all_tokens:
                 raise ValueError(f"request {request.request_id!r} is over but not finished")
 
     def loaded(self, done: LoadDone, now: float) -> None:
@@ -296,9 +295,8 @@ class Scheduler:
         self._admission.preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
         before = request.num_computed_tokens
         shard.pages.finish_load(request, load.pages, done.num_pages)
-        shard.pages.drop_swapped(request)
         self._admission.cache_counts.store_hit_tokens += request.num_computed_tokens - before
-        self._admission.note_reused(request)
+        self._admission.has_caught_up(shard, request)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""

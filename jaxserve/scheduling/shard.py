@@ -77,7 +77,7 @@ class Shard:
         Without that one a newcomer would be preempted after a few steps. A request that holds
         all the pages it can ever fill, or has all its tokens, is owed none.
         """
-        if request.num_tokens >= request.max_num_tokens:
+        if request.has_all_tokens:
             return 0
         held = len(request.page_ids)
         # The last token of an answer is never fed back, so it needs no KV.
@@ -139,8 +139,9 @@ class Shard:
         """
         for entry in reversed(self.running):
             request = entry.request
-            is_over = request.num_tokens >= request.max_num_tokens
-            if entry.key not in self._settled and request.load_ticket is None and not is_over:
+            if entry.key in self._settled or request.load_ticket is not None:
+                continue
+            if not request.has_all_tokens:
                 return entry
         return None
 
