@@ -7,7 +7,7 @@ that they are not chosen from what they are measured on), for each page size.
 
 import dataclasses
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from jaxserve.bench.tables import format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.step import Executor, LoadDone, StepPlan, StepResult
+from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.core.step import Executor, LoadDone, SamplingExtras, StepPlan, StepResult
 from jaxserve.runner.bucket_choice import padding_fraction
 from jaxserve.runner.buckets import Buckets
 
@@ -151,6 +152,16 @@ class RecordingExecutor:
         """Note the step and start it."""
         self.steps.add(plan)
         return self._executor.launch(plan)
+
+    def sample(self, handle: Any, extras: Mapping[int, SamplingExtras]) -> None:
+        """See `Executor`."""
+        self._executor.sample(handle, extras)
+
+    def score(
+        self, hidden: np.ndarray, token_ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """See `Executor`."""
+        return self._executor.score(hidden, token_ids, num_top)
 
     def collect(self, handle: Any) -> StepResult:
         """Wait for a launched step."""

@@ -2,6 +2,9 @@
 
     JaxserveError
     ├── InvalidRequest      the caller asked for something that cannot be served
+    ├── Unauthenticated     the caller brought no valid API key
+    ├── PermissionDenied    the caller may not do this
+    ├── RateLimited         the tenant has used up its share; try again later
     ├── ModelNotFound       no model of that name is served (or can be found)
     ├── QueueFull           the waiting queue is at its limit; try again later
     ├── TargetMissed        the request was given up: it could not meet its target any more
@@ -20,7 +23,35 @@ class JaxserveError(Exception):
 
 
 class InvalidRequest(JaxserveError, ValueError):
-    """A request carries a parameter or a prompt that cannot be served."""
+    """A request carries a parameter or a prompt that cannot be served.
+
+    Attributes:
+        param: the parameter at fault, where one is to blame.
+    """
+
+    def __init__(self, message: str = "", *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Unauthenticated(JaxserveError):
+    """API keys are on, and the caller brought none that is known."""
+
+
+class PermissionDenied(JaxserveError):
+    """The caller is known but may not do this, such as act for another tenant."""
+
+
+class RateLimited(JaxserveError):
+    """The tenant has used up what it may ask for at a time.
+
+    Attributes:
+        retry_after: seconds after which it may try again, if that is known.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ModelNotFound(JaxserveError, LookupError):

@@ -1,12 +1,43 @@
 """What a caller may ask of the sampler and of the stopping rules."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Iterable, Mapping
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300  # entries, as in OpenAI's API
+MAX_BAD_WORDS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkingBudget:
+    """How long a model may think before it has to answer.
+
+    Attributes:
+        max_tokens: tokens between the two markers, at most.
+        start_ids, end_ids: the markers' tokens, such as those of `<think>` and `</think>`.
+        begins_inside: the prompt ends with the start marker already.
+
+    Raises:
+        InvalidRequest: the budget is negative, or a marker is empty.
+    """
+
+    max_tokens: int
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    begins_inside: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise InvalidRequest(f"thinking_token_budget must not be negative: {self.max_tokens}")
+        if not self.start_ids or not self.end_ids:
+            raise InvalidRequest("this model has no markers of thinking, so no budget for it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +54,21 @@ class SamplingParams:
         stop: strings that end the generation; they are not part of the returned text.
         stop_token_ids: tokens that end the generation, beside the model's own EOS.
         ignore_eos: generate on past the model's EOS tokens (for benchmarks).
+        min_tokens: no EOS, stop token or stop string ends the answer before so many tokens.
+        include_stop_str_in_output: the stop string that ended the answer belongs to its text.
+        skip_special_tokens: special tokens stand for no text in the answer.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that the
+            prompt or the answer has (CTRL; Keskar et al. 2019), in (0, 100]; 1 changes nothing.
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens that the answer
+            has, once and per occurrence, in [-2, 2] (OpenAI's API).
+        logit_bias: added to the logits of these tokens, in [-100, 100]; given as a mapping.
+        allowed_token_ids: no other tokens are sampled; None allows all.
+        bad_words: texts that the answer never has, beginning at a token's border.
+        logprobs: log-probabilities of each token of the answer, and of so many of the most
+            likely ones; None for neither.
+        prompt_logprobs: likewise for the prompt's tokens, from the second on.
+        grammar: what the answer must look like.
+        thinking: how long the model may think.
 
     Raises:
         InvalidRequest: a value is outside its range; the message names the field.
@@ -37,12 +83,29 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    thinking: ThinkingBudget | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for field in ("temperature", "top_p", "min_p"):
+        self._freeze()
+        for field in (
+            "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+            "frequency_penalty",
+        ):  # fmt: skip
             if not math.isfinite(getattr(self, field)):
                 raise InvalidRequest(f"{field} must be a finite number")
         if not 0 <= self.temperature <= 100:
@@ -61,10 +124,91 @@ class SamplingParams:
             raise InvalidRequest(f"at most {MAX_STOP_STRINGS} stop strings, got {len(stop)}")
         if any(not isinstance(s, str) or not s for s in stop):
             raise InvalidRequest("stop strings must be non-empty strings")
-        if any(t < 0 or t >= 2**31 for t in self.stop_token_ids):
-            raise InvalidRequest("stop_token_ids must be non-negative int32 values")
+        _check_token_ids("stop_token_ids", self.stop_token_ids)
+        self._check_shaping()
+        self._check_logprobs()
+
+    def _freeze(self) -> None:
+        """Lists and mappings become tuples."""
+        bias = self.logit_bias
+        if isinstance(bias, Mapping):
+            bias = tuple((int(token), float(value)) for token, value in bias.items())
+        object.__setattr__(self, "logit_bias", tuple(bias))
+        object.__setattr__(self, "bad_words", tuple(self.bad_words))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+
+    def _check_shaping(self) -> None:
+        if self.min_tokens < 0:
+            raise InvalidRequest(f"min_tokens must not be negative, got {self.min_tokens}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}"
+            )
+        if not 0 < self.repetition_penalty <= 100:
+            raise InvalidRequest(
+                f"repetition_penalty must be in (0, 100], got {self.repetition_penalty}"
+            )
+        for field in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, field) <= 2:
+                raise InvalidRequest(f"{field} must be in [-2, 2], got {getattr(self, field)}")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(f"logit_bias has more than {MAX_LOGIT_BIAS} entries")
+        _check_token_ids("logit_bias", (token for token, _ in self.biases))
+        if not all(-100 <= value <= 100 for _, value in self.biases):
+            raise InvalidRequest("logit_bias values must be in [-100, 100]")
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise InvalidRequest("allowed_token_ids is empty: no token could be sampled")
+            _check_token_ids("allowed_token_ids", self.allowed_token_ids)
+        if len(self.bad_words) > MAX_BAD_WORDS:
+            raise InvalidRequest(f"at most {MAX_BAD_WORDS} bad_words, got {len(self.bad_words)}")
+        if any(not isinstance(word, str) or not word for word in self.bad_words):
+            raise InvalidRequest("bad_words must be non-empty strings")
+
+    def _check_logprobs(self) -> None:
+        for field in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= MAX_LOGPROBS:
+                raise InvalidRequest(f"{field} must be in [0, {MAX_LOGPROBS}], got {value}")
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as (token, value) pairs."""
+        return self.logit_bias  # type: ignore[return-value] - frozen at the start
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens so far."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+    @functools.cached_property
+    def sampled_late(self) -> bool:
+        """Whether a token is sampled only when the host knows all those before it.
+
+        See `StepRow.late`.
+        """
+        return (
+            self.has_penalties
+            or bool(self.logit_bias)
+            or self.allowed_token_ids is not None
+            or bool(self.bad_words)
+            or self.min_tokens > 0
+            or self.logprobs is not None
+            or self.grammar is not None
+            or self.thinking is not None
+        )
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+
+def _check_token_ids(field: str, ids: Iterable[int]) -> None:
+    if any(t < 0 or t >= 2**31 for t in ids):
+        raise InvalidRequest(f"{field} must be non-negative int32 values")

@@ -19,6 +19,7 @@ class ServiceParams:
         cache_salt: requests share cached KV pages only with those of the same salt.
         ttft_target: seconds from arrival in which the first token is wanted; None: no matter.
         tpot_target: seconds per token after the first that are wanted; None: no matter.
+        traceparent: the caller's W3C trace context, under which the request's spans are put.
 
     Raises:
         InvalidRequest: a value is outside its range; the message names the field.
@@ -29,9 +30,10 @@ class ServiceParams:
     cache_salt: str = ""
     ttft_target: float | None = None
     tpot_target: float | None = None
+    traceparent: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("tenant", "cache_salt"):
+        for field in ("tenant", "cache_salt", "traceparent"):
             if len(getattr(self, field)) > MAX_NAME_CHARS:
                 raise InvalidRequest(f"{field} must have at most {MAX_NAME_CHARS} characters")
         if abs(self.priority) > MAX_PRIORITY:

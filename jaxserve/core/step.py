@@ -1,10 +1,12 @@
 """What passes between the scheduler and whatever runs a step: plans, results, executors."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.sampling_params import SamplingParams
 
 
@@ -26,6 +28,9 @@ class StepRow(NamedTuple):
         samples: whether a next token is sampled after the last token of this row.
         params, seed: how it is sampled; the random key is fold_in(seed, start + num_tokens).
         probe: whether the last hidden state of this row is wanted in the result.
+        late: whether it is sampled by `Executor.sample`, once the host knows all tokens before
+            (see `SamplingExtras`), and not by `Executor.launch`.
+        wants_hidden: whether the hidden states of all its tokens are wanted in the result.
     """
 
     key: int
@@ -39,11 +44,31 @@ class StepRow(NamedTuple):
     params: SamplingParams
     seed: int
     probe: bool = False
+    late: bool = False
+    wants_hidden: bool = False
 
     @property
     def end(self) -> int:
         """Position after the last token of this step: the row's context length."""
         return self.start + self.num_tokens
+
+
+class SamplingExtras(NamedTuple):
+    """What a late row's token depends on beside the row itself.
+
+    Penalties, biases and how many log-probabilities are wanted stand in the row's `params`.
+
+    Attributes:
+        mask: uint32 [ceil(vocabulary / 32)]: token t may be sampled if bit t % 32 of word t // 32
+            is set; None: all may.
+        history: the request's tokens so far, the prompt's first; empty if its params have no
+            penalties.
+        num_prompt_tokens: how many of them are the prompt's.
+    """
+
+    mask: np.ndarray | None = None
+    history: Sequence[int] = ()
+    num_prompt_tokens: int = 0
 
 
 class PageSave(NamedTuple):
@@ -108,6 +133,11 @@ class StepPlan:
         """Query tokens in the step, over all rows."""
         return sum(row.num_tokens for row in self.rows)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the step is only sampled once `Executor.sample` is called for it."""
+        return any(row.late for row in self.rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
@@ -118,10 +148,15 @@ class StepResult:
             did not sample.
         hidden: float32 [probed rows, hidden]: last hidden states of the rows with `probe`, in
             their order; None if there are none.
+        logprobs: of the sampled token, by index of the row; of rows whose params ask for them.
+        token_hidden: by index of the row, float32 [num_tokens, hidden]: the last layer's hidden
+            states, after the final norm, of all tokens of the rows with `wants_hidden`.
     """
 
     token_ids: np.ndarray
     hidden: np.ndarray | None = None
+    logprobs: Mapping[int, TokenLogprobs] = dataclasses.field(default_factory=dict)
+    token_hidden: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -132,7 +167,33 @@ class Executor(Protocol):
     """
 
     def launch(self, plan: StepPlan) -> Any:
-        """Start one step and return a handle for `collect`."""
+        """Start one step and return a handle for `collect`.
+
+        If the plan is late (`StepPlan.is_late`), none of its rows is sampled yet: `sample` has
+        to be called before the next `launch` and before the step is collected. So the device
+        computes the layers while the host still works on the tokens of the step before.
+        """
+        ...
+
+    def sample(self, handle: Any, extras: Mapping[int, SamplingExtras]) -> None:
+        """Sample a launched step whose plan is late; returns before it has run.
+
+        Args:
+            handle: what `launch` returned.
+            extras: by index of the row; late rows without any are sampled as plain ones.
+        """
+        ...
+
+    def score(
+        self, hidden: np.ndarray, token_ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """How likely the model thinks some tokens, each after its own hidden state; waits.
+
+        Args:
+            hidden: float32 [tokens, hidden], as in `StepResult.token_hidden`.
+            token_ids: the token that comes after each.
+            num_top: how many of the most likely tokens to tell, at most `MAX_LOGPROBS`.
+        """
         ...
 
     def collect(self, handle: Any) -> StepResult:

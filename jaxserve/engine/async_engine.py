@@ -276,7 +276,11 @@ def _merged(
         if isinstance(later, JaxserveError):
             return later
         item = dataclasses.replace(
-            later, text=item.text + later.text, token_ids=item.token_ids + later.token_ids
+            later,
+            text=item.text + later.text,
+            token_ids=item.token_ids + later.token_ids,
+            logprobs=item.logprobs + later.logprobs,
+            prompt_logprobs=item.prompt_logprobs,
         )
     return item
 

@@ -1,5 +1,6 @@
 """The engine loop's body: the only place where scheduler and executor meet."""
 
+import dataclasses
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -178,9 +179,14 @@ class Engine:
         if plan is not None:
             self.histogram.add(plan)
             launched = _Launched(plan, self.executor.launch(plan), time.perf_counter())
+        unsampled = launched if plan is not None and plan.is_late else None
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
+        elif unsampled is not None:
+            self.executor.sample(unsampled.handle, {})
         deltas = self._collect(launched) if launched is not None else []
+        if self._overlap and unsampled is not None:
+            self.executor.sample(unsampled.handle, {})
         if self._scheduler.num_loads:
             idle = plan is None and launched is None
             for done in self.executor.poll(wait=idle):
@@ -202,11 +208,13 @@ class Engine:
         self._num_steps += 1
         deltas: list[TokenDelta] = []
         finished: dict[int, FinishReason] = {}
-        for row, token_id in zip(plan.rows, result.token_ids.tolist(), strict=True):
+        for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
             stream = self._streams.get(row.key) if row.samples else None
             if stream is None:  # mid-prompt, or finished or aborted since the launch
                 continue
             delta = stream.push(token_id)
+            if i in result.logprobs:
+                delta = dataclasses.replace(delta, logprobs=(result.logprobs[i],))
             deltas.append(delta)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason

@@ -1,7 +1,11 @@
 """What the engine says to its callers: token deltas, the model's facts, the current load."""
 
 import dataclasses
+from typing import NamedTuple
 
+import numpy as np
+
+from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
 
 
@@ -17,6 +21,11 @@ class TokenDelta:
         finish_reason: set on the request's last delta only.
         num_prompt_tokens, num_output_tokens: tokens so far, over all deltas.
         num_cached_tokens: prompt tokens whose KV was found in the cache.
+        logprobs: one per token of `token_ids`, if the request asked for them, else empty.
+        prompt_logprobs: one per token of the prompt from the second on, on the request's first
+            delta, if it asked for them.
+        stop_reason: the stop string, or the token, that ended the answer; None if that was EOS,
+            or if it ended otherwise.
     """
 
     request_id: str
@@ -26,6 +35,21 @@ class TokenDelta:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    stop_reason: int | str | None = None
+
+
+class Embedding(NamedTuple):
+    """A text as one vector.
+
+    Attributes:
+        values: float32 [hidden], of length 1 (Euclidean).
+        num_prompt_tokens: tokens of the text.
+    """
+
+    values: np.ndarray
+    num_prompt_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)

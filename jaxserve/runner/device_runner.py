@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from jax.experimental.layout import Layout
 from jax.stages import Compiled
 
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.step import LoadDone, StepPlan, StepResult
+from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.packing import PackedStep, pack
 from jaxserve.runner.page_mover import PageMover
@@ -144,6 +145,16 @@ class DeviceRunner:
             self._head, self._last_tokens, hidden, sampling
         )
         return tokens, hidden
+
+    def sample(self, handle: LaunchedStep, extras: Mapping[int, SamplingExtras]) -> None:
+        """Sample a launched step whose plan is late; see `Executor.sample`."""
+        raise NotImplementedError
+
+    def score(
+        self, hidden: np.ndarray, token_ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """Log-probabilities of tokens after hidden states; see `Executor.score`."""
+        raise NotImplementedError
 
     def collect(self, handle: LaunchedStep) -> StepResult:
         """Wait for a step's tokens and put them in the order of its plan."""

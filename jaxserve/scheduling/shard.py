@@ -174,6 +174,8 @@ class Shard:
                 params=request.params,
                 seed=request.seed,
                 probe=samples and probe > 0 and request.num_output_tokens % probe == 0,
+                late=samples and request.params.sampled_late,
+                wants_hidden=request.wants_hidden,
             )
         )
         request.num_computed_tokens = end
@@ -201,7 +203,8 @@ class Shard:
             request.key, request.slot, self.index, start, 1,
             () if request.num_pending_tokens else (request.output_token_ids[-1],),
             page_ids, True, request.params, request.seed,
-            probe > 0 and request.num_output_tokens % probe == 0,
+            probe > 0 and request.num_output_tokens % probe == 0, request.params.sampled_late,
+            False,
         )  # fmt: skip
         self.rows.append(tuple.__new__(StepRow, row))
         request.num_computed_tokens = start + 1

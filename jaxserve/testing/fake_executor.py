@@ -9,14 +9,22 @@ import dataclasses
 import hashlib
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from jaxserve.cache.page_store import PageStore
+from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import LoadDone, PageLoads, StepPlan, StepResult, StepRow
+from jaxserve.core.step import (
+    LoadDone,
+    PageLoads,
+    SamplingExtras,
+    StepPlan,
+    StepResult,
+    StepRow,
+)
 from jaxserve.testing.plan_checks import check_plan, load_pages
 
 _UNWRITTEN = -1  # no token has this id, so reading it changes every hash
@@ -76,6 +84,10 @@ class FakeHandle:
 class FakeExecutor:
     """Implements `core.step.Executor` with a `FakeModel`.
 
+    Of what shapes the sampling of late rows it knows masks and biases: the token that the hash
+    names, or else the next one that is allowed; a bias of 50 or more makes a token the only one,
+    one of -50 or less forbids it. Log-probabilities are made up from the tokens' numbers.
+
     Steps take effect at launch, in order; results are handed out at collect. So do saves and
     copies, while loads are done in `poll`, in order, and leave garbage in their pages until then.
     The hidden state of a probed row is its key and its end, so that one sees whose it is.
@@ -111,6 +123,7 @@ class FakeExecutor:
         self._loads: deque[tuple[PageLoads, int]] = deque()  # and the polls it still takes
         self._tickets: set[int] = set()  # of all loads ever
         self._results: deque[tuple[FakeHandle, StepResult]] = deque()
+        self._unsampled: FakeHandle | None = None  # the step launched last, if it is late
 
     def launch(self, plan: StepPlan) -> FakeHandle:
         """Run one step.
@@ -122,16 +135,57 @@ class FakeExecutor:
         check_plan(plan, self._page_size, loading)
         self._move_pages(plan)
         # All rows write before any is sampled, as on a device: a page shared by mistake shows.
+        if self._unsampled is not None:
+            raise ValueError(f"step {self._unsampled.number} is not sampled yet")
         for row in plan.rows:
             self._write(row)
-        tokens = np.array([self._sample(row) for row in plan.rows], np.int32)
-        probed = [(row.key, row.end) for row in plan.rows if row.probe]
-        hidden = np.array(probed, np.float32) if probed else None
         self._busy_until = max(time.monotonic(), self._busy_until) + self._step_seconds
         handle = FakeHandle(len(self.plans), self._busy_until)
         self.plans.append(plan)
-        self._results.append((handle, StepResult(tokens, hidden)))
+        self._unsampled = handle
+        if not plan.is_late:
+            self._sample_rows(handle, {})
         return handle
+
+    def sample(self, handle: FakeHandle, extras: Mapping[int, SamplingExtras]) -> None:
+        """Sample a step whose plan is late.
+
+        Raises:
+            ValueError: it was sampled already, or a row that is not late has extras.
+        """
+        if handle != self._unsampled:
+            raise ValueError(f"step {handle.number} is not the one to be sampled")
+        rows = self.plans[handle.number].rows
+        early = [i for i in extras if not rows[i].late]
+        if early:
+            raise ValueError(f"rows {early} have extras and are not late")
+        self._sample_rows(handle, extras)
+
+    def _sample_rows(self, handle: FakeHandle, extras: Mapping[int, SamplingExtras]) -> None:
+        rows = self.plans[handle.number].rows
+        tokens = [self._sample(row, extras.get(i)) for i, row in enumerate(rows)]
+        logprobs = {
+            i: made_up_logprobs(token, row.params.logprobs, self.model.vocab_size)
+            for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            if row.samples and row.late and row.params.logprobs is not None
+        }
+        probed = [(row.key, row.end) for row in rows if row.probe]
+        hidden = np.array(probed, np.float32) if probed else None
+        token_hidden = {
+            i: np.array([(token, n) for n, token in enumerate(row.token_ids)], np.float32)
+            for i, row in enumerate(rows)
+            if row.wants_hidden
+        }
+        result = StepResult(np.array(tokens, np.int32), hidden, logprobs, token_hidden)
+        self._results.append((handle, result))
+        self._unsampled = None
+
+    def score(
+        self, hidden: np.ndarray, token_ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """Made-up log-probabilities; see `Executor.score`."""
+        assert len(hidden) == len(token_ids)
+        return [made_up_logprobs(token, num_top, self.model.vocab_size) for token in token_ids]
 
     def collect(self, handle: FakeHandle) -> StepResult:
         """Wait for the step and return its tokens.
@@ -193,18 +247,39 @@ class FakeExecutor:
             page, offset = divmod(position, self._page_size)
             self._page(row.shard, row.page_ids[page])[offset] = token
 
-    def _sample(self, row: StepRow) -> int:
+    def _sample(self, row: StepRow, extras: SamplingExtras | None) -> int:
         if not row.samples:
             return -1
         pages = [self._page(row.shard, page) for page in row.page_ids]
         history = np.concatenate(pages)[: row.end]
         seed = self.model.sampling_seed(row.params, row.seed)
         token = self.model.next_token(history, seed)
+        if row.late:
+            token = self._shaped(token, row.params, extras)
         self._last_token[row.slot] = token
         return token
+
+    def _shaped(self, token: int, params: SamplingParams, extras: SamplingExtras | None) -> int:
+        """The first allowed token from `token` on."""
+        allowed = np.ones(self.model.vocab_size, bool)
+        if extras is not None and extras.mask is not None:
+            bits = np.unpackbits(extras.mask.view(np.uint8), bitorder="little")
+            allowed &= bits[: self.model.vocab_size].astype(bool)
+        for biased, value in params.biases:
+            if value >= 50 and allowed[biased]:
+                return biased
+            allowed[biased] &= value > -50
+        order = np.roll(np.arange(self.model.vocab_size), -token)
+        return int(order[np.argmax(allowed[order])])
 
     def _page(self, shard: int, page: int) -> np.ndarray:
         """A page's tokens, int32 [page_size], to be read or changed."""
         if (shard, page) not in self._pages:
             self._pages[shard, page] = np.full(self._page_size, _UNWRITTEN, np.int32)
         return self._pages[shard, page]
+
+
+def made_up_logprobs(token_id: int, num_top: int | None, vocab_size: int) -> TokenLogprobs:
+    """What a `FakeExecutor` says of a token: that it is the most likely, then those after it."""
+    top = tuple((token_id + i) % vocab_size for i in range(num_top or 0))
+    return TokenLogprobs(token_id, -0.5, 1, top, tuple(-0.5 - i for i in range(len(top))))
