@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
 from jaxserve.server.metrics import MetricsServer
 from jaxserve.server.servicer import JaxserveServicer
@@ -79,11 +80,16 @@ class GrpcServer:
 
     `start` opens the port at once (calls are UNAVAILABLE, health NOT_SERVING), `attach` begins
     to serve, `drain` ends gently, `stop` ends. All of it on one event loop.
+
+    Args:
+        options: where and how to listen.
+        context: shared with the server's other front ends, if it has any.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, context: ServerContext | None = None) -> None:
         self._options = options
-        self._servicer = JaxserveServicer()
+        self._context = context or ServerContext()
+        self._servicer = JaxserveServicer(self._context)
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(options=options.channel_options())
         self._metrics: MetricsServer | None = None
@@ -123,7 +129,7 @@ class GrpcServer:
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
-        self._servicer.engine = engine
+        self._context.engine = engine
         if self._metrics is not None:
             self._metrics.attach(engine)
         await self._set_health(serving=True)
@@ -131,9 +137,9 @@ class GrpcServer:
     async def drain(self) -> None:
         """Refuse new requests and let the running ones finish within the grace period."""
         await self._set_health(serving=False)
-        if self._servicer.engine is not None:
-            await self._servicer.engine.drain(self._options.grace_period)
-            await self._servicer.wait_idle(_LAST_WRITES_SECONDS)
+        if self._context.engine is not None:
+            await self._context.engine.drain(self._options.grace_period)
+            await self._context.wait_idle(_LAST_WRITES_SECONDS)
 
     async def stop(self, grace: float = _STOP_SECONDS) -> None:
         """Close the ports; calls still open after `grace` seconds are cut off."""

@@ -1,17 +1,17 @@
 """The `jaxserve.v1.Jaxserve` service over an `AsyncEngine`."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import cast
 
 import grpc
 
-from jaxserve.core.errors import Draining, InvalidRequest, ModelNotFound
+from jaxserve.core.errors import Draining, InvalidRequest
 from jaxserve.core.request import FinishReason
-from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server import convert
+from jaxserve.server.context import ServerContext
+from jaxserve.server.security.caller import on_account
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
 
@@ -19,14 +19,14 @@ from jaxserve.server.v1 import jaxserve_pb2_grpc
 class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
     """Answers RPCs; raises the errors of `core/errors.py`, which `handlers` translates.
 
-    Until an engine is attached every call fails with `Draining` (UNAVAILABLE).
+    Until there is an engine every call fails with `Draining` (UNAVAILABLE).
+
+    Args:
+        context: the server's.
     """
 
-    def __init__(self) -> None:
-        self.engine: AsyncEngine | None = None
-        self._num_streams = 0
-        self._no_streams = asyncio.Event()
-        self._no_streams.set()
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -37,17 +37,17 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         client goes away or the deadline passes, and only so is the engine's stream closed, and
         the request aborted, at once in either place where we may be waiting.
         """
-        engine = self._engine(request.model)
+        engine = self._context.engine_for(request.model)
         request_id = convert.request_id(request.request_id)
         info = engine.model_info
         params = convert.sampling_params(request.sampling_params, vocab_size=info.vocab_size)
-        service = convert.service_params(request.service_params)
+        service = on_account(convert.service_params(request.service_params))
         prompt = await convert.prompt_token_ids(request, engine.tokenizer, info.max_model_len)
         deltas = cast(
             "AsyncGenerator[TokenDelta, None]",
             engine.generate(request_id, prompt, params, service),
         )
-        with self._counted():
+        with self._context.answering():
             async with contextlib.aclosing(deltas):
                 async for delta in deltas:
                     await context.write(convert.generate_response(delta))
@@ -60,13 +60,13 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         """Stop a request by its id."""
         if not request.request_id:
             raise InvalidRequest("request_id is empty")
-        return pb.AbortResponse(aborted=self._engine().abort(request.request_id))
+        return pb.AbortResponse(aborted=self._context.engine_for().abort(request.request_id))
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizeResponse:
         """The token ids of a text or a chat."""
-        engine = self._engine(request.model)
+        engine = self._context.engine_for(request.model)
         max_model_len = engine.model_info.max_model_len
         ids = await convert.prompt_token_ids(request, engine.tokenizer, max_model_len)
         return pb.TokenizeResponse(token_ids=ids, max_model_len=max_model_len)
@@ -75,37 +75,10 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetModelInfoResponse:
         """Facts about the served model."""
-        return convert.model_info(self._engine(request.model).model_info)
+        return convert.model_info(self._context.engine_for(request.model).model_info)
 
     async def GetLoad(
         self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetLoadResponse:
         """The engine's gauges and counters."""
-        return convert.load(self._engine().load())
-
-    async def wait_idle(self, timeout: float) -> bool:
-        """Wait until no Generate stream is open; whether that came before `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self._no_streams.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
-
-    def _engine(self, model: str = "") -> AsyncEngine:
-        if self.engine is None:
-            raise Draining("the server is still warming up")
-        served = self.engine.model_info.name
-        if model and model != served:
-            raise ModelNotFound(f"model {model!r} is not served here; {served!r} is")
-        return self.engine
-
-    @contextlib.contextmanager
-    def _counted(self):
-        self._num_streams += 1
-        self._no_streams.clear()
-        try:
-            yield
-        finally:
-            self._num_streams -= 1
-            if not self._num_streams:
-                self._no_streams.set()
+        return convert.load(self._context.engine_for().load())

@@ -88,6 +88,6 @@ def test_a_client_that_does_not_read_is_aborted_on_cancel(
             for call in calls:
                 call.cancel()
             await wait_idle(engine)
-            assert await s.server._servicer.wait_idle(2)
+            assert await s.server._context.wait_idle(2)
 
     asyncio.run(main())

@@ -80,7 +80,7 @@ async def storm(engine: AsyncEngine, draw: Draw, serving, make_request, rng: ran
         load = await s.stub.GetLoad(pb.GetLoadRequest())
         assert load.num_finished + load.num_aborted <= NUM_REQUESTS
         assert load.num_aborted > 0
-        assert not s.server._servicer._num_streams
+        assert not s.server._context._num_answering
 
 
 @pytest.mark.parametrize("num_pages", [2000, 150])  # 150: room for one long request or so

@@ -1,0 +1,62 @@
+"""What all front ends of one server share: the engine, the limits, who is being answered."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from jaxserve.core.errors import Draining, ModelNotFound
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.limits import RequestLimits
+
+
+class ServerContext:
+    """The state behind the gRPC and HTTP servers of one process; of one event loop.
+
+    Args:
+        limits: on single requests.
+
+    Attributes:
+        engine: None until it is ready; set once.
+        limits: as given.
+    """
+
+    def __init__(self, limits: RequestLimits | None = None) -> None:
+        self.engine: AsyncEngine | None = None
+        self.limits = limits or RequestLimits()
+        self._num_answering = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+
+    def engine_for(self, model: str = "") -> AsyncEngine:
+        """The engine that serves a model; empty for whatever is served.
+
+        Raises:
+            Draining: it is not ready yet.
+            ModelNotFound: another model is served.
+        """
+        if self.engine is None:
+            raise Draining("the server is still warming up")
+        served = self.engine.model_info.name
+        if model and model != served:
+            raise ModelNotFound(f"model {model!r} is not served here; {served!r} is")
+        return self.engine
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count an answer as under way, so that a draining server waits for its last words."""
+        self._num_answering += 1
+        self._nobody.clear()
+        try:
+            yield
+        finally:
+            self._num_answering -= 1
+            if not self._num_answering:
+                self._nobody.set()
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Wait until no answer is under way; whether that came before `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._nobody.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
