@@ -19,6 +19,7 @@ import jax.monitoring
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
 
+from jaxserve.core.private_files import require_private, require_private_file
 from jaxserve.runner.compile_counter import CompileCounter
 
 log = logging.getLogger(__name__)
@@ -34,15 +35,23 @@ _SOURCES = (
 class ProgramCache:
     """A directory of serialized executables, keyed by everything that shapes them.
 
-    Files are pickles of compiled machine code, as trusted as the installed package itself;
-    the directory is created readable by its owner only.
+    Files are pickles of compiled machine code (JAX knows no other form), as trusted as the
+    installed package itself. So the directory is created for its owner only, and one in which
+    somebody else could put a file is refused, as is a file that is somebody else's.
 
     Args:
         directory: where executables are kept; None keeps none.
         settings: everything besides the code and the machine that shapes the programs.
+
+    Raises:
+        ConfigError: others than this user may write to the directory.
     """
 
     def __init__(self, directory: Path | None, settings: Mapping[str, Any]) -> None:
+        if directory is not None:
+            with contextlib.suppress(OSError):  # `_store` says what is wrong with it
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            require_private(directory)
         self._directory = directory
         self._key = _fingerprint(settings)
 
@@ -61,7 +70,9 @@ class ProgramCache:
 
 def _load(path: Path) -> Compiled | None:
     try:
-        device_ids, *serialized = pickle.loads(path.read_bytes())
+        with path.open("rb") as file:
+            require_private_file(file)
+            device_ids, *serialized = pickle.loads(file.read())
         # Without their names the program would be loaded for all devices of the process.
         devices = {device.id: device for device in jax.devices()}
         return serialize_executable.deserialize_and_load(
@@ -80,7 +91,6 @@ def _store(path: Path, compiled: Compiled) -> None:
         assert executable is not None
         device_ids = [device.id for device in executable.local_devices()]
         payload = pickle.dumps((device_ids, *serialize_executable.serialize(compiled)))
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Another process may be writing the same program: rename a whole file into place.
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(payload)

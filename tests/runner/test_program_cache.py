@@ -1,6 +1,7 @@
 """Programs come from disk at the second start, and surprises after READY are noticed."""
 
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.core.errors import CompileAfterReady
+from jaxserve.core.errors import CompileAfterReady, ConfigError
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 
@@ -87,6 +88,31 @@ def test_the_directory_is_private_and_holds_whole_files_only(tmp_path: Path):
     ProgramCache(tmp_path / "new", {}).get("triple", lower)
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
     assert [f.suffix for f in (tmp_path / "new").iterdir()] == [".xla"]
+
+
+class Boom:
+    """What an attacker would put into a pickle."""
+
+    def __reduce__(self) -> tuple:
+        return (pytest.fail, ("a foreign pickle was run",))
+
+
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write to"):
+        ProgramCache(tmp_path, {})
+
+
+def test_a_file_that_others_may_write_to_is_never_unpickled(
+    tmp_path: Path, counter: CompileCounter, caplog: pytest.LogCaptureFixture
+):
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(pickle.dumps(Boom()))
+    file.chmod(0o666)
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    assert counter.before_ready == 2
+    assert "others than this user may write to it" in caplog.text
 
 
 def test_a_program_over_several_devices_survives_the_disk(tmp_path: Path, counter: CompileCounter):
