@@ -87,6 +87,11 @@ class Request:
     num_slices: int = 0  # how often it made room for others
     slice_start: int = 0  # answer tokens it had when it last started
 
+    # When what happened, in seconds on the clock of `arrival_time`; None: not yet.
+    started_time: float | None = None  # it first got to run
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+
     def __post_init__(self) -> None:
         self.num_tokens = (
             len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens

@@ -30,19 +30,25 @@ class StepHistogram:
         self.num_shards = num_shards
         self.steps: Counter[tuple[int, int]] = Counter()
 
-    def add(self, plan: StepPlan) -> None:
-        """Count a step; one that only moves pages is none."""
+    def add(self, plan: StepPlan) -> tuple[int, int]:
+        """Count a step; one that only moves pages is none.
+
+        Returns:
+            Tokens, and rows that sample, of its fullest shard (each).
+        """
         if not plan.rows:
-            return
+            return 0, 0
         if self.num_shards == 1:  # a list is summed faster than a generator
             tokens, sampled = [r.num_tokens for r in plan.rows], [r.samples for r in plan.rows]
-            self.steps[sum(tokens), sum(sampled)] += 1
-            return
-        tokens, sampled = [0] * self.num_shards, [0] * self.num_shards
-        for row in plan.rows:
-            tokens[row.shard] += row.num_tokens
-            sampled[row.shard] += row.samples
-        self.steps[max(tokens), max(sampled)] += 1
+            sizes = sum(tokens), sum(sampled)
+        else:
+            tokens, sampled = [0] * self.num_shards, [0] * self.num_shards
+            for row in plan.rows:
+                tokens[row.shard] += row.num_tokens
+                sampled[row.shard] += row.samples
+            sizes = max(tokens), max(sampled)
+        self.steps[sizes] += 1
+        return sizes
 
     @property
     def num_steps(self) -> int:

@@ -18,6 +18,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.records import EngineRecords
 from jaxserve.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class _Add:
     params: SamplingParams
     service: ServiceParams
     subscriber: _Subscriber
+    arrived: float  # time.monotonic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,11 @@ class AsyncEngine:
         """KV pages stored and removed, in all tiers."""
         return self._engine.kv_events
 
+    @property
+    def records(self) -> EngineRecords:
+        """The last steps and requests, and who is told of them."""
+        return self._engine.records
+
     def load(self) -> EngineLoad:
         """Gauges and counters as of now."""
         return self._engine.load()
@@ -135,7 +142,9 @@ class AsyncEngine:
             self._num_open += 1
         done = False
         service = service or ServiceParams()
-        self._inbox.put(_Add(request_id, prompt_token_ids, params, service, subscriber))
+        self._inbox.put(
+            _Add(request_id, prompt_token_ids, params, service, subscriber, time.monotonic())
+        )
         try:
             if self._closed:  # maybe since before the put: then nobody reads the inbox any more
                 self._raise_dead()
@@ -219,7 +228,7 @@ class AsyncEngine:
                 command.prompt_token_ids,
                 command.params,
                 command.service,
-                now=time.monotonic(),
+                now=command.arrived,
             )
         except JaxserveError as error:
             self._deliver([(command.subscriber, error)])

@@ -131,6 +131,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         compiles=counter,
         predictor=predictor,
         num_shards=rules.data,
+        buckets=limits,
         store=store,
         events=events,
     )

@@ -17,7 +17,9 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.stream import OutputStream
+from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.scheduling.length import LengthPredictor, NoPredictor
 from jaxserve.scheduling.scheduler import Scheduler
@@ -25,11 +27,15 @@ from jaxserve.tokenizers.base import Tokenizer
 
 
 class _Launched(NamedTuple):
-    """A step on the device, and when it was sent there (seconds, `time.perf_counter`)."""
+    """A step on the device, and when it was sent there (seconds, `time.perf_counter`).
+
+    `sizes` are the tokens and the rows that sample of its fullest data shard.
+    """
 
     plan: StepPlan
     handle: Any
     at: float
+    sizes: tuple[int, int]
 
 
 class Engine:
@@ -49,6 +55,7 @@ class Engine:
         compiles: the executor's compile counts, for `load`.
         predictor: foretells the lengths of answers, for policies that go by them.
         num_shards: data shards of the mesh.
+        buckets: what the executor pads steps to, for the records; None if it does not.
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
 
@@ -56,6 +63,7 @@ class Engine:
         executor, predictor: as given; a benchmark may put another in between.
         histogram: how large the steps were.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
+        records: the last steps and requests, and who is told of them.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Engine:
         compiles: CompileCounter | None = None,
         predictor: LengthPredictor | None = None,
         num_shards: int = 1,
+        buckets: Buckets | None = None,
         store: PageStore | None = None,
         events: EventLog | None = None,
     ) -> None:
@@ -83,6 +92,7 @@ class Engine:
         self.predictor = predictor or NoPredictor()
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
+        self.records = EngineRecords(buckets, num_shards)
         self._store = store
         self._streams: dict[int, OutputStream] = {}
         self._in_flight: _Launched | None = None
@@ -166,7 +176,7 @@ class Engine:
         self._scheduler.abort(request_id)
         self.predictor.finished(request)
         self._num_aborted += 1
-        return self._streams.pop(request.key).ended(FinishReason.ABORT)
+        return self._ended(request, FinishReason.ABORT)
 
     def step(self, now: float) -> list[TokenDelta]:
         """Run one turn of the loop and return what it produced (possibly nothing).
@@ -174,11 +184,12 @@ class Engine:
         Args:
             now: seconds on any monotonic clock; handed to the scheduler.
         """
+        self.records.set_clock(now)
         plan = self._scheduler.plan(now)
         launched = None
         if plan is not None:
-            self.histogram.add(plan)
-            launched = _Launched(plan, self.executor.launch(plan), time.perf_counter())
+            sizes = self.histogram.add(plan)
+            launched = _Launched(plan, self.executor.launch(plan), time.perf_counter(), sizes)
         unsampled = launched if plan is not None and plan.is_late else None
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
@@ -193,9 +204,15 @@ class Engine:
                 self._scheduler.loaded(done, now)
         for request in self._scheduler.take_shed():
             self.predictor.finished(request)
-            deltas.append(self._streams.pop(request.key).ended(FinishReason.SHED))
+            deltas.append(self._ended(request, FinishReason.SHED))
             self._num_shed += 1
         return deltas
+
+    def _ended(self, request: Request, reason: FinishReason) -> TokenDelta:
+        """The last delta of a request that ends without a last token."""
+        stream = self._streams.pop(request.key)
+        self.records.request_done(request, reason, stream.num_output_tokens)
+        return stream.ended(reason)
 
     def _collect(self, launched: _Launched) -> list[TokenDelta]:
         plan = launched.plan
@@ -207,6 +224,7 @@ class Engine:
         self._collected_at = collected_at
         self._num_steps += 1
         deltas: list[TokenDelta] = []
+        answered: list[Request] = []
         finished: dict[int, FinishReason] = {}
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
             stream = self._streams.get(row.key) if row.samples else None
@@ -216,16 +234,34 @@ class Engine:
             if i in result.logprobs:
                 delta = dataclasses.replace(delta, logprobs=(result.logprobs[i],))
             deltas.append(delta)
+            answered.append(stream.request)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
         self._scheduler.commit(plan, result, finished)
         if result.hidden is not None:
             self._refine(plan, result.hidden, finished)
-        for key in finished:
-            self.predictor.finished(self._streams.pop(key).request)
+        self.records.step_done(
+            plan,
+            launched.sizes,
+            launched=launched.at,
+            collected=collected_at,
+            seconds=collected_at - started_at,
+            requests=answered,
+            load=self._gauges(),
+        )
+        for key, reason in finished.items():
+            stream = self._streams.pop(key)
+            self.predictor.finished(stream.request)
+            self.records.request_done(stream.request, reason, stream.num_output_tokens)
         self._num_generated_tokens += len(deltas)
         self._num_finished += len(finished)
         return deltas
+
+    def _gauges(self) -> tuple[int, int, int]:
+        """Running and waiting requests, and the pages that requests hold."""
+        pages = self._scheduler.page_counts
+        used = pages.total - pages.free - pages.cached
+        return self._scheduler.num_running, self._scheduler.num_waiting, used
 
     def _refine(self, plan: StepPlan, hidden: np.ndarray, finished: Mapping[int, Any]) -> None:
         """Predict again the lengths of answers that have come further."""

@@ -126,6 +126,8 @@ class Admission:
             if shard.start(entry, found, now):
                 self.waiting.discard(request)
                 request.state = RequestState.RUNNING
+                if request.started_time is None:
+                    request.started_time = now
                 request.slice_start = request.num_output_tokens
                 self.cache_counts.queried_tokens += request.num_tokens
                 self.cache_counts.device_hit_tokens += request.num_computed_tokens
