@@ -18,6 +18,7 @@ from jaxserve.core.errors import JaxserveError
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import errors
 from jaxserve.server.http.chat import chat_router
+from jaxserve.server.http.completions import completions_router
 from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
 
@@ -50,7 +51,12 @@ def make_app(
             HTTPException: _on_http_exception,
         },
     )
-    for router in (info_router(context), chat_router(context), *routers):
+    for router in (
+        info_router(context),
+        chat_router(context),
+        completions_router(context),
+        *routers,
+    ):
         app.include_router(router)
     return app
 
