@@ -1,8 +1,7 @@
 """Between the protocol's messages and the engine's types; requests are checked strictly."""
 
-import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -13,13 +12,13 @@ from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.server import prompts
+from jaxserve.server.limits import RequestLimits
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.tokenizers.base import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 MAX_REQUEST_ID_CHARS = 256
-# Encoding this much takes about a millisecond, all that other streams should have to wait.
-MAX_INLINE_CHARS = 4096
 
 _FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -30,7 +29,6 @@ _OPTIONAL_PARAMS = (
     "temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos",
 )  # fmt: skip
 
-T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 
@@ -108,36 +106,27 @@ def request_id(text: str) -> str | None:
 
 
 async def prompt_token_ids(
-    request: pb.GenerateRequest | pb.TokenizeRequest, tokenizer: Tokenizer, max_model_len: int
+    request: pb.GenerateRequest | pb.TokenizeRequest,
+    tokenizer: Tokenizer,
+    max_model_len: int,
+    limits: RequestLimits,
 ) -> list[int]:
     """The prompt of a request as token ids, whichever of its forms it has.
 
-    Long texts are encoded on a thread, so that other streams go on meanwhile.
-
     Raises:
         InvalidRequest: there is no prompt, it is empty, it is longer than `max_model_len`
-            (token ids), or the chat template refuses it.
+            (token ids) or the limits, or the chat template refuses it.
     """
     kind = request.WhichOneof("prompt")
     if kind == "text":
-        text = request.text
-        if not text:
-            raise InvalidRequest("the prompt is empty")
         special = _add_special_tokens(request)
-        return await _off_loop(
-            len(text), lambda: tokenizer.encode(text, add_special_tokens=special)
+        return await prompts.text_token_ids(
+            request.text, tokenizer, limits, add_special_tokens=special
         )
     if kind == "chat":
-        return await _chat_token_ids(request, tokenizer)
+        return await _chat_token_ids(request, tokenizer, limits)
     if kind == "token_ids" and isinstance(request, pb.GenerateRequest):
-        ids = request.token_ids.ids
-        if not ids:
-            raise InvalidRequest("the prompt is empty")
-        if len(ids) > max_model_len:  # before copying what may be millions
-            raise InvalidRequest(
-                f"the prompt has {len(ids)} tokens, the context only {max_model_len}"
-            )
-        return list(ids)
+        return prompts.given_token_ids(request.token_ids.ids, max_model_len)
     raise InvalidRequest("the request has no prompt")
 
 
@@ -148,25 +137,14 @@ def _add_special_tokens(request: pb.GenerateRequest | pb.TokenizeRequest) -> boo
 
 
 async def _chat_token_ids(
-    request: pb.GenerateRequest | pb.TokenizeRequest, tokenizer: Tokenizer
+    request: pb.GenerateRequest | pb.TokenizeRequest, tokenizer: Tokenizer, limits: RequestLimits
 ) -> list[int]:
     if isinstance(request, pb.TokenizeRequest) and request.HasField("add_special_tokens"):
         raise InvalidRequest("add_special_tokens does not apply to chat: the template decides")
     chat = request.chat
-    if not chat.messages:
-        raise InvalidRequest("the prompt is empty: chat has no messages")
     messages = [{"role": m.role, "content": m.content} for m in chat.messages]
-    if not all(m["role"] for m in messages):
-        raise InvalidRequest("every chat message needs a role")
     answer = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
-    return await _off_loop(
-        sum(len(m["content"]) for m in messages),
-        lambda: tokenizer.apply_chat_template(messages, add_generation_prompt=answer),
-    )
-
-
-async def _off_loop(num_chars: int, encode: Callable[[], T]) -> T:
-    return await asyncio.to_thread(encode) if num_chars > MAX_INLINE_CHARS else encode()
+    return await prompts.chat_token_ids(messages, tokenizer, limits, add_generation_prompt=answer)
 
 
 def generate_response(delta: TokenDelta) -> pb.GenerateResponse:

@@ -32,6 +32,7 @@ class ServerOptions:
         max_message_mib: largest message, either way, in MiB.
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
+        http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
 
     Raises:
         ConfigError: a value is out of range.
@@ -43,9 +44,10 @@ class ServerOptions:
     max_message_mib: float = 16.0
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
+    http_port: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("port", "metrics_port"):
+        for name in ("port", "metrics_port", "http_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 65536:
                 raise ConfigError(f"{name} must be in [0, 65535], got {value}")

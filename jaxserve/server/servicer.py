@@ -42,7 +42,9 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         info = engine.model_info
         params = convert.sampling_params(request.sampling_params, vocab_size=info.vocab_size)
         service = on_account(convert.service_params(request.service_params))
-        prompt = await convert.prompt_token_ids(request, engine.tokenizer, info.max_model_len)
+        prompt = await convert.prompt_token_ids(
+            request, engine.tokenizer, info.max_model_len, self._context.limits
+        )
         deltas = cast(
             "AsyncGenerator[TokenDelta, None]",
             engine.generate(request_id, prompt, params, service),
@@ -68,7 +70,9 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
         """The token ids of a text or a chat."""
         engine = self._context.engine_for(request.model)
         max_model_len = engine.model_info.max_model_len
-        ids = await convert.prompt_token_ids(request, engine.tokenizer, max_model_len)
+        ids = await convert.prompt_token_ids(
+            request, engine.tokenizer, max_model_len, self._context.limits
+        )
         return pb.TokenizeResponse(token_ids=ids, max_model_len=max_model_len)
 
     async def GetModelInfo(

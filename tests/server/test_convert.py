@@ -10,7 +10,8 @@ from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
-from jaxserve.server import convert
+from jaxserve.server import convert, prompts
+from jaxserve.server.limits import RequestLimits
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 
@@ -20,7 +21,7 @@ def params(**fields: object) -> SamplingParams:
 
 
 def prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> list[int]:
-    return asyncio.run(convert.prompt_token_ids(request, ByteTokenizer(), 512))
+    return asyncio.run(convert.prompt_token_ids(request, ByteTokenizer(), 512, RequestLimits()))
 
 
 def test_unset_sampling_fields_take_the_documented_defaults() -> None:
@@ -106,9 +107,9 @@ def test_long_texts_are_encoded_off_the_event_loop() -> None:
             threads.append(threading.current_thread())
             return super().encode(text, add_special_tokens=add_special_tokens)
 
-    for length in (convert.MAX_INLINE_CHARS, convert.MAX_INLINE_CHARS + 1):
+    for length in (prompts.MAX_INLINE_CHARS, prompts.MAX_INLINE_CHARS + 1):
         request = pb.GenerateRequest(text="x" * length)
-        asyncio.run(convert.prompt_token_ids(request, Spy(), 512))
+        asyncio.run(convert.prompt_token_ids(request, Spy(), 512, RequestLimits()))
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()
 
