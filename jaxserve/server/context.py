@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.limits import RequestLimits
+from jaxserve.server.security.keys import ApiKeys
+from jaxserve.server.security.tenants import TenantAccounts
 
 
 class ServerContext:
@@ -14,18 +16,30 @@ class ServerContext:
 
     Args:
         limits: on single requests.
+        keys: API keys of those who may call; None lets everybody.
 
     Attributes:
-        engine: None until it is ready; set once.
-        limits: as given.
+        limits, keys: as given.
     """
 
-    def __init__(self, limits: RequestLimits | None = None) -> None:
-        self.engine: AsyncEngine | None = None
+    def __init__(self, limits: RequestLimits | None = None, keys: ApiKeys | None = None) -> None:
         self.limits = limits or RequestLimits()
+        self.keys = keys
+        self._engine: AsyncEngine | None = None
         self._num_answering = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
+
+    @property
+    def engine(self) -> AsyncEngine | None:
+        """None until it is ready; set once."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        if self.keys is not None:
+            engine.accounts = TenantAccounts(self.keys.limits_of)
 
     def engine_for(self, model: str = "") -> AsyncEngine:
         """The engine that serves a model; empty for whatever is served.
@@ -34,12 +48,12 @@ class ServerContext:
             Draining: it is not ready yet.
             ModelNotFound: another model is served.
         """
-        if self.engine is None:
+        if self._engine is None:
             raise Draining("the server is still warming up")
-        served = self.engine.model_info.name
+        served = self._engine.model_info.name
         if model and model != served:
             raise ModelNotFound(f"model {model!r} is not served here; {served!r} is")
-        return self.engine
+        return self._engine
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

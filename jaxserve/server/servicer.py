@@ -11,7 +11,7 @@ from jaxserve.core.request import FinishReason
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server import convert
 from jaxserve.server.context import ServerContext
-from jaxserve.server.security.caller import on_account
+from jaxserve.server.security.caller import on_account, own_requests_only
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
 
@@ -57,10 +57,12 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
     async def Abort(
         self, request: pb.AbortRequest, context: grpc.aio.ServicerContext
     ) -> pb.AbortResponse:
-        """Stop a request by its id."""
+        """Stop a request by its id; another tenant's is as good as unknown."""
         if not request.request_id:
             raise InvalidRequest("request_id is empty")
-        return pb.AbortResponse(aborted=self._context.engine_for().abort(request.request_id))
+        engine = self._context.engine_for()
+        aborted = engine.abort(request.request_id, tenant=own_requests_only())
+        return pb.AbortResponse(aborted=aborted)
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
