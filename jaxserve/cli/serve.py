@@ -1,4 +1,4 @@
-"""`jaxserve serve`: one model behind a gRPC port."""
+"""`jaxserve serve`: one model behind a gRPC port, and an HTTP port."""
 
 import asyncio
 import os
@@ -19,6 +19,9 @@ from jaxserve.server.server import ServerOptions
 @click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen on.")
 @click.option("--port", type=int, default=50051, show_default=True,
               help="gRPC port; 0 takes a free one, named in the READY line.")  # fmt: skip
+@click.option("--http-port", type=int, default=None, metavar="PORT",
+              help="Serve the OpenAI-compatible HTTP API on this port, too; 0 takes a free one, "
+              "named in the READY line (default: off).")  # fmt: skip
 @click.option("--grace-period", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="Time for running requests to finish after SIGTERM or Ctrl-C; "
               "a second signal stops at once.")  # fmt: skip
@@ -33,12 +36,13 @@ def serve(
     config: EngineConfig,
     host: str,
     port: int,
+    http_port: int | None,
     grace_period: float,
     max_message_mib: float,
     metrics_port: int | None,
     step_histogram: Path | None,
 ) -> None:
-    """Serve MODEL over gRPC.
+    """Serve MODEL over gRPC, and over HTTP with --http-port.
 
     MODEL is the name of a pulled model (smollm2-135m), a checkpoint directory or GGUF file, a
     hub name, or, with --random-weights, a preset. A line that begins with READY appears on
@@ -50,6 +54,7 @@ def serve(
         grace_period=grace_period,
         max_message_mib=max_message_mib,
         metrics_port=metrics_port,
+        http_port=http_port,
     )
 
     engines: list[AsyncEngine] = []

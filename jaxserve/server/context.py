@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.limits import RequestLimits
+from jaxserve.server.security.caller import own_requests_only
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tenants import TenantAccounts
 
@@ -26,6 +27,7 @@ class ServerContext:
         self.limits = limits or RequestLimits()
         self.keys = keys
         self._engine: AsyncEngine | None = None
+        self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
         self._num_answering = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -66,6 +68,35 @@ class ServerContext:
             self._num_answering -= 1
             if not self._num_answering:
                 self._nobody.set()
+
+    @contextlib.contextmanager
+    def several(self, request_id: str, answer_ids: Sequence[str]) -> Iterator[None]:
+        """While inside, `abort` of a request ends all of its answers.
+
+        Args:
+            request_id: what the caller knows it by.
+            answer_ids: what the engine knows them by.
+        """
+        if request_id in self._answers:  # another call's; the engine refuses the same ids again
+            yield
+            return
+        self._answers[request_id] = tuple(answer_ids)
+        try:
+            yield
+        finally:
+            del self._answers[request_id]
+
+    def abort(self, request_id: str) -> bool:
+        """End a request, whichever front end it came by; whether it was active.
+
+        One of another tenant than the caller's is as good as unknown.
+
+        Raises:
+            Draining: there is no engine yet.
+        """
+        engine, tenant = self.engine_for(), own_requests_only()
+        ids = self._answers.get(request_id, (request_id,))
+        return any([engine.abort(i, tenant=tenant) for i in ids])
 
     async def wait_idle(self, timeout: float) -> bool:
         """Wait until no answer is under way; whether that came before `timeout` seconds."""

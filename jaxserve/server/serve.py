@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from jaxserve.core.errors import EngineDead
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http.app import make_app
+from jaxserve.server.http.server import HttpServer
 from jaxserve.server.server import GrpcServer, ServerOptions
 
 log = logging.getLogger(__name__)
@@ -27,9 +30,9 @@ async def serve(
     *,
     announce: Callable[[str], None] = _announce,
 ) -> None:
-    """Serve an engine over gRPC until SIGTERM or SIGINT.
+    """Serve an engine over gRPC, and over HTTP if asked to, until SIGTERM or SIGINT.
 
-    The port opens at once; the engine is made on a thread meanwhile, and a line that begins
+    The ports open at once; the engine is made on a thread meanwhile, and a line that begins
     with READY is announced when it serves. The first signal drains, a second one stops at
     once; during start-up the first one stops.
 
@@ -45,11 +48,15 @@ async def serve(
     """
     started = time.monotonic()
     signals = _Signals()
-    server = GrpcServer(options)
+    context = ServerContext()
+    server = GrpcServer(options, context)
+    http = _http_server(options, context)
     engine: AsyncEngine | None = None
     with signals:
         try:
             await server.start()
+            if http is not None:
+                await http.start()
             building = _on_daemon_thread(make_engine)
             if not await signals.unless_first(building):
                 log.warning("stopped during start-up")
@@ -57,24 +64,35 @@ async def serve(
             engine = building.result()
             await server.attach(engine)
             gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
-            announce(_ready_line(server, engine, time.monotonic() - started))
+            announce(_ready_line(server, http, engine, time.monotonic() - started))
             if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
                 log.warning("draining: up to %g s; a second signal stops", options.grace_period)
                 await signals.unless_second(asyncio.ensure_future(server.drain()))
                 return
             raise EngineDead("the engine has stopped; its traceback is in the log above")
         finally:
-            await server.stop(0 if signals.count > 1 else 0.5)
+            grace = 0.0 if signals.count > 1 else 0.5
+            await asyncio.gather(server.stop(grace), *([http.stop(grace)] if http else []))
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
 
 
-def _ready_line(server: GrpcServer, engine: AsyncEngine, seconds: float) -> str:
+def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer | None:
+    if options.http_port is None:
+        return None
+    return HttpServer(options, make_app(context))
+
+
+def _ready_line(
+    server: GrpcServer, http: HttpServer | None, engine: AsyncEngine, seconds: float
+) -> str:
     line = (
         f"READY {server.address} model={engine.model_info.name} seconds={seconds:.1f} "
         f"programs_compiled={engine.load().compiles_before_ready}"
     )
-    return f"{line} metrics={server.metrics_address}" if server.metrics_address else line
+    if server.metrics_address:
+        line += f" metrics={server.metrics_address}"
+    return f"{line} http={http.address}" if http is not None else line
 
 
 async def _engine_end(engine: AsyncEngine) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_reflection.v1alpha import reflection
@@ -15,12 +17,15 @@ from jaxserve.server.handlers import generic_handler
 from jaxserve.server.metrics import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
 from jaxserve.server.security.tls import Tls
-from jaxserve.server.servicer import JaxserveServicer
-from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.server.v1 import jaxserve_pb2
+from jaxserve.server.v1.servicer import JaxserveServicer
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Jaxserve"]
-_LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
+# The services of this server, and what answers each; all over the same engine.
+SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
+    jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
+}
 MAX_TIMEOUT = 86_400.0
+_LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
 
 
@@ -35,6 +40,7 @@ class ServerOptions:
         max_message_mib: largest message, either way, in MiB.
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
+        http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
         tls: what to encrypt with, and whom to let in; None for plain text.
         max_connections: clients connected to one port at the same time; more are turned away.
         read_timeout: seconds in which a client must have sent what it began to: the handshake,
@@ -52,13 +58,14 @@ class ServerOptions:
     max_message_mib: float = 16.0
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
+    http_port: int | None = None
     tls: Tls | None = None
     max_connections: int = 4096
     read_timeout: float = 30.0
     write_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("port", "metrics_port"):
+        for name in ("port", "metrics_port", "http_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 65536:
                 raise ConfigError(f"{name} must be in [0, 65535], got {value}")
@@ -103,17 +110,22 @@ class GrpcServer:
     Args:
         options: where and how to listen.
         context: shared with the server's other front ends, if it has any.
+        interceptors: see every call of every service first, health and reflection included.
     """
 
-    def __init__(self, options: ServerOptions, context: ServerContext | None = None) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        context: ServerContext | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self._options = options
         self._context = context or ServerContext()
-        self._servicer = JaxserveServicer(self._context)
         self._health = health_aio.HealthServicer()
         keys = self._context.keys
+        guards = [KeyInterceptor(keys)] if keys is not None else []
         self._server = grpc.aio.server(
-            options=options.channel_options(),
-            interceptors=[KeyInterceptor(keys)] if keys is not None else [],
+            interceptors=(*guards, *interceptors), options=options.channel_options()
         )
         self._metrics: MetricsServer | None = None
         self.port = options.port
@@ -135,9 +147,12 @@ class GrpcServer:
         Raises:
             ConfigError: an address cannot be listened on.
         """
-        self._server.add_generic_rpc_handlers((generic_handler(SERVICE, self._servicer),))
+        self._server.add_generic_rpc_handlers(
+            tuple(generic_handler(s, make(self._context)) for s, make in SERVICERS.items())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (SERVICE.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        services = [service.full_name for service in SERVICERS]
+        services += ["grpc.health.v1.Health", reflection.SERVICE_NAME]
         reflection.enable_server_reflection(services, self._server)
         await self._set_health(serving=False)
         try:
@@ -177,5 +192,5 @@ class GrpcServer:
 
     async def _set_health(self, *, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE.full_name):
+        for service in ("", *(service.full_name for service in SERVICERS)):
             await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)

@@ -139,8 +139,8 @@ def test_a_key_stands_for_its_tenant(keyed, make_request) -> None:
             return original(request_id, prompt, params, service)
 
         engine.generate = generate
-        for service in ({}, {"tenant": "acme"}):
-            request = make_request(service_params=pb.ServiceParams(**service))
+        for tenant in ("", "acme"):
+            request = make_request(service_params=pb.ServiceParams(tenant=tenant))
             assert [m async for m in s.stub.Generate(request, metadata=ACME)]
         request = make_request(service_params=pb.ServiceParams(tenant="globex"))
         code, _ = await refusal(s.stub.Generate(request, metadata=ACME))

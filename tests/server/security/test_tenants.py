@@ -116,4 +116,4 @@ def test_no_tenant_gets_more_than_its_share(
 def test_impossible_limits(value: float) -> None:
     for field in ("requests_per_minute", "tokens_per_minute", "max_concurrent_requests"):
         with pytest.raises(ConfigError, match=field):
-            TenantLimits(**{field: value})
+            TenantLimits(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,97 @@
+"""Several answers as one stream: `n` choices to a prompt, or to each of many prompts."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+
+from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
+from jaxserve.core.service_params import ServiceParams
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.outputs import TokenDelta
+
+Choices = AsyncGenerator[tuple[int, TokenDelta], None]
+
+
+async def generate_choices(
+    engine: AsyncEngine,
+    request_id: str,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    service: ServiceParams | None = None,
+    *,
+    n: int = 1,
+) -> Choices:
+    """Generate `n` answers to each prompt at once; closing the iterator aborts all of them.
+
+    The j-th answer to a prompt has the seed `params.seed + j`, so it is the one that a request
+    of its own with that seed would get. They share the prompt's KV through the prefix cache.
+
+    Args:
+        engine: serves them.
+        request_id: of the only request; with several, `request_id-i` is that of choice i.
+        prompts: token ids of each.
+        params: for all of them.
+        service: for all of them.
+        n: answers to each prompt.
+
+    Yields:
+        (i, delta): the answer j to prompt p is choice i = p * n + j. The deltas of one choice
+        come in order; a reader that is slow gets fewer and larger ones.
+
+    Raises:
+        What `AsyncEngine.generate` raises, of any of the requests; the others are aborted.
+    """
+    requests = [(prompt, _nth_params(params, j)) for prompt in prompts for j in range(n)]
+    if len(requests) == 1:
+        deltas = engine.generate(request_id, *requests[0], service)
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                yield 0, delta
+        return
+    streams = [
+        engine.generate(f"{request_id}-{i}", prompt, nth_params, service)
+        for i, (prompt, nth_params) in enumerate(requests)
+    ]
+    async with contextlib.aclosing(_merged(streams)) as merged:
+        async for item in merged:
+            yield item
+
+
+def _nth_params(params: SamplingParams, j: int) -> SamplingParams:
+    if params.seed is None or j == 0:
+        return params
+    return dataclasses.replace(params, seed=(params.seed + j) & MAX_SEED)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[TokenDelta, None]]) -> Choices:
+    # Bounded: with a slow reader the tasks wait, and the engine joins what queues up behind them.
+    ready: asyncio.Queue[tuple[int, TokenDelta | BaseException | None]] = asyncio.Queue(
+        len(streams)
+    )
+
+    async def pump(i: int, stream: AsyncGenerator[TokenDelta, None]) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for delta in stream:
+                    await ready.put((i, delta))
+        except Exception as error:
+            await ready.put((i, error))
+        else:
+            await ready.put((i, None))
+
+    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            i, item = await ready.get()
+            if isinstance(item, TokenDelta):
+                yield i, item
+            elif item is None:
+                num_open -= 1
+            else:
+                raise item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

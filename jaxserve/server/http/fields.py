@@ -1,0 +1,263 @@
+"""The fields that requests have in common, and what the engine makes of them."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.grammar import Grammar
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.service_params import ServiceParams
+from jaxserve.engine.outputs import ModelInfo
+from jaxserve.server.http.unsupported import without_neutral
+from jaxserve.server.limits import RequestLimits
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(pydantic.BaseModel):
+    """A request's body: no conversions, no fields that we do not know."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return without_neutral(data, frozenset(cls.model_fields))
+
+
+class StreamOptions(Body):
+    """What a stream has beside its text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class JsonSchemaFormat(Body):
+    """OpenAI's named JSON schema."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What the answer must look like, in OpenAI's terms."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """What the answer must look like, in vLLM's terms: exactly one of these."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class GenerationFields(Body):
+    """What chat and completion requests share; null is the same as not given."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+    # As in vLLM
+    top_k: int | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    return_token_ids: bool | None = None
+    # Our own, as in jaxserve.v1
+    tenant: str | None = None
+    ttft_target_ms: Number | None = None
+    tpot_target_ms: Number | None = None
+
+
+_SAME_NAMES = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "min_tokens", "ignore_eos", "include_stop_str_in_output",
+    "skip_special_tokens", "seed", "prompt_logprobs",
+)  # fmt: skip
+
+
+def sampling_params(
+    body: GenerationFields,
+    info: ModelInfo,
+    limits: RequestLimits,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    grammar: Grammar | None = None,
+) -> SamplingParams:
+    """The engine's sampling parameters.
+
+    Args:
+        body: the request.
+        info: of the served model.
+        limits: on grammars and the number of choices.
+        max_tokens: tokens to generate; None: to the end of the context.
+        logprobs: as in `SamplingParams`.
+        grammar: one that is not among the request's common fields, such as that of its tools.
+
+    Raises:
+        InvalidRequest: a value is out of range, or there are several grammars.
+    """
+    limits.check("max_n", body.n or 1, "n")
+    given = {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        ids = getattr(body, name)
+        if ids is not None:
+            _check_vocabulary(name, ids, info)
+            given[name] = tuple(ids)
+    if body.logit_bias:
+        given["logit_bias"] = _logit_bias(body.logit_bias, info)
+    if body.bad_words:
+        given["bad_words"] = tuple(body.bad_words)
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    grammars = [g for g in (grammar, *_grammars(body)) if g is not None]
+    if len(grammars) > 1:
+        raise InvalidRequest("only one grammar, schema or choice can shape an answer")
+    for given_grammar in grammars:
+        limits.check("max_grammar_chars", len(given_grammar.source), "the grammar's characters")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        stop=tuple(stop),
+        grammar=grammars[0] if grammars else None,
+        **given,
+    )
+
+
+def service_params(body: GenerationFields, traceparent: str) -> ServiceParams:
+    """The engine's service parameters.
+
+    Args:
+        body: the request.
+        traceparent: the request's header of that name.
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
+    return ServiceParams(
+        tenant=body.tenant or "",
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
+        ttft_target=None if body.ttft_target_ms is None else body.ttft_target_ms / 1000,
+        tpot_target=None if body.tpot_target_ms is None else body.tpot_target_ms / 1000,
+        traceparent=traceparent,
+    )
+
+
+def check_stream_options(body: GenerationFields) -> None:
+    """Refuse stream options of an answer that is no stream, as OpenAI does.
+
+    Raises:
+        InvalidRequest: there are some.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest(
+            "stream_options is only allowed when stream is true", param="stream_options"
+        )
+
+
+def schema_grammar(schema: dict[str, Any] | bool | str | None, param: str) -> Grammar:
+    """A JSON schema, as an object or as its text.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if schema is None:
+        raise InvalidRequest(f"{param} is missing", param=param)
+    try:
+        source = schema if isinstance(schema, str) else json.dumps(schema)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{param} is not a JSON schema", param=param) from error
+    return Grammar("json_schema", source)
+
+
+def response_format_grammar(given: ResponseFormat | None) -> Grammar | None:
+    """What OpenAI's `response_format` asks for."""
+    if given is None or given.type == "text":
+        return None
+    if given.type == "json_object":
+        return Grammar("json_object")
+    schema = given.json_schema and given.json_schema.schema_
+    return schema_grammar(schema, "response_format.json_schema.schema")
+
+
+def _grammars(body: GenerationFields) -> list[Grammar | None]:
+    structured = body.structured_outputs or StructuredOutputs()
+    sources = [
+        ("json_schema", structured.json_, "structured_outputs.json"),
+        ("regex", structured.regex, "structured_outputs.regex"),
+        ("choice", structured.choice, "structured_outputs.choice"),
+        ("lark", structured.grammar, "structured_outputs.grammar"),
+        ("json_schema", body.guided_json, "guided_json"),
+        ("regex", body.guided_regex, "guided_regex"),
+        ("choice", body.guided_choice, "guided_choice"),
+        ("lark", body.guided_grammar, "guided_grammar"),
+    ]
+    found: list[Grammar | None] = [response_format_grammar(body.response_format)]
+    if structured.json_object:
+        found.append(Grammar("json_object"))
+    for kind, source, param in sources:
+        if source is None:
+            continue
+        if kind == "json_schema":
+            found.append(schema_grammar(source, param))
+        elif isinstance(source, list):
+            found.append(Grammar.choice(source))
+        else:
+            found.append(Grammar(kind, str(source)))
+    return found
+
+
+def _logit_bias(given: dict[str, float], info: ModelInfo) -> dict[int, float]:
+    try:
+        bias = {int(token): value for token, value in given.items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias: its keys are token ids", param="logit_bias") from None
+    _check_vocabulary("logit_bias", list(bias), info)
+    return bias
+
+
+def _check_vocabulary(name: str, ids: list[int], info: ModelInfo) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < info.vocab_size):
+        raise InvalidRequest(
+            f"{name}: token ids are in [0, {info.vocab_size}), not {min(ids)} .. {max(ids)}",
+            param=name,
+        )

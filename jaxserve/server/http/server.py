@@ -1,0 +1,87 @@
+"""One HTTP server: its life beside the gRPC server's, on the same event loop."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.server.server import ServerOptions
+
+_BACKLOG = 2048
+_STOP_SECONDS = 0.5
+
+
+class HttpServer:
+    """Serves an ASGI application with uvicorn, until it is stopped.
+
+    Whether there is an engine, and whether it still takes requests, is the application's matter
+    (see `ServerContext`); so is waiting for the last answers when draining.
+
+    Args:
+        options: where to listen: `host` and `http_port`.
+        app: the application.
+    """
+
+    def __init__(self, options: ServerOptions, app: ASGIApp) -> None:
+        if options.http_port is None:
+            raise ConfigError("http_port is off")
+        self._options = options
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+        self.port = options.http_port
+
+    @property
+    def address(self) -> str:
+        """`host:port` as clients dial it; the real port once started."""
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        return f"{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Open the port and answer.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        family = socket.AF_INET6 if ":" in self._options.host else socket.AF_INET
+        try:
+            listener = socket.create_server(
+                (self._options.host, self.port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot serve HTTP on {self.address}: {error}") from error
+        self.port = listener.getsockname()[1]
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0)
+
+    async def stop(self, grace: float = _STOP_SECONDS) -> None:
+        """Close the port; answers still under way after `grace` seconds are cut off."""
+        if self._serving is None:
+            return
+        self._server.should_exit = True
+        self._server.config.timeout_graceful_shutdown = grace  # type: ignore[assignment]
+        await self._serving
+        self._serving = None
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, which leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
