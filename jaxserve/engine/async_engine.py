@@ -18,7 +18,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.records import EngineRecords
 from jaxserve.tokenizers.base import Tokenizer
 
@@ -102,6 +102,11 @@ class AsyncEngine:
         return self._accepting and self._thread.is_alive()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether it still serves those requests that it has taken."""
+        return self._thread.is_alive()
+
+    @property
     def histogram(self) -> StepHistogram:
         """How large the steps were."""
         return self._engine.histogram
@@ -119,6 +124,10 @@ class AsyncEngine:
     def load(self) -> EngineLoad:
         """Gauges and counters as of now."""
         return self._engine.load()
+
+    def kv_map(self, max_bins: int) -> KvMap:
+        """Where KV pages are as of now; see `Engine.kv_map`."""
+        return self._engine.kv_map(max_bins)
 
     async def generate(
         self,
