@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.limits import RequestLimits
+from jaxserve.server.metrics.endpoint import Metrics
 
 
 class ServerContext:
@@ -14,18 +15,25 @@ class ServerContext:
 
     Args:
         limits: on single requests.
+        metrics: what is counted; default under jaxserve's own names.
 
     Attributes:
-        engine: None until it is ready; set once.
-        limits: as given.
+        engine: None until it is ready; set once, by `attach`.
+        limits, metrics: as given.
     """
 
-    def __init__(self, limits: RequestLimits | None = None) -> None:
+    def __init__(self, limits: RequestLimits | None = None, metrics: Metrics | None = None) -> None:
         self.engine: AsyncEngine | None = None
         self.limits = limits or RequestLimits()
+        self.metrics = metrics or Metrics()
         self._num_answering = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
+
+    def attach(self, engine: AsyncEngine) -> None:
+        """Serve this engine from now on, and count what it does."""
+        self.metrics.attach(engine)
+        self.engine = engine
 
     def engine_for(self, model: str = "") -> AsyncEngine:
         """The engine that serves a model; empty for whatever is served.
