@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
@@ -26,6 +26,7 @@ class ServerContext:
         self.engine: AsyncEngine | None = None
         self.limits = limits or RequestLimits()
         self.metrics = metrics or Metrics()
+        self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
         self._num_answering = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -60,6 +61,32 @@ class ServerContext:
             self._num_answering -= 1
             if not self._num_answering:
                 self._nobody.set()
+
+    @contextlib.contextmanager
+    def several(self, request_id: str, answer_ids: Sequence[str]) -> Iterator[None]:
+        """While inside, `abort` of a request ends all of its answers.
+
+        Args:
+            request_id: what the caller knows it by.
+            answer_ids: what the engine knows them by.
+        """
+        if request_id in self._answers:  # another call's; the engine refuses the same ids again
+            yield
+            return
+        self._answers[request_id] = tuple(answer_ids)
+        try:
+            yield
+        finally:
+            del self._answers[request_id]
+
+    def abort(self, request_id: str) -> bool:
+        """End a request, whichever front end it came by; whether it was active.
+
+        Raises:
+            Draining: there is no engine yet.
+        """
+        engine = self.engine_for()
+        return any([engine.abort(i) for i in self._answers.get(request_id, (request_id,))])
 
     async def wait_idle(self, timeout: float) -> bool:
         """Wait until no answer is under way; whether that came before `timeout` seconds."""

@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from jaxserve.core.errors import InvalidRequest, JaxserveError
-from jaxserve.server.convert import reject_unknown_fields
 from jaxserve.server.status import status_of
+from jaxserve.server.strict import reject_unknown_fields
 
 log = logging.getLogger(__name__)
 

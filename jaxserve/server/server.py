@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_reflection.v1alpha import reflection
@@ -13,10 +15,13 @@ from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
 from jaxserve.server.metrics.endpoint import MetricsServer
-from jaxserve.server.servicer import JaxserveServicer
-from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.server.v1 import jaxserve_pb2
+from jaxserve.server.v1.servicer import JaxserveServicer
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Jaxserve"]
+# The services of this server, and what answers each; all over the same engine.
+SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
+    jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
+}
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
 
@@ -86,14 +91,21 @@ class GrpcServer:
     Args:
         options: where and how to listen.
         context: shared with the server's other front ends, if it has any.
+        interceptors: see every call of every service first, health and reflection included.
     """
 
-    def __init__(self, options: ServerOptions, context: ServerContext | None = None) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        context: ServerContext | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self._options = options
         self._context = context or ServerContext()
-        self._servicer = JaxserveServicer(self._context)
         self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(options=options.channel_options())
+        self._server = grpc.aio.server(
+            interceptors=tuple(interceptors), options=options.channel_options()
+        )
         self._metrics: MetricsServer | None = None
         self.port = options.port
 
@@ -114,9 +126,12 @@ class GrpcServer:
         Raises:
             ConfigError: an address cannot be listened on.
         """
-        self._server.add_generic_rpc_handlers((generic_handler(SERVICE, self._servicer),))
+        self._server.add_generic_rpc_handlers(
+            tuple(generic_handler(s, make(self._context)) for s, make in SERVICERS.items())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (SERVICE.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        services = [service.full_name for service in SERVICERS]
+        services += ["grpc.health.v1.Health", reflection.SERVICE_NAME]
         reflection.enable_server_reflection(services, self._server)
         await self._set_health(serving=False)
         try:
@@ -152,5 +167,5 @@ class GrpcServer:
 
     async def _set_health(self, *, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE.full_name):
+        for service in ("", *(service.full_name for service in SERVICERS)):
             await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)

@@ -34,6 +34,7 @@ KINDS: dict[type[errors.JaxserveError], Kind] = {
     errors.Unauthenticated: Kind(401, "invalid_request_error", "invalid_api_key"),
     errors.PermissionDenied: Kind(403, "invalid_request_error", "permission_denied"),
     errors.ModelNotFound: Kind(404, "invalid_request_error", "model_not_found"),
+    errors.Unsupported: Kind(501, "server_error", "not_supported"),
     errors.RateLimited: Kind(429, "rate_limit_error", "rate_limit_exceeded"),
     errors.QueueFull: Kind(429, "rate_limit_error", "queue_full"),
     errors.TargetMissed: Kind(429, "rate_limit_error", "target_missed"),
