@@ -20,6 +20,7 @@ from jaxserve.server.http import errors
 from jaxserve.server.http.chat import chat_router
 from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
+from jaxserve.server.page.router import page_router
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def make_app(
             HTTPException: _on_http_exception,
         },
     )
-    for router in (info_router(context), chat_router(context), *routers):
+    ours = (page_router(context), info_router(context), chat_router(context))
+    for router in (*ours, *routers):
         app.include_router(router)
     return app
 
