@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Regenerates the gRPC code from jaxserve/server/v1/jaxserve.proto (needs grpcio-tools).
-# Usage: scripts/generate_protos.sh [OUTPUT_DIR]   (default: the repository, beside the proto)
+# Regenerates the gRPC code from the protos of jaxserve/server (needs grpcio-tools).
+# Usage: scripts/generate_protos.sh [OUTPUT_DIR]   (default: the repository, beside the protos)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-.}"

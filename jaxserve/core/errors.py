@@ -4,6 +4,7 @@
     ├── InvalidRequest      the caller asked for something that cannot be served
     ├── Unauthenticated     the caller brought no valid API key
     ├── PermissionDenied    the caller may not do this
+    ├── Unsupported         a protocol has a call for this, and this server does not offer it
     ├── RateLimited         the tenant has used up its share; try again later
     ├── ModelNotFound       no model of that name is served (or can be found)
     ├── QueueFull           the waiting queue is at its limit; try again later
@@ -40,6 +41,10 @@ class Unauthenticated(JaxserveError):
 
 class PermissionDenied(JaxserveError):
     """The caller is known but may not do this, such as act for another tenant."""
+
+
+class Unsupported(JaxserveError):
+    """A protocol defines this call, and the server does not offer it (or not as it runs now)."""
 
 
 class RateLimited(JaxserveError):

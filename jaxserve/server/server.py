@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_reflection.v1alpha import reflection
@@ -12,11 +14,17 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
-from jaxserve.server.metrics import MetricsServer
-from jaxserve.server.servicer import JaxserveServicer
-from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.server.metrics.endpoint import MetricsServer
+from jaxserve.server.security.interceptor import KeyInterceptor
+from jaxserve.server.security.tls import Tls
+from jaxserve.server.v1 import jaxserve_pb2
+from jaxserve.server.v1.servicer import JaxserveServicer
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Jaxserve"]
+# The services of this server, and what answers each; all over the same engine.
+SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
+    jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
+}
+MAX_TIMEOUT = 86_400.0
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
 
@@ -33,6 +41,12 @@ class ServerOptions:
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
         http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
+        tls: what to encrypt with, and whom to let in; None for plain text.
+        max_connections: clients connected to one port at the same time; more are turned away.
+        read_timeout: seconds in which a client must have sent what it began to: the handshake,
+            and each HTTP request.
+        write_timeout: seconds that a stream waits for a client that reads nothing, before it is
+            cut off.
 
     Raises:
         ConfigError: a value is out of range.
@@ -45,6 +59,10 @@ class ServerOptions:
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
     http_port: int | None = None
+    tls: Tls | None = None
+    max_connections: int = 4096
+    read_timeout: float = 30.0
+    write_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port", "http_port"):
@@ -55,8 +73,12 @@ class ServerOptions:
             raise ConfigError(f"grace_period must be finite, at least 0, got {self.grace_period}")
         if not 0 < self.max_message_mib < 2048:
             raise ConfigError(f"max_message_mib must be in (0, 2048), got {self.max_message_mib}")
-        if self.max_concurrent_streams < 1:
-            raise ConfigError("max_concurrent_streams must be at least 1")
+        for name in ("max_concurrent_streams", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
+        for name in ("read_timeout", "write_timeout"):
+            if not 0 < getattr(self, name) < MAX_TIMEOUT:
+                raise ConfigError(f"{name} must be positive, below {MAX_TIMEOUT} seconds")
 
     def channel_options(self) -> list[tuple[str, int]]:
         """gRPC core's options for these settings."""
@@ -65,6 +87,8 @@ class ServerOptions:
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
+            ("grpc.server_handshake_timeout_ms", int(self.read_timeout * 1000)),
             ("grpc.so_reuseport", 0),  # or a second server would silently share the port
             # Clients may ping as they like, also between calls, without being cut off.
             ("grpc.keepalive_permit_without_calls", 1),
@@ -86,14 +110,23 @@ class GrpcServer:
     Args:
         options: where and how to listen.
         context: shared with the server's other front ends, if it has any.
+        interceptors: see every call of every service first, health and reflection included.
     """
 
-    def __init__(self, options: ServerOptions, context: ServerContext | None = None) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        context: ServerContext | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self._options = options
         self._context = context or ServerContext()
-        self._servicer = JaxserveServicer(self._context)
         self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(options=options.channel_options())
+        keys = self._context.keys
+        guards = [KeyInterceptor(keys)] if keys is not None else []
+        self._server = grpc.aio.server(
+            interceptors=(*guards, *interceptors), options=options.channel_options()
+        )
         self._metrics: MetricsServer | None = None
         self.port = options.port
 
@@ -114,26 +147,33 @@ class GrpcServer:
         Raises:
             ConfigError: an address cannot be listened on.
         """
-        self._server.add_generic_rpc_handlers((generic_handler(SERVICE, self._servicer),))
+        self._server.add_generic_rpc_handlers(
+            tuple(generic_handler(s, make(self._context)) for s, make in SERVICERS.items())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (SERVICE.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        services = [service.full_name for service in SERVICERS]
+        services += ["grpc.health.v1.Health", reflection.SERVICE_NAME]
         reflection.enable_server_reflection(services, self._server)
         await self._set_health(serving=False)
         try:
-            self.port = self._server.add_insecure_port(self.address)
+            if self._options.tls is None:
+                self.port = self._server.add_insecure_port(self.address)
+            else:
+                credentials = self._options.tls.grpc_credentials()
+                self.port = self._server.add_secure_port(self.address, credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {self.address}: is the port taken, or the host not ours?"
             ) from error
         if self._options.metrics_port:
-            self._metrics = MetricsServer(self._options.host, self._options.metrics_port)
+            self._metrics = MetricsServer(
+                self._options.host, self._options.metrics_port, self._context.metrics
+            )
         await self._server.start()
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
         self._context.engine = engine
-        if self._metrics is not None:
-            self._metrics.attach(engine)
         await self._set_health(serving=True)
 
     async def drain(self) -> None:
@@ -152,5 +192,5 @@ class GrpcServer:
 
     async def _set_health(self, *, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE.full_name):
+        for service in ("", *(service.full_name for service in SERVICERS)):
             await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)

@@ -192,7 +192,7 @@ def test_a_bug_is_internal_and_tells_the_client_nothing(
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("jaxserve.server.convert.sampling_params", bug)
+    monkeypatch.setattr("jaxserve.server.v1.servicer.sampling_params", bug)
 
     async def main() -> None:
         async with serving(make_engine()) as s:

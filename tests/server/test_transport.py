@@ -5,9 +5,12 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.server.v1 import jaxserve_pb2_grpc
 
 
 @pytest.mark.parametrize(
@@ -113,5 +116,29 @@ def test_reflection_lists_the_services_and_describes_them(serving) -> None:
             }
             files = described.file_descriptor_response.file_descriptor_proto
             assert files[0] == pb.DESCRIPTOR.serialized_pb
+
+    asyncio.run(main())
+
+
+def test_interceptors_see_every_call_of_every_service(make_engine) -> None:
+    class Guard(grpc.aio.ServerInterceptor):
+        def __init__(self) -> None:
+            self.methods: list[str] = []
+
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            self.methods.append(details.method)
+            return await continuation(details)
+
+    async def main() -> None:
+        guard = Guard()
+        server = GrpcServer(ServerOptions(port=0), interceptors=[guard])
+        await server.start()
+        await server.attach(make_engine())
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await jaxserve_pb2_grpc.JaxserveStub(channel).GetLoad(pb.GetLoadRequest())
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            await health.Check(health_pb2.HealthCheckRequest())
+        await server.stop(0)
+        assert guard.methods == ["/jaxserve.v1.Jaxserve/GetLoad", "/grpc.health.v1.Health/Check"]
 
     asyncio.run(main())

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jaxserve/server/v1/jaxserve.proto\x12\x0bjaxserve.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"x\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.jaxserve.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\"\xa6\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_ignore_eos\"\x8f\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.jaxserve.v1.TokenIdsH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.jaxserve.v1.ChatMessagesH\x00\x12\x34\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1b.jaxserve.v1.SamplingParams\x12\x32\n\x0eservice_params\x18\x07 \x01(\x0b\x32\x1a.jaxserve.v1.ServiceParamsB\x08\n\x06prompt\"\xa5\x01\n\rServiceParams\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x11\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x1b\n\x0ettft_target_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0etpot_target_ms\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_ttft_target_msB\x11\n\x0f_tpot_target_ms\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x9c\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x30\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x19.jaxserve.v1.FinishReason\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.jaxserve.v1.Usage\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x9d\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.jaxserve.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xb7\x02\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0c\n\x04mesh\x18\x07 \x01(\t\x12 \n\x18\x61ttention_implementation\x18\x08 \x01(\t\x12\x11\n\tpage_size\x18\t \x01(\r\x12\x11\n\tnum_pages\x18\n \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x0b \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0c \x01(\r\x12\x10\n\x08platform\x18\r \x01(\t\x12\x15\n\reos_token_ids\x18\x0e \x03(\r\"\x10\n\x0eGetLoadRequest\"\xfe\x04\n\x0fGetLoadResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x16\n\x0enum_free_pages\x18\x03 \x01(\r\x12\x18\n\x10num_cached_pages\x18\x04 \x01(\r\x12\x17\n\x0fnum_total_pages\x18\x05 \x01(\r\x12\x11\n\tnum_steps\x18\x06 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x08 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\t \x01(\x04\x12\x14\n\x0cnum_finished\x18\n \x01(\x04\x12\x13\n\x0bnum_aborted\x18\x0b \x01(\x04\x12\x1d\n\x15\x63ompiles_before_ready\x18\x0c \x01(\x04\x12\x1c\n\x14\x63ompiles_after_ready\x18\r \x01(\x04\x12\x10\n\x08num_shed\x18\x0e \x01(\x04\x12\x1a\n\x12num_queried_tokens\x18\x0f \x01(\x04\x12\x1d\n\x15num_device_hit_tokens\x18\x10 \x01(\x04\x12\x1c\n\x14num_store_hit_tokens\x18\x11 \x01(\x04\x12\x16\n\x0enum_host_pages\x18\x12 \x01(\x04\x12\x16\n\x0enum_disk_pages\x18\x13 \x01(\x04\x12\x19\n\x11num_corrupt_pages\x18\x14 \x01(\x04\x12\x17\n\x0fnum_predictions\x18\x15 \x01(\x04\x12\x16\n\x0eprediction_mae\x18\x16 \x01(\x01\x12\"\n\x1aprediction_bucket_accuracy\x18\x17 \x01(\x01\x12\x1e\n\x16prediction_kendall_tau\x18\x18 \x01(\x01*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x32\xf9\x02\n\x08Jaxserve\x12I\n\x08Generate\x12\x1c.jaxserve.v1.GenerateRequest\x1a\x1d.jaxserve.v1.GenerateResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.jaxserve.v1.AbortRequest\x1a\x1a.jaxserve.v1.AbortResponse\x12G\n\x08Tokenize\x12\x1c.jaxserve.v1.TokenizeRequest\x1a\x1d.jaxserve.v1.TokenizeResponse\x12S\n\x0cGetModelInfo\x12 .jaxserve.v1.GetModelInfoRequest\x1a!.jaxserve.v1.GetModelInfoResponse\x12\x44\n\x07GetLoad\x12\x1b.jaxserve.v1.GetLoadRequest\x1a\x1c.jaxserve.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jaxserve/server/v1/jaxserve.proto\x12\x0bjaxserve.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"x\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.jaxserve.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\"\xd5\x07\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0b \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0c \x01(\x01H\t\x88\x01\x01\x12>\n\nlogit_bias\x18\r \x03(\x0b\x32*.jaxserve.v1.SamplingParams.LogitBiasEntry\x12\x30\n\x11\x61llowed_token_ids\x18\x0e \x01(\x0b\x32\x15.jaxserve.v1.TokenIds\x12\x11\n\tbad_words\x18\x0f \x03(\t\x12\x17\n\nmin_tokens\x18\x10 \x01(\x05H\n\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x12 \x01(\x08H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x13 \x01(\x05H\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x14 \x01(\x05H\x0e\x88\x01\x01\x12%\n\x07grammar\x18\x15 \x01(\x0b\x32\x14.jaxserve.v1.Grammar\x12-\n\x08thinking\x18\x16 \x01(\x0b\x32\x1b.jaxserve.v1.ThinkingBudget\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_ignore_eosB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_min_tokensB\x1d\n\x1b_include_stop_str_in_outputB\x16\n\x14_skip_special_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\x87\x01\n\x07Grammar\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x13.jaxserve.v1.ChoiceH\x00\x42\x06\n\x04kind\"\x19\n\x06\x43hoice\x12\x0f\n\x07options\x18\x01 \x03(\t\"\x98\x01\n\x0eThinkingBudget\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.jaxserve.v1.Marker\x12 \n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.jaxserve.v1.Marker\x12\x1a\n\rbegins_inside\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_begins_inside\"L\n\x06Marker\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.jaxserve.v1.TokenIdsH\x00\x42\x06\n\x04\x66orm\"\xa5\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.jaxserve.v1.TokenIdsH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.jaxserve.v1.ChatMessagesH\x00\x12\x34\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1b.jaxserve.v1.SamplingParams\x12\x32\n\x0eservice_params\x18\x07 \x01(\x0b\x32\x1a.jaxserve.v1.ServiceParams\x12\x0e\n\x01n\x18\x08 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06promptB\x04\n\x02_n\"\xa5\x01\n\rServiceParams\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x11\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x1b\n\x0ettft_target_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0etpot_target_ms\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_ttft_target_msB\x11\n\x0f_tpot_target_ms\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"g\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"\xcd\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x30\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x19.jaxserve.v1.FinishReason\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.jaxserve.v1.Usage\x12\r\n\x05index\x18\x06 \x01(\r\x12,\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1a.jaxserve.v1.TokenLogprobs\x12\x33\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x1a.jaxserve.v1.TokenLogprobs\x12\x15\n\x0bstop_string\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x42\r\n\x0bstop_reason\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x9d\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.jaxserve.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xb7\x02\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0c\n\x04mesh\x18\x07 \x01(\t\x12 \n\x18\x61ttention_implementation\x18\x08 \x01(\t\x12\x11\n\tpage_size\x18\t \x01(\r\x12\x11\n\tnum_pages\x18\n \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x0b \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0c \x01(\r\x12\x10\n\x08platform\x18\r \x01(\t\x12\x15\n\reos_token_ids\x18\x0e \x03(\r\"\x10\n\x0eGetLoadRequest\"\xfe\x04\n\x0fGetLoadResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x16\n\x0enum_free_pages\x18\x03 \x01(\r\x12\x18\n\x10num_cached_pages\x18\x04 \x01(\r\x12\x17\n\x0fnum_total_pages\x18\x05 \x01(\r\x12\x11\n\tnum_steps\x18\x06 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x08 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\t \x01(\x04\x12\x14\n\x0cnum_finished\x18\n \x01(\x04\x12\x13\n\x0bnum_aborted\x18\x0b \x01(\x04\x12\x1d\n\x15\x63ompiles_before_ready\x18\x0c \x01(\x04\x12\x1c\n\x14\x63ompiles_after_ready\x18\r \x01(\x04\x12\x10\n\x08num_shed\x18\x0e \x01(\x04\x12\x1a\n\x12num_queried_tokens\x18\x0f \x01(\x04\x12\x1d\n\x15num_device_hit_tokens\x18\x10 \x01(\x04\x12\x1c\n\x14num_store_hit_tokens\x18\x11 \x01(\x04\x12\x16\n\x0enum_host_pages\x18\x12 \x01(\x04\x12\x16\n\x0enum_disk_pages\x18\x13 \x01(\x04\x12\x19\n\x11num_corrupt_pages\x18\x14 \x01(\x04\x12\x17\n\x0fnum_predictions\x18\x15 \x01(\x04\x12\x16\n\x0eprediction_mae\x18\x16 \x01(\x01\x12\"\n\x1aprediction_bucket_accuracy\x18\x17 \x01(\x01\x12\x1e\n\x16prediction_kendall_tau\x18\x18 \x01(\x01*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x32\xf9\x02\n\x08Jaxserve\x12I\n\x08Generate\x12\x1c.jaxserve.v1.GenerateRequest\x1a\x1d.jaxserve.v1.GenerateResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.jaxserve.v1.AbortRequest\x1a\x1a.jaxserve.v1.AbortResponse\x12G\n\x08Tokenize\x12\x1c.jaxserve.v1.TokenizeRequest\x1a\x1d.jaxserve.v1.TokenizeResponse\x12S\n\x0cGetModelInfo\x12 .jaxserve.v1.GetModelInfoRequest\x1a!.jaxserve.v1.GetModelInfoResponse\x12\x44\n\x07GetLoad\x12\x1b.jaxserve.v1.GetLoadRequest\x1a\x1c.jaxserve.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jaxserve.server.v1.jaxserve_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2526
-  _globals['_FINISHREASON']._serialized_end=2646
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=3915
+  _globals['_FINISHREASON']._serialized_end=4035
   _globals['_TOKENIDS']._serialized_start=50
   _globals['_TOKENIDS']._serialized_end=73
   _globals['_CHATMESSAGE']._serialized_start=75
@@ -40,31 +42,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGES']._serialized_start=121
   _globals['_CHATMESSAGES']._serialized_end=241
   _globals['_SAMPLINGPARAMS']._serialized_start=244
-  _globals['_SAMPLINGPARAMS']._serialized_end=538
-  _globals['_GENERATEREQUEST']._serialized_start=541
-  _globals['_GENERATEREQUEST']._serialized_end=812
-  _globals['_SERVICEPARAMS']._serialized_start=815
-  _globals['_SERVICEPARAMS']._serialized_end=980
-  _globals['_USAGE']._serialized_start=982
-  _globals['_USAGE']._serialized_end=1062
-  _globals['_GENERATERESPONSE']._serialized_start=1065
-  _globals['_GENERATERESPONSE']._serialized_end=1221
-  _globals['_ABORTREQUEST']._serialized_start=1223
-  _globals['_ABORTREQUEST']._serialized_end=1257
-  _globals['_ABORTRESPONSE']._serialized_start=1259
-  _globals['_ABORTRESPONSE']._serialized_end=1291
-  _globals['_TOKENIZEREQUEST']._serialized_start=1294
-  _globals['_TOKENIZEREQUEST']._serialized_end=1451
-  _globals['_TOKENIZERESPONSE']._serialized_start=1453
-  _globals['_TOKENIZERESPONSE']._serialized_end=1513
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1515
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1551
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1554
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1865
-  _globals['_GETLOADREQUEST']._serialized_start=1867
-  _globals['_GETLOADREQUEST']._serialized_end=1883
-  _globals['_GETLOADRESPONSE']._serialized_start=1886
-  _globals['_GETLOADRESPONSE']._serialized_end=2524
-  _globals['_JAXSERVE']._serialized_start=2649
-  _globals['_JAXSERVE']._serialized_end=3026
+  _globals['_SAMPLINGPARAMS']._serialized_end=1225
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=923
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=971
+  _globals['_GRAMMAR']._serialized_start=1228
+  _globals['_GRAMMAR']._serialized_end=1363
+  _globals['_CHOICE']._serialized_start=1365
+  _globals['_CHOICE']._serialized_end=1390
+  _globals['_THINKINGBUDGET']._serialized_start=1393
+  _globals['_THINKINGBUDGET']._serialized_end=1545
+  _globals['_MARKER']._serialized_start=1547
+  _globals['_MARKER']._serialized_end=1623
+  _globals['_GENERATEREQUEST']._serialized_start=1626
+  _globals['_GENERATEREQUEST']._serialized_end=1919
+  _globals['_SERVICEPARAMS']._serialized_start=1922
+  _globals['_SERVICEPARAMS']._serialized_end=2087
+  _globals['_USAGE']._serialized_start=2089
+  _globals['_USAGE']._serialized_end=2169
+  _globals['_TOKENLOGPROBS']._serialized_start=2171
+  _globals['_TOKENLOGPROBS']._serialized_end=2274
+  _globals['_GENERATERESPONSE']._serialized_start=2277
+  _globals['_GENERATERESPONSE']._serialized_end=2610
+  _globals['_ABORTREQUEST']._serialized_start=2612
+  _globals['_ABORTREQUEST']._serialized_end=2646
+  _globals['_ABORTRESPONSE']._serialized_start=2648
+  _globals['_ABORTRESPONSE']._serialized_end=2680
+  _globals['_TOKENIZEREQUEST']._serialized_start=2683
+  _globals['_TOKENIZEREQUEST']._serialized_end=2840
+  _globals['_TOKENIZERESPONSE']._serialized_start=2842
+  _globals['_TOKENIZERESPONSE']._serialized_end=2902
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2904
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2940
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2943
+  _globals['_GETMODELINFORESPONSE']._serialized_end=3254
+  _globals['_GETLOADREQUEST']._serialized_start=3256
+  _globals['_GETLOADREQUEST']._serialized_end=3272
+  _globals['_GETLOADRESPONSE']._serialized_start=3275
+  _globals['_GETLOADRESPONSE']._serialized_end=3913
+  _globals['_JAXSERVE']._serialized_start=4038
+  _globals['_JAXSERVE']._serialized_end=4415
 # @@protoc_insertion_point(module_scope)
