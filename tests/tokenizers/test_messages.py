@@ -149,7 +149,7 @@ def test_tokenizers_pass_it_on():
     assert "messages" in tokenizer.chat_variables
     assert "tools" not in tokenizer.chat_variables
     messages = [{"role": "assistant", "content": [{"type": "text", "text": "Well"}]}]
-    options = {"add_generation_prompt": False, "continue_final_message": True}
+    options: Any = {"add_generation_prompt": False, "continue_final_message": True}
     assert tokenizer.render_chat(messages, **options) == "<bos>assistant: Well"
     assert tokenizer.apply_chat_template(messages, **options) == [
         tokenizer.BOS, *b"assistant: Well",
