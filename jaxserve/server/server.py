@@ -14,7 +14,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
-from jaxserve.server.metrics import MetricsServer
+from jaxserve.server.metrics.endpoint import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.v1 import jaxserve_pb2
@@ -166,14 +166,14 @@ class GrpcServer:
                 f"cannot listen on {self.address}: is the port taken, or the host not ours?"
             ) from error
         if self._options.metrics_port:
-            self._metrics = MetricsServer(self._options.host, self._options.metrics_port)
+            self._metrics = MetricsServer(
+                self._options.host, self._options.metrics_port, self._context.metrics
+            )
         await self._server.start()
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
         self._context.engine = engine
-        if self._metrics is not None:
-            self._metrics.attach(engine)
         await self._set_health(serving=True)
 
     async def drain(self) -> None:
