@@ -98,7 +98,10 @@ async def _job(
     service = on_account(fields.service_params(body, traceparent_of(request)))
     answer = True if body.add_generation_prompt is None else body.add_generation_prompt
     prompt = await chat_token_ids(
-        plain_messages(body.messages), engine.tokenizer, context.limits, add_generation_prompt=answer
+        plain_messages(body.messages),
+        engine.tokenizer,
+        context.limits,
+        add_generation_prompt=answer,
     )
     return Job(
         request_id=request_id_of(request, body.request_id),
