@@ -14,6 +14,8 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
+from jaxserve.server.kserve import open_inference_pb2
+from jaxserve.server.kserve.servicer import InferenceServicer
 from jaxserve.server.metrics import MetricsServer
 from jaxserve.server.v1 import jaxserve_pb2
 from jaxserve.server.v1.servicer import JaxserveServicer
@@ -21,6 +23,7 @@ from jaxserve.server.v1.servicer import JaxserveServicer
 # The services of this server, and what answers each; all over the same engine.
 SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer,
 }
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
