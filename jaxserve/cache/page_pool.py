@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jaxserve.cache.events import EventLog, Tier
 from jaxserve.cache.page_keys import page_key
+from jaxserve.cache.page_map import PageMap, make_page_map
 from jaxserve.cache.prefix_index import PrefixIndex
 
 
@@ -92,6 +93,10 @@ class PagePool:
     def num_available(self) -> int:
         """Pages that `allocate` could hand out now."""
         return len(self._free) + len(self._cached)
+
+    def page_map(self, max_bins: int) -> PageMap:
+        """Where the used and cached pages lie; for any thread, see `make_page_map`."""
+        return make_page_map(self._references, self._cached, max_bins)
 
     def begin_step(self) -> None:
         """A new step is being planned: all that was planned before will be done before it.

@@ -16,7 +16,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
-from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.stream import OutputStream
 from jaxserve.runner.buckets import Buckets
@@ -322,4 +322,17 @@ class Engine:
             prediction_bucket_accuracy=predictions.bucket_accuracy,
             prediction_kendall_tau=predictions.kendall_tau,
             **stored,
+        )
+
+    def kv_map(self, max_bins: int) -> KvMap:
+        """Where KV pages are, in all tiers; safe to call from another thread.
+
+        Args:
+            max_bins: how finely the device's pages are shown, over all shards.
+        """
+        stats = self._store.stats() if self._store is not None else None
+        return KvMap(
+            device=self._scheduler.page_maps(max_bins),
+            host=stats.host if stats is not None else None,
+            disk=stats.disk if stats is not None else None,
         )

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxserve.cache.page_map import PageMap
+from jaxserve.cache.store_stats import TierStats
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
 
@@ -105,3 +107,16 @@ class EngineLoad:
     def num_used_pages(self) -> int:
         """KV pages that requests hold."""
         return self.num_total_pages - self.num_free_pages - self.num_cached_pages
+
+
+class KvMap(NamedTuple):
+    """Where the KV pages of an engine are at one moment.
+
+    Attributes:
+        device: per data shard, its pool.
+        host, disk: the tiers below; None without a page store.
+    """
+
+    device: list[PageMap]
+    host: TierStats | None
+    disk: TierStats | None

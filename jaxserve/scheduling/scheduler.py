@@ -10,6 +10,7 @@ preempted: its pages are swapped out or left to the cache, and what is gone is c
 
 from collections.abc import Mapping, Sequence
 
+from jaxserve.cache.page_map import PageMap
 from jaxserve.cache.page_pool import PageCounts, PagePool
 from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 from jaxserve.core.request import FinishReason, Request, RequestState
@@ -364,6 +365,14 @@ class Scheduler:
             used=sum(pool.num_used for pool in pools),
             total=sum(pool.num_total for pool in pools),
         )
+
+    def page_maps(self, max_bins: int) -> list[PageMap]:
+        """Per shard, where its used and cached pages lie, in at most so many bins together.
+
+        For any thread.
+        """
+        bins = max(1, max_bins // len(self._shards))
+        return [shard.pool.page_map(bins) for shard in self._shards]
 
     def get(self, request_id: str) -> Request | None:
         """The unfinished request of that id."""

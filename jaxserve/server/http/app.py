@@ -18,8 +18,10 @@ from jaxserve.core.errors import JaxserveError
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import errors
 from jaxserve.server.http.chat import chat_router
+from jaxserve.server.http.completions import completions_router
 from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
+from jaxserve.server.page.router import page_router
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,9 @@ def make_app(
             HTTPException: _on_http_exception,
         },
     )
-    for router in (info_router(context), chat_router(context), *routers):
+    for make_router in (page_router, info_router, chat_router, completions_router):
+        app.include_router(make_router(context))
+    for router in routers:
         app.include_router(router)
     return app
 

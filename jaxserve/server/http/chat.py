@@ -21,6 +21,7 @@ from jaxserve.server.http.generation import (
     request_id_of,
     traceparent_of,
 )
+from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.message_parser import PlainText
 from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import chat_token_ids
@@ -66,7 +67,7 @@ def chat_router(context: ServerContext) -> APIRouter:
         head = ChatHead(
             id=f"chatcmpl-{job.request_id}",
             model=engine.model_info.name,
-            tokenizer=engine.tokenizer,
+            names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
             job=job,
             parsers=[PlainText() for _ in range(job.num_choices)],
             with_token_ids=bool(body.return_token_ids),
@@ -138,5 +139,6 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _echoed(body: ChatRequest) -> str:
-    """The last message's text, with which the answer begins if the request has `echo`."""
-    return _plain(body.messages[-1:])[0]["content"] if body.echo else ""
+    """What the answer begins with if the request has `echo`: the message that it continues."""
+    last = _plain(body.messages[-1:])[0]
+    return last["content"] if body.echo and last["role"] == "assistant" else ""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
-from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.server.http.unsupported import without_neutral
@@ -74,12 +74,14 @@ class GenerationFields(Body):
     top_p: Number | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     logit_bias: dict[str, Number] | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
+    user: str | None = None  # this and the next two do nothing to an answer at OpenAI either
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     # As in vLLM
     top_k: int | None = None
     min_p: Number | None = None
@@ -101,6 +103,7 @@ class GenerationFields(Body):
     cache_salt: str | None = None
     request_id: str | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     # Our own, as in jaxserve.v1
     tenant: str | None = None
     ttft_target_ms: Number | None = None
@@ -110,7 +113,7 @@ class GenerationFields(Body):
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "min_tokens", "ignore_eos", "include_stop_str_in_output",
-    "skip_special_tokens", "seed", "prompt_logprobs",
+    "skip_special_tokens", "prompt_logprobs",
 )  # fmt: skip
 
 
@@ -143,6 +146,8 @@ def sampling_params(
         if ids is not None:
             _check_vocabulary(name, ids, info)
             given[name] = tuple(ids)
+    if body.seed is not None:
+        given["seed"] = body.seed & MAX_SEED  # a negative one is as good as any
     if body.logit_bias:
         given["logit_bias"] = _logit_bias(body.logit_bias, info)
     if body.bad_words:
