@@ -16,6 +16,7 @@ from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
+from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.records import EngineRecords
@@ -32,6 +33,7 @@ class _Subscriber:
 
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[TokenDelta | JaxserveError]"
+    tenant: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class _Add:
 @dataclasses.dataclass(frozen=True)
 class _Abort:
     request_id: str
-    subscriber: _Subscriber | None  # only this caller's request; None: whoever's it is
+    subscriber: _Subscriber | None = None  # only this caller's request; None: whoever's it is
+    tenant: str | None = None  # likewise
 
 
 class _Stop:
@@ -63,9 +66,13 @@ class AsyncEngine:
 
     Args:
         engine: the engine; from now on only the background thread touches it.
+
+    Attributes:
+        accounts: asked before a request is taken; None takes all.
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.accounts: Accounts | None = None
         self._engine = engine
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._subscribers: dict[str, _Subscriber] = {}
@@ -138,19 +145,20 @@ class AsyncEngine:
             service: its place among the others; default `ServiceParams()`.
 
         Raises:
-            InvalidRequest, QueueFull, TargetMissed, Draining, EngineDead: before the first delta
-                (EngineDead also later, if the engine fails while the request runs).
+            InvalidRequest, QueueFull, RateLimited, TargetMissed, Draining, EngineDead: before the
+                first delta (EngineDead also later, if the engine fails while the request runs).
         """
         if self._failure is not None:
             self._raise_dead()
         if not self._accepting:
             raise Draining("the server is shutting down and takes no new requests")
         request_id = request_id or f"req-{uuid.uuid4().hex}"
-        subscriber = _Subscriber(asyncio.get_running_loop(), asyncio.Queue())
+        service = service or ServiceParams()
+        subscriber = _Subscriber(asyncio.get_running_loop(), asyncio.Queue(), service.tenant)
+        account = self._enter(service.tenant, len(prompt_token_ids))
         with self._open_lock:
             self._num_open += 1
         done = False
-        service = service or ServiceParams()
         self._inbox.put(
             _Add(request_id, prompt_token_ids, params, service, subscriber, time.monotonic())
         )
@@ -163,22 +171,30 @@ class AsyncEngine:
                     done = True
                     raise item
                 done = item.finish_reason is not None
+                if account is not None:
+                    account.spend(len(item.token_ids))
                 yield item
         finally:
             if not done:
                 self._inbox.put(_Abort(request_id, subscriber))
             with self._open_lock:
                 self._num_open -= 1
+            if account is not None:
+                account.leave()
 
-    def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str, *, tenant: str | None = None) -> bool:
         """End a request from outside; its caller gets a last delta with reason ABORT.
 
+        Args:
+            request_id: which.
+            tenant: only if it is this tenant's; None for whoever's it is.
+
         Returns:
-            Whether a request of that id was active. Safe to call from any thread.
+            Whether such a request was active. Safe to call from any thread.
         """
-        known = request_id in self._subscribers
-        self._inbox.put(_Abort(request_id, None))
-        return known
+        subscriber = self._subscribers.get(request_id)
+        self._inbox.put(_Abort(request_id, tenant=tenant))
+        return subscriber is not None and tenant in (None, subscriber.tenant)
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new requests, wait for the running ones, then abort what is left."""
@@ -196,6 +212,9 @@ class AsyncEngine:
         self._accepting = False
         self._inbox.put(_Stop())
         self._thread.join()
+
+    def _enter(self, tenant: str, num_prompt_tokens: int) -> Account | None:
+        return None if self.accounts is None else self.accounts.enter(tenant, num_prompt_tokens)
 
     def _raise_dead(self) -> NoReturn:
         raise EngineDead("the engine has stopped; see the server's log") from self._failure
@@ -248,6 +267,8 @@ class AsyncEngine:
         subscriber = self._subscribers.get(command.request_id)
         if subscriber is None or command.subscriber not in (None, subscriber):
             return  # finished meanwhile, or the id is someone else's by now
+        if command.tenant not in (None, subscriber.tenant):
+            return
         delta = self._engine.abort(command.request_id)
         if delta is not None:
             self._publish([delta])

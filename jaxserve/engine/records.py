@@ -125,6 +125,13 @@ class RequestRecord(NamedTuple):
         return self.last_token - self.first_token
 
     @property
+    def inference_seconds(self) -> float | None:
+        """Seconds from when it first ran to the last token."""
+        if self.started is None or self.last_token is None:
+            return None
+        return self.last_token - self.started
+
+    @property
     def seconds_per_output_token(self) -> float | None:
         """Mean seconds per token after the first; None without a second one."""
         if self.decode_seconds is None or self.num_output_tokens < 2:
@@ -144,11 +151,13 @@ class TokenTimes(NamedTuple):
         first_tokens: seconds from arrival, for each request that got its first one.
         gaps: seconds since the token before, and how many of the step's tokens had that.
         num_prompt_tokens: tokens of the prompts of those that got their first one.
+        num_cached_tokens: those of them whose KV was found in a cache.
     """
 
     first_tokens: list[float]
     gaps: dict[float, int]
     num_prompt_tokens: int
+    num_cached_tokens: int
 
 
 class EngineObserver(Protocol):
@@ -159,6 +168,10 @@ class EngineObserver(Protocol):
 
     def step_done(self, step: StepRecord, times: TokenTimes) -> None:
         """A step was collected."""
+        ...
+
+    def prompt_asked(self, n: int) -> None:
+        """A prompt came to which `n` answers are wanted; on any thread."""
         ...
 
     def request_done(self, record: RequestRecord, request: Request) -> None:
@@ -201,14 +214,26 @@ class EngineRecords:
     # -- for whoever looks ----------------------------------------------------------------
 
     @property
-    def buckets(self) -> Buckets | None:
-        """What steps are padded to, per data shard; None if they are not."""
-        return self._buckets
+    def token_buckets(self) -> tuple[int, ...]:
+        """How many tokens a step may be padded to, over all data shards; empty if it is not."""
+        sizes = self._buckets.tokens if self._buckets is not None else ()
+        return tuple(size * self._num_shards for size in sizes)
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """How many sampled rows a step may be padded to, likewise."""
+        sizes = self._buckets.sampled if self._buckets is not None else ()
+        return tuple(size * self._num_shards for size in sizes)
 
     def observe(self, observer: EngineObserver) -> None:
         """Tell an observer of everything from now on."""
         with self._lock:
             self.observers = (*self.observers, observer)
+
+    def prompt_asked(self, n: int) -> None:
+        """Tell that a prompt came to which `n` answers are wanted, each a request of its own."""
+        for observer in self.observers:
+            observer.prompt_asked(n)
 
     def steps(self, after: int = 0) -> list[StepRecord]:
         """The steps still remembered, oldest first, with numbers above `after`."""
@@ -355,4 +380,5 @@ def _token_times(requests: Sequence[Request], at: float) -> TokenTimes:
         [at - request.arrival_time for request in firsts],
         {at - before: count for before, count in befores.items()},
         sum(len(request.prompt_token_ids) for request in firsts),
+        sum(request.num_reused_tokens or 0 for request in firsts),
     )

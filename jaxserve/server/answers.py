@@ -1,4 +1,4 @@
-"""From prompts to a call's deltas, as every gRPC service streams them."""
+"""From prompts to a call's deltas, as every front end streams them."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence

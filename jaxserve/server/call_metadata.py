@@ -16,7 +16,11 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 
 def traceparent(context: grpc.aio.ServicerContext) -> str:
     """The caller's W3C trace context, or empty; a malformed one is ignored (so its standard)."""
-    text = _first(context, "traceparent")
+    return valid_traceparent(_first(context, "traceparent"))
+
+
+def valid_traceparent(text: str) -> str:
+    """A trace context as it came, or empty if it is malformed."""
     return text if _TRACEPARENT.fullmatch(text) and len(text) <= MAX_REQUEST_ID_CHARS else ""
 
 

@@ -43,6 +43,8 @@ async def generate_choices(
         What `AsyncEngine.generate` raises, of any of the requests; the others are aborted.
     """
     requests = [(prompt, _nth_params(params, j)) for prompt in prompts for j in range(n)]
+    for _ in prompts:
+        engine.records.prompt_asked(n)
     if len(requests) == 1:
         deltas = engine.generate(request_id, *requests[0], service)
         async with contextlib.aclosing(deltas):

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.limits import RequestLimits
+from jaxserve.server.metrics.endpoint import Metrics
+from jaxserve.server.security.caller import own_requests_only
+from jaxserve.server.security.keys import ApiKeys
+from jaxserve.server.security.tenants import TenantAccounts
 
 
 class ServerContext:
@@ -14,19 +18,41 @@ class ServerContext:
 
     Args:
         limits: on single requests.
+        keys: API keys of those who may call; None lets everybody.
+        metrics: what is counted; default under jaxserve's own names.
 
     Attributes:
-        engine: None until it is ready; set once.
-        limits: as given.
+        limits, keys, metrics: as given.
     """
 
-    def __init__(self, limits: RequestLimits | None = None) -> None:
-        self.engine: AsyncEngine | None = None
+    def __init__(
+        self,
+        limits: RequestLimits | None = None,
+        keys: ApiKeys | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.limits = limits or RequestLimits()
+        self.keys = keys
+        self.metrics = metrics or Metrics()
+        self._engine: AsyncEngine | None = None
         self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
         self._num_answering = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
+
+    @property
+    def engine(self) -> AsyncEngine | None:
+        """None until it is ready; set once."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: AsyncEngine | None) -> None:
+        self._engine = engine
+        if engine is None:
+            return
+        self.metrics.attach(engine)
+        if self.keys is not None:
+            engine.accounts = TenantAccounts(self.keys.limits_of)
 
     def engine_for(self, model: str = "") -> AsyncEngine:
         """The engine that serves a model; empty for whatever is served.
@@ -35,12 +61,12 @@ class ServerContext:
             Draining: it is not ready yet.
             ModelNotFound: another model is served.
         """
-        if self.engine is None:
+        if self._engine is None:
             raise Draining("the server is still warming up")
-        served = self.engine.model_info.name
+        served = self._engine.model_info.name
         if model and model != served:
             raise ModelNotFound(f"model {model!r} is not served here; {served!r} is")
-        return self.engine
+        return self._engine
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -74,11 +100,14 @@ class ServerContext:
     def abort(self, request_id: str) -> bool:
         """End a request, whichever front end it came by; whether it was active.
 
+        One of another tenant than the caller's is as good as unknown.
+
         Raises:
             Draining: there is no engine yet.
         """
-        engine = self.engine_for()
-        return any([engine.abort(i) for i in self._answers.get(request_id, (request_id,))])
+        engine, tenant = self.engine_for(), own_requests_only()
+        ids = self._answers.get(request_id, (request_id,))
+        return any([engine.abort(i, tenant=tenant) for i in ids])
 
     async def wait_idle(self, timeout: float) -> bool:
         """Wait until no answer is under way; whether that came before `timeout` seconds."""

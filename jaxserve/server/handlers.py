@@ -1,6 +1,7 @@
 """Joins a servicer to a gRPC service: parsing, and every error turned into its status."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from jaxserve.core.errors import InvalidRequest, JaxserveError
+from jaxserve.core.errors import InvalidRequest, JaxserveError, RateLimited
 from jaxserve.server.status import status_of
 from jaxserve.server.strict import reject_unknown_fields
 
@@ -80,7 +81,7 @@ def _guarded(name: str, function: Method) -> Method:
             log.debug("%s: %s: %s", name, code.name, message)
             if code is grpc.StatusCode.INTERNAL:
                 log.error("%s failed", name, exc_info=error)
-            await context.abort(code, message)
+            await context.abort(code, message, _retry_after(error))
         except grpc.aio.BaseError:
             log.debug("%s: the client went away", name, exc_info=True)
             raise
@@ -90,3 +91,10 @@ def _guarded(name: str, function: Method) -> Method:
         return None
 
     return call
+
+
+def _retry_after(error: JaxserveError) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that says when to try again, in whole seconds as HTTP's header does."""
+    if isinstance(error, RateLimited) and error.retry_after is not None:
+        return (("retry-after", str(math.ceil(error.retry_after))),)
+    return ()

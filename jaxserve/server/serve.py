@@ -13,6 +13,7 @@ from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
+from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.server import GrpcServer, ServerOptions
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ async def serve(
 def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer | None:
     if options.http_port is None:
         return None
-    return HttpServer(options, make_app(context))
+    return HttpServer(options, make_app(context, routers=[metrics_router(context.metrics)]))
 
 
 def _ready_line(

@@ -14,7 +14,9 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
-from jaxserve.server.metrics import MetricsServer
+from jaxserve.server.metrics.endpoint import MetricsServer
+from jaxserve.server.security.interceptor import KeyInterceptor
+from jaxserve.server.security.tls import Tls
 from jaxserve.server.v1 import jaxserve_pb2
 from jaxserve.server.v1.servicer import JaxserveServicer
 
@@ -22,6 +24,7 @@ from jaxserve.server.v1.servicer import JaxserveServicer
 SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
 }
+MAX_TIMEOUT = 86_400.0
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
 
@@ -38,6 +41,12 @@ class ServerOptions:
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
         http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
+        tls: what to encrypt with, and whom to let in; None for plain text.
+        max_connections: clients connected to one port at the same time; more are turned away.
+        read_timeout: seconds in which a client must have sent what it began to: the handshake,
+            and each HTTP request.
+        write_timeout: seconds that a stream waits for a client that reads nothing, before it is
+            cut off.
 
     Raises:
         ConfigError: a value is out of range.
@@ -50,6 +59,10 @@ class ServerOptions:
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
     http_port: int | None = None
+    tls: Tls | None = None
+    max_connections: int = 4096
+    read_timeout: float = 30.0
+    write_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port", "http_port"):
@@ -60,8 +73,12 @@ class ServerOptions:
             raise ConfigError(f"grace_period must be finite, at least 0, got {self.grace_period}")
         if not 0 < self.max_message_mib < 2048:
             raise ConfigError(f"max_message_mib must be in (0, 2048), got {self.max_message_mib}")
-        if self.max_concurrent_streams < 1:
-            raise ConfigError("max_concurrent_streams must be at least 1")
+        for name in ("max_concurrent_streams", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
+        for name in ("read_timeout", "write_timeout"):
+            if not 0 < getattr(self, name) < MAX_TIMEOUT:
+                raise ConfigError(f"{name} must be positive, below {MAX_TIMEOUT} seconds")
 
     def channel_options(self) -> list[tuple[str, int]]:
         """gRPC core's options for these settings."""
@@ -70,6 +87,8 @@ class ServerOptions:
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
+            ("grpc.server_handshake_timeout_ms", int(self.read_timeout * 1000)),
             ("grpc.so_reuseport", 0),  # or a second server would silently share the port
             # Clients may ping as they like, also between calls, without being cut off.
             ("grpc.keepalive_permit_without_calls", 1),
@@ -103,8 +122,10 @@ class GrpcServer:
         self._options = options
         self._context = context or ServerContext()
         self._health = health_aio.HealthServicer()
+        keys = self._context.keys
+        guards = [KeyInterceptor(keys)] if keys is not None else []
         self._server = grpc.aio.server(
-            interceptors=tuple(interceptors), options=options.channel_options()
+            interceptors=(*guards, *interceptors), options=options.channel_options()
         )
         self._metrics: MetricsServer | None = None
         self.port = options.port
@@ -135,20 +156,24 @@ class GrpcServer:
         reflection.enable_server_reflection(services, self._server)
         await self._set_health(serving=False)
         try:
-            self.port = self._server.add_insecure_port(self.address)
+            if self._options.tls is None:
+                self.port = self._server.add_insecure_port(self.address)
+            else:
+                credentials = self._options.tls.grpc_credentials()
+                self.port = self._server.add_secure_port(self.address, credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {self.address}: is the port taken, or the host not ours?"
             ) from error
         if self._options.metrics_port:
-            self._metrics = MetricsServer(self._options.host, self._options.metrics_port)
+            self._metrics = MetricsServer(
+                self._options.host, self._options.metrics_port, self._context.metrics
+            )
         await self._server.start()
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
         self._context.engine = engine
-        if self._metrics is not None:
-            self._metrics.attach(engine)
         await self._set_health(serving=True)
 
     async def drain(self) -> None:

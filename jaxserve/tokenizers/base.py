@@ -4,6 +4,7 @@ import abc
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.tokenizers.chat import ChatTemplate
@@ -91,13 +92,24 @@ class Tokenizer(abc.ABC):
             return b""
         return self._piece_bytes(token_id)
 
+    @property
+    def chat_variables(self) -> frozenset[str]:
+        """Names that the chat template reads, such as `tools`; none where there is no template."""
+        template = self._compiled_template
+        return frozenset() if template is None else template.variables
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text that the model's chat template makes of the messages.
 
-        Raises:
-            InvalidRequest: there is no template, or it refuses these messages.
+        Args and errors are those of `apply_chat_template`.
         """
         if self._compiled_template is None:
             raise InvalidRequest("this model has no chat template; send a plain prompt instead")
@@ -105,12 +117,21 @@ class Tokenizer(abc.ABC):
         return self._compiled_template.render(
             messages,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            variables=chat_template_kwargs,
             bos_token="" if bos is None else self._piece_bytes(bos).decode(),
             eos_token=self._piece_bytes(eos[0]).decode() if eos else "",
         )
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The token ids of a conversation.
 
@@ -118,13 +139,27 @@ class Tokenizer(abc.ABC):
         models are trained: adding one here would double it.
 
         Args:
-            messages: each with at least "role" and "content".
+            messages: in OpenAI's shape, each with at least "role" and "content"; see
+                `tokenizers.messages.template_messages`.
             add_generation_prompt: end with the opening of the assistant's turn.
+            continue_final_message: end within the last message instead, for the answer to
+                continue it.
+            tools: functions that the model may call, in OpenAI's shape. Templates that do not
+                read `tools` (see `chat_variables`) leave them out.
+            chat_template_kwargs: values of variables that the template reads, such as
+                `enable_thinking`.
 
         Raises:
-            InvalidRequest: there is no template, or it refuses these messages.
+            InvalidRequest: there is no template, it refuses these messages or reads no such
+                variable, or a message has a wrong shape.
         """
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         return self.encode(text, add_special_tokens=False)
 
     def save(self, directory: Path) -> None:

@@ -8,14 +8,24 @@ from typing import Any
 import jinja2
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.tokenizers.messages import template_messages
 
 MAX_RENDERED_CHARS = 16 * 2**20
 MAX_POWER_BITS = 4096
+
+# What a template gets from the server, so that a caller's variables cannot be called so.
+_OURS = (
+    "messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token",
+    "raise_exception", "strftime_now",
+)  # fmt: skip
+# Ends the message that is to be continued; the answer goes on where it stands. Not in any prompt.
+_CUT = "\ue000<continue here>\ue000"
 
 
 class ChatTemplate:
@@ -28,6 +38,10 @@ class ChatTemplate:
     Args:
         source: the Jinja source.
         max_chars: a longer result is an error; a template is a program and could loop.
+
+    Attributes:
+        variables: names that the template reads and does not set: `messages`, `tools` if it
+            knows of tools, and switches of its own such as `enable_thinking`.
 
     Raises:
         InvalidRequest: the source is not valid Jinja.
@@ -43,35 +57,73 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self._max_chars = max_chars
+        self._knows_developers = "developer" in source
         try:
             self._template = environment.from_string(source)
+            tree = environment.parse(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the model's chat template is broken: {error}") from error
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
-        add_generation_prompt: bool,
         bos_token: str,
         eos_token: str,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for a conversation.
 
+        A `developer`, as newer models call the `system`, is one to templates that know no other.
+
+        Args:
+            messages: see `template_messages`.
+            bos_token, eos_token: the tokens' names, empty where there are none.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            continue_final_message: end within the last message, which is to be continued.
+            tools: functions in OpenAI's shape.
+            variables: what the template may read beside that.
+
         Raises:
-            InvalidRequest: the template refuses the messages or fails on them, or its result
-                is longer than `max_chars`.
+            InvalidRequest: the template refuses the messages or fails on them, its result is
+                longer than `max_chars`, it does not read one of the variables, or a message is
+                not as `template_messages` wants it.
         """
+        chat = template_messages(messages)
+        if not self._knows_developers:
+            for message in chat:
+                message["role"] = message["role"].replace("developer", "system")
+        if continue_final_message:
+            _mark_cut(chat, add_generation_prompt)
+        text = self._generate(
+            messages=chat,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            tools=list(tools) if tools else None,  # templates ask `tools is not none`
+            documents=None,
+            **self._checked(variables or {}),
+        )
+        return _cut(text) if continue_final_message else text
+
+    def _checked(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in variables:
+            where = f"chat_template_kwargs.{name}"
+            if name in _OURS:
+                raise InvalidRequest(f"{where} is not for a request to set", param=where)
+            if name not in self.variables:
+                raise InvalidRequest(f"{where}: the model's chat template reads no such variable",
+                                     param=where)  # fmt: skip
+        return variables
+
+    def _generate(self, **variables: Any) -> str:
         chunks, size = [], 0
         try:
-            for chunk in self._template.generate(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                tools=None,  # templates ask `tools is not none`, so absent is not enough
-                documents=None,
-            ):
+            for chunk in self._template.generate(**variables):
                 size += len(chunk)
                 if size > self._max_chars:
                     raise InvalidRequest(
@@ -83,6 +135,30 @@ class ChatTemplate:
         except Exception as error:  # a template can fail in any way a program can
             raise InvalidRequest(f"the chat template refused the messages: {error}") from error
         return "".join(chunks)
+
+
+def _mark_cut(chat: list[dict[str, Any]], add_generation_prompt: bool) -> None:
+    if add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt contradict each other",
+            param="continue_final_message",
+        )
+    if not chat or not chat[-1]["content"].strip() or chat[-1].get("tool_calls"):
+        raise InvalidRequest(
+            "continue_final_message needs a last message with a text and without tool calls",
+            param="continue_final_message",
+        )
+    chat[-1]["content"] += _CUT
+
+
+def _cut(text: str) -> str:
+    start = text.rfind(_CUT)
+    if start < 0:
+        raise InvalidRequest(
+            "continue_final_message: the chat template leaves the last message out",
+            param="continue_final_message",
+        )
+    return text[:start]
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -23,6 +23,9 @@ class Notes:
     def step_done(self, step: StepRecord, times: TokenTimes) -> None:
         self.steps.append((step, times))
 
+    def prompt_asked(self, n: int) -> None:
+        pass
+
     def request_done(self, record: RequestRecord, request: Request) -> None:
         assert record.request_id == request.request_id
         self.requests.append(record)

@@ -14,6 +14,7 @@ from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import EngineLoad
+from jaxserve.server.context import ServerContext
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
@@ -73,9 +74,12 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def _serving(
-    engine: AsyncEngine | None, channel_options: Any = (), **options: Any
+    engine: AsyncEngine | None,
+    channel_options: Any = (),
+    context: ServerContext | None = None,
+    **options: Any,
 ) -> AsyncIterator[Serving]:
-    server = GrpcServer(ServerOptions(**{"port": 0, **options}))
+    server = GrpcServer(ServerOptions(**{"port": 0, **options}), context)
     await server.start()
     try:
         if engine is not None:
@@ -89,7 +93,7 @@ async def _serving(
 
 @pytest.fixture
 def serving() -> Callable[..., contextlib.AbstractAsyncContextManager[Serving]]:
-    """`async with serving(engine, channel_options, **ServerOptions) as s`."""
+    """`async with serving(engine, channel_options, context, **ServerOptions) as s`."""
     return _serving
 
 

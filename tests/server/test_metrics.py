@@ -5,22 +5,29 @@ import socket
 import urllib.request
 
 import pytest
+from fastapi import FastAPI
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.server.metrics import MetricsServer
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.records import EngineRecords
+from jaxserve.runner.buckets import Buckets
+from jaxserve.server.metrics.endpoint import Metrics, MetricsServer, metrics_router
+from jaxserve.server.metrics.names import COMPAT_CHOICES, MetricNames, token_bounds
 from jaxserve.server.server import GrpcServer, ServerOptions
+from jaxserve.testing.fake_engine import fake_sync_engine
+from tests.server.exposition import check_exposition, samples
+
+# Gateway API Inference Extension: what its endpoint picker asks a model server for.
+GAIE_GAUGES = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
 
 
-def scrape(address: str) -> dict[tuple[str, ...], float]:
-    """Samples by (name, label value)."""
+def fetch(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
-        text = response.read().decode()
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+        return response.read().decode()
 
 
 def free_port() -> int:
@@ -29,21 +36,56 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class StillEngine:
+    """As much of an `AsyncEngine` as metrics need, over an engine that the test steps."""
+
+    is_ready = True
+
+    def __init__(self, engine: Engine) -> None:
+        self.model_info, self.records, self.load = engine.info, engine.records, engine.load
+
+
+def scripted(compat: str = "none", **options) -> tuple[Engine, Metrics]:
+    """An engine without overlap whose clock a test turns, with metrics attached."""
+    engine = fake_sync_engine(overlap=False, step_seconds=0.0, **options)
+    engine.records = EngineRecords(Buckets((4, 16, 128), (1, 16), max_rows=16, max_pages=128))
+    metrics = Metrics(compat)
+    metrics.attach(StillEngine(engine))  # type: ignore[arg-type]
+    return engine, metrics
+
+
+def add(engine: Engine, name: str, prompt: int, output: int, *, now: float = 0.0) -> None:
+    params = SamplingParams(max_tokens=output, ignore_eos=True, seed=1)
+    engine.add(name, [ord(name[0])] * prompt, params, now=now)
+
+
+def run(engine: Engine, *, now: float = 1.0) -> None:
+    """A step per second until nothing is left."""
+    while engine.has_work:
+        engine.step(now)
+        now += 1.0
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    text = generate_latest(metrics.registry).decode()
+    assert check_exposition(text) == []
+    return samples(text)
+
+
 def test_metrics_before_and_after_a_request(make_engine, serving, make_request) -> None:
     async def main() -> None:
         async with serving(None, metrics_port=free_port()) as s:
-            address = s.server.metrics_address
-            before = await asyncio.to_thread(scrape, address)
+            before = samples(await asyncio.to_thread(fetch, s.server.metrics_address))
             assert before["jaxserve:ready",] == 0
             assert ("jaxserve:steps_total",) not in before
             await s.server.attach(make_engine(num_pages=100))
             await s.ask(make_request([1, 2, 3], max_tokens=5))
-            after = await asyncio.to_thread(scrape, address)
+            after = samples(await asyncio.to_thread(fetch, s.server.metrics_address))
         assert after["jaxserve:ready",] == 1
         assert after["jaxserve:prompt_tokens_total",] == 3
         assert after["jaxserve:generation_tokens_total",] == 5
-        assert after["jaxserve:requests_total", "finished"] == 1
-        assert after["jaxserve:requests_total", "aborted"] == 0
+        assert after["jaxserve:request_success_total", "length"] == 1
+        assert after["jaxserve:request_success_total", "abort"] == 0
         assert after["jaxserve:num_requests_running",] == 0
         assert after["jaxserve:num_requests_waiting",] == 0
         assert after["jaxserve:kv_pages", "free"] + after["jaxserve:kv_pages", "cached"] == 100
@@ -53,6 +95,173 @@ def test_metrics_before_and_after_a_request(make_engine, serving, make_request) 
         assert after["jaxserve:steps_total",] >= 5
 
     asyncio.run(main())
+
+
+def test_counts_of_a_scripted_run() -> None:
+    engine, metrics = scripted(max_num_batched_tokens=16)
+    add(engine, "a", 20, 4)  # prompts in steps of 16 and 4 tokens, then three of one
+    run(engine)
+    add(engine, "b", 3, 1, now=10.0)
+    run(engine, now=11.0)
+    engine.records.prompt_asked(3)
+    seen = scrape(metrics)
+    assert seen["jaxserve:prompt_tokens_total",] == 23
+    assert seen["jaxserve:generation_tokens_total",] == 5
+    assert seen["jaxserve:request_success_total", "length"] == 2
+    assert seen["jaxserve:steps_total",] == 6
+    assert seen["jaxserve:step_tokens_total",] == 26
+    assert seen["jaxserve:step_padding_tokens_total",] == 0 + 0 + 3 * 3 + 1
+    assert seen["jaxserve:bucket_steps_total", "tokens", "16"] == 1
+    assert seen["jaxserve:bucket_steps_total", "tokens", "4"] == 5
+    assert seen["jaxserve:bucket_steps_total", "tokens", "128"] == 0
+    assert seen["jaxserve:bucket_steps_total", "rows", "1"] == 5  # the first one sampled nothing
+    assert seen["jaxserve:padding_fraction", "tokens"] == pytest.approx(10 / 36)
+    assert seen["jaxserve:padding_fraction", "rows"] == 0
+    assert seen["jaxserve:iteration_tokens_total_bucket", "1.0"] == 3
+    assert seen["jaxserve:iteration_tokens_total_bucket", "8.0"] == 5
+    assert seen["jaxserve:iteration_tokens_total_bucket", "16.0"] == 6
+    assert seen["jaxserve:iteration_tokens_total_sum",] == 26
+    assert seen["jaxserve:request_prompt_tokens_sum",] == 23
+    assert seen["jaxserve:request_generation_tokens_bucket", "1.0"] == 1
+    assert seen["jaxserve:request_generation_tokens_bucket", "5.0"] == 2
+    assert seen["jaxserve:request_params_max_tokens_sum",] == 5
+    assert seen["jaxserve:request_params_n_sum",] == 3
+    assert seen["jaxserve:prefix_cache_queries_total",] == 23
+    assert seen["jaxserve:prefix_cache_hits_total",] == 0
+
+
+def test_times_of_a_scripted_run() -> None:
+    engine, metrics = scripted(max_num_batched_tokens=16)
+    add(engine, "a", 20, 4)  # starts at 1 s, tokens at 2, 3, 4 and 5 s and a little
+    run(engine)
+    seen = scrape(metrics)
+
+    def only(name: str) -> float:
+        assert seen[f"jaxserve:{name}_count",] == 1
+        return seen[f"jaxserve:{name}_sum",]
+
+    assert only("request_queue_time_seconds") == 1.0
+    assert only("time_to_first_token_seconds") == pytest.approx(2, abs=0.4)
+    assert only("request_prefill_time_seconds") == pytest.approx(1, abs=0.4)
+    assert only("request_decode_time_seconds") == pytest.approx(3, abs=0.4)
+    assert only("request_inference_time_seconds") == pytest.approx(4, abs=0.4)
+    assert only("e2e_request_latency_seconds") == pytest.approx(5, abs=0.4)
+    assert only("request_time_per_output_token_seconds") == pytest.approx(1, abs=0.2)
+    assert seen["jaxserve:inter_token_latency_seconds_count",] == 3
+    assert seen["jaxserve:inter_token_latency_seconds_bucket", "0.5"] == 0
+    assert seen["jaxserve:inter_token_latency_seconds_bucket", "2.5"] == 3
+    assert seen["jaxserve:time_to_first_token_seconds_bucket", "1.0"] == 0
+    assert seen["jaxserve:time_to_first_token_seconds_bucket", "2.5"] == 1
+
+
+def test_the_prefix_cache_is_seen() -> None:
+    engine, metrics = scripted()
+    for name in ("a1", "a2"):  # the same prompt twice
+        add(engine, name, 17, 2)
+        run(engine)
+    seen = scrape(metrics)
+    hits = seen["jaxserve:prefix_cache_hits_total",]
+    assert hits == 16  # four pages; the last token is always computed
+    assert seen["jaxserve:prefix_cache_queries_total",] == 34
+    assert seen["jaxserve:prompt_tokens_cached_total",] == hits
+    assert seen["jaxserve:prompt_tokens_by_source_total", "local_cache_hit"] == hits
+    assert seen["jaxserve:prompt_tokens_by_source_total", "local_compute"] == 34 - hits
+    assert seen["jaxserve:request_prefill_kv_computed_tokens_sum",] == 34 - hits
+
+
+def test_preemptions_and_aborts_are_seen() -> None:
+    engine, metrics = scripted(num_pages=8, page_size=4, max_model_len=32)
+    add(engine, "a", 8, 20)
+    add(engine, "b", 8, 20)
+    add(engine, "c", 8, 20)
+    engine.abort("c")
+    run(engine)
+    seen = scrape(metrics)
+    assert seen["jaxserve:num_preemptions_total",] > 0
+    assert seen["jaxserve:request_num_preemptions_sum",] == seen["jaxserve:num_preemptions_total",]
+    assert seen["jaxserve:request_success_total", "abort"] == 1
+    assert seen["jaxserve:e2e_request_latency_seconds_count",] == 2  # not of the aborted one
+
+
+def test_gauges_while_requests_run() -> None:
+    engine, metrics = scripted(max_num_seqs=1, num_pages=10, page_size=4, max_model_len=40)
+    add(engine, "a", 12, 8)
+    add(engine, "b", 12, 8)
+    engine.step(1.0)
+    seen = scrape(metrics)
+    assert seen["jaxserve:num_requests_running",] == 1
+    assert seen["jaxserve:num_requests_waiting",] == 1
+    assert seen["jaxserve:kv_cache_usage_perc",] == seen["jaxserve:kv_pages", "used"] / 10
+    assert seen["jaxserve:kv_cache_usage_perc",] > 0
+
+
+def test_vllms_names_carry_the_same_values() -> None:
+    texts = {}
+    for compat in COMPAT_CHOICES:
+        engine, metrics = scripted(compat)
+        add(engine, "a", 20, 4)
+        run(engine)
+        texts[compat] = generate_latest(metrics.registry).decode()
+        assert check_exposition(texts[compat]) == []
+    ours, theirs = (_families(texts[compat]) for compat in COMPAT_CHOICES)
+    shared = {name.partition(":")[2] for name in theirs if name.startswith("vllm:")}
+    assert shared == set(MetricNames.shared())
+    for name in shared & {name.partition(":")[2] for name in ours}:
+        assert f"jaxserve:{name}" not in theirs
+        one, other = ours[f"jaxserve:{name}"], theirs[f"vllm:{name}"]
+        assert (one.type, one.documentation) == (other.type, other.documentation)
+        if "seconds" not in name:
+            assert [s.value for s in one.samples] == [s.value for s in other.samples]
+    assert "jaxserve:compiles" in theirs
+
+
+def _families(text: str) -> dict:
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def test_a_gateway_finds_what_it_asks_for() -> None:
+    engine, metrics = scripted("vllm", num_pages=64, page_size=4)
+    families = _families(generate_latest(metrics.registry).decode())
+    for name in GAIE_GAUGES:
+        [sample] = families[name].samples
+        assert families[name].type == "gauge"
+        assert sample.labels == {"model_name": engine.info.name, "engine": "0"}
+    [info] = families["vllm:cache_config_info"].samples
+    assert info.value == 1
+    assert (info.labels["block_size"], info.labels["num_gpu_blocks"]) == ("4", "64")
+
+
+def test_the_checker_finds_faults() -> None:
+    assert check_exposition("# HELP a_total x\n# TYPE a_total counter\na_total 1\n") == []
+    faulty = {
+        "# HELP a x\n# TYPE a counter\na 1\n": "_total",
+        "# TYPE a_total counter\na_total 1\n": "no HELP",
+        "# HELP a_ms x\n# TYPE a_ms gauge\na_ms 1\n": "base units",
+        "# HELP b x\n# TYPE b gauge\nb 1\nb 2\n": "twice",
+        "# HELP b x\n# TYPE b gauge\nb 1\nc 2\n": "no family",
+        '# HELP b x\n# TYPE b gauge\nb{le="1"} 1\n': "le outside",
+        '# HELP b x\n# TYPE b gauge\nb{Upper="1"} 1\n': "label Upper",
+    }
+    for text, message in faulty.items():
+        assert message in "; ".join(check_exposition(text))
+
+
+def test_token_bounds() -> None:
+    assert token_bounds(100) == (1, 2, 5, 10, 20, 50, 100)
+    assert token_bounds(4) == (1, 2)
+
+
+def test_over_the_http_app() -> None:
+    _, metrics = scripted()
+    app = FastAPI()
+    app.include_router(metrics_router(metrics))
+    client = TestClient(app)
+    plain = client.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert check_exposition(plain.text) == []
+    newer = client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert newer.headers["content-type"].startswith("application/openmetrics-text")
+    assert newer.text.endswith("# EOF\n")
 
 
 def test_off_by_default(serving) -> None:
@@ -65,7 +274,7 @@ def test_off_by_default(serving) -> None:
 
 def test_a_taken_metrics_port_is_a_clear_error() -> None:
     port = free_port()
-    first = MetricsServer("127.0.0.1", port)
+    first = MetricsServer("127.0.0.1", port, Metrics())
     try:
         with pytest.raises(ConfigError, match=f"metrics on 127.0.0.1:{port}"):
             asyncio.run(_start_only(ServerOptions(port=0, metrics_port=port)))

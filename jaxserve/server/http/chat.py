@@ -21,6 +21,7 @@ from jaxserve.server.http.generation import (
     request_id_of,
     traceparent_of,
 )
+from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.message_parser import PlainText
 from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import chat_token_ids
@@ -66,7 +67,7 @@ def chat_router(context: ServerContext) -> APIRouter:
         head = ChatHead(
             id=f"chatcmpl-{job.request_id}",
             model=engine.model_info.name,
-            tokenizer=engine.tokenizer,
+            names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
             job=job,
             parsers=[PlainText() for _ in range(job.num_choices)],
             with_token_ids=bool(body.return_token_ids),
@@ -83,18 +84,24 @@ def chat_router(context: ServerContext) -> APIRouter:
 async def _job(
     body: ChatRequest, request: Request, context: ServerContext, engine: AsyncEngine
 ) -> Job:
+    fields.check_stream_options(body)
+    context.limits.check("max_n", body.n or 1, "n")
     params = fields.sampling_params(
         body,
         engine.model_info,
         context.limits,
         max_tokens=_max_tokens(body),
         logprobs=_logprobs(body),
+        prompt_logprobs=body.prompt_logprobs,
+        grammar=fields.response_format_grammar(body.response_format),
     )
     service = on_account(fields.service_params(body, traceparent_of(request)))
-    fields.check_stream_options(body)
     answer = True if body.add_generation_prompt is None else body.add_generation_prompt
     prompt = await chat_token_ids(
-        _plain(body.messages), engine.tokenizer, context.limits, add_generation_prompt=answer
+        plain_messages(body.messages),
+        engine.tokenizer,
+        context.limits,
+        add_generation_prompt=answer,
     )
     return Job(
         request_id=request_id_of(request, body.request_id),
@@ -123,7 +130,7 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages with text for content; the pieces of one become lines, as in vLLM."""
     return [
         {
@@ -138,5 +145,6 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _echoed(body: ChatRequest) -> str:
-    """The last message's text, with which the answer begins if the request has `echo`."""
-    return _plain(body.messages[-1:])[0]["content"] if body.echo else ""
+    """What the answer begins with if the request has `echo`: the message that it continues."""
+    last = plain_messages(body.messages[-1:])[0]
+    return last["content"] if body.echo and last["role"] == "assistant" else ""

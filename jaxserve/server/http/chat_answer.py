@@ -7,15 +7,15 @@ from typing import Any
 
 import orjson
 
+from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.http import logprobs
 from jaxserve.server.http.fields import StreamOptions
 from jaxserve.server.http.generation import Job
 from jaxserve.server.http.message_parser import MessageParser, MessagePart, PlainText
-from jaxserve.server.http.sse import DONE
+from jaxserve.server.http.sse import DONE, error_event
 from jaxserve.server.http.usage import UsageCount
-from jaxserve.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ChatHead:
     Attributes:
         id: of the answer.
         model: its name.
-        tokenizer: names the tokens of log-probabilities.
+        names: what tokens are called.
         job: what the engine does.
         parsers: one per choice.
         with_token_ids: token ids are wanted, too.
@@ -35,7 +35,7 @@ class ChatHead:
 
     id: str
     model: str
-    tokenizer: Tokenizer
+    names: logprobs.TokenNames
     job: Job
     parsers: Sequence[MessageParser]
     with_token_ids: bool = False
@@ -73,7 +73,7 @@ class ChatAnswer:
         }
         if head.job.params.prompt_logprobs is not None:
             answer["prompt_logprobs"] = logprobs.prompt_logprobs(
-                self._prompt_logprobs or (), head.tokenizer
+                self._prompt_logprobs or (), head.names
             )
         if head.with_token_ids:
             answer["prompt_token_ids"] = head.job.prompts[0]
@@ -126,7 +126,7 @@ class _Choice:
             "stop_reason": self._last and self._last.stop_reason,
         }
         if head.job.params.logprobs is not None:
-            choice["logprobs"] = logprobs.chat_logprobs(self._logprobs, head.tokenizer)
+            choice["logprobs"] = logprobs.chat_logprobs(self._logprobs, head.names)
         if head.with_token_ids:
             choice["token_ids"] = self._token_ids
         return choice
@@ -190,6 +190,10 @@ class ChatEvents:
         }
         return b"data: " + orjson.dumps(chunk) + b"\n\n" + DONE
 
+    def fail(self, error: JaxserveError) -> bytes:
+        """The error."""
+        return error_event(error)
+
     def _text(self, choice: int, text: str) -> bytes:
         return b"".join((self._starts[choice], b'{"content":', orjson.dumps(text), self._text_end))
 
@@ -220,7 +224,7 @@ class ChatEvents:
             more["prompt_token_ids"] = self._head.job.prompts[0]
         if delta.prompt_logprobs is not None:
             more["prompt_logprobs"] = logprobs.prompt_logprobs(
-                delta.prompt_logprobs, self._head.tokenizer
+                delta.prompt_logprobs, self._head.names
             )
         role = {"role": "assistant", "content": ""}
         chunk = self._chunk(choice, role, {}, more)
@@ -229,7 +233,7 @@ class ChatEvents:
     def _extras(self, delta: TokenDelta) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if delta.logprobs:
-            extras["logprobs"] = logprobs.chat_logprobs(delta.logprobs, self._head.tokenizer)
+            extras["logprobs"] = logprobs.chat_logprobs(delta.logprobs, self._head.names)
         if self._head.with_token_ids:
             extras["token_ids"] = delta.token_ids
         return extras

@@ -13,19 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from jaxserve.core.errors import Draining, InvalidRequest
-from jaxserve.core.request import FinishReason
+from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import TokenDelta
-from jaxserve.server.choices import Choices, generate_choices
+from jaxserve.server.answers import stream_answers
+from jaxserve.server.call_metadata import MAX_REQUEST_ID_CHARS, valid_traceparent
+from jaxserve.server.choices import Choices
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.errors import ClientGone
 
-MAX_REQUEST_ID_CHARS = 256
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 T = TypeVar("T")
 
@@ -87,7 +86,9 @@ async def begin(
         InvalidRequest, QueueFull, TargetMissed, Draining, EngineDead: from the engine.
         ClientGone: the client went away meanwhile; the job is aborted.
     """
-    stream = _deltas(context, engine, job)
+    stream = stream_answers(
+        context, engine, job.request_id, job.prompts, job.params, job.service, n=job.n
+    )
     try:
         first = await until_disconnect(request.receive, _next(stream))
     except BaseException:
@@ -98,18 +99,6 @@ async def begin(
 
 async def _next(stream: Choices) -> tuple[int, TokenDelta] | None:
     return await anext(stream, None)
-
-
-async def _deltas(context: ServerContext, engine: AsyncEngine, job: Job) -> Choices:
-    choices = generate_choices(
-        engine, job.request_id, job.prompts, job.params, job.service, n=job.n
-    )
-    with context.answering():
-        async with contextlib.aclosing(choices):
-            async for choice, delta in choices:
-                if delta.finish_reason is FinishReason.ABORT and not engine.is_ready:
-                    raise Draining("the server stopped before the answer was complete")
-                yield choice, delta
 
 
 class Answer(Protocol):
@@ -207,5 +196,4 @@ def checked_id(text: str, param: str) -> str:
 
 def traceparent_of(request: Request) -> str:
     """The W3C trace context of a request; empty if it has none, or none that is valid."""
-    header = request.headers.get("traceparent", "")
-    return header if _TRACEPARENT.fullmatch(header) else ""
+    return valid_traceparent(request.headers.get("traceparent", ""))

@@ -13,6 +13,7 @@ from jaxserve.server.server import ServerOptions
 
 _BACKLOG = 2048
 _STOP_SECONDS = 0.5
+_LEAST_GRACE = 0.05
 
 
 class HttpServer:
@@ -73,7 +74,8 @@ class HttpServer:
         if self._serving is None:
             return
         self._server.should_exit = True
-        self._server.config.timeout_graceful_shutdown = grace  # type: ignore[assignment]
+        # At no grace at all uvicorn would complain, even if there is nothing to wait for.
+        self._server.config.timeout_graceful_shutdown = max(grace, _LEAST_GRACE)  # type: ignore
         await self._serving
         self._serving = None
 

@@ -11,10 +11,12 @@ class UsageCount:
     Args:
         num_choices: of the request.
         n: choices per prompt; those of one prompt follow each other.
+        counts_output: whether generated tokens are part of the answer.
     """
 
-    def __init__(self, num_choices: int, n: int) -> None:
+    def __init__(self, num_choices: int, n: int, *, counts_output: bool = True) -> None:
         self._n = n
+        self._counts_output = counts_output
         self._prompt = [0] * (num_choices // n)
         self._cached = [0] * (num_choices // n)
         self._output = [0] * num_choices
@@ -29,7 +31,8 @@ class UsageCount:
 
     def totals(self) -> dict[str, Any]:
         """OpenAI's usage object, as of now."""
-        prompt, output = sum(self._prompt), sum(self._output)
+        prompt = sum(self._prompt)
+        output = sum(self._output) if self._counts_output else 0
         return {
             "prompt_tokens": prompt,
             "completion_tokens": output,

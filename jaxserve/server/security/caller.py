@@ -30,6 +30,11 @@ def current_caller() -> Caller:
     return _current.get()
 
 
+def set_caller(caller: Caller) -> None:
+    """Make somebody the caller of the rest of this task, which is one call's."""
+    _current.set(caller)
+
+
 @contextlib.contextmanager
 def calling(caller: Caller) -> Iterator[None]:
     """Make somebody the caller of what runs inside."""
@@ -52,3 +57,9 @@ def on_account(service: ServiceParams) -> ServiceParams:
     if service.tenant not in ("", caller.tenant):
         raise PermissionDenied(f"the API key is not that of tenant {service.tenant!r}")
     return dataclasses.replace(service, tenant=caller.tenant)
+
+
+def own_requests_only() -> str | None:
+    """The tenant whose requests alone the caller may see or stop; None if they may all of them."""
+    caller = current_caller()
+    return caller.tenant if caller.is_authenticated else None

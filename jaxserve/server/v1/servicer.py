@@ -59,7 +59,7 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
     async def Abort(
         self, request: pb.AbortRequest, context: grpc.aio.ServicerContext
     ) -> pb.AbortResponse:
-        """Stop a request by its id."""
+        """Stop a request by its id; another tenant's is as good as unknown."""
         if not request.request_id:
             raise InvalidRequest("request_id is empty", param="request_id")
         return pb.AbortResponse(aborted=self._context.abort(request.request_id))

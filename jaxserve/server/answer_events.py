@@ -1,0 +1,80 @@
+"""What the text of an answer turns out to be, piece by piece: thoughts, content and calls."""
+
+import dataclasses
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """A piece of what is said to the user."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model thinks."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallBegin:
+    """A tool call begins.
+
+    Attributes:
+        index: which of the answer's calls, from 0.
+        call_id: names it for the tool's result.
+        name: the tool's.
+    """
+
+    index: int
+    call_id: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallArguments:
+    """A piece of a call's arguments, as JSON text."""
+
+    index: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallEnd:
+    """A call is over.
+
+    Attributes:
+        index: which of the answer's calls.
+        source: the call as the model wrote it, markers included.
+        is_valid: whether its arguments are a JSON object; not so if it was cut short or broke off.
+    """
+
+    index: int
+    source: str
+    is_valid: bool
+
+
+AnswerEvent = Content | Reasoning | CallBegin | CallArguments | CallEnd
+
+
+class TextReader(Protocol):
+    """Reads a text that arrives in pieces; how it is cut makes no difference to what is read."""
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """Take the next piece; what has become certain."""
+        ...
+
+    def finish(self) -> list[AnswerEvent]:
+        """The text is over; what was held back."""
+        ...
+
+
+def held_back(text: str, markers: tuple[str, ...]) -> int:
+    """How many characters at the end of a text may be the beginning of one of the markers."""
+    longest = max(map(len, markers), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(marker.startswith(text[-size:]) for marker in markers):
+            return size
+    return 0

@@ -1,0 +1,163 @@
+"""`/v1/completions`."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http import fields
+from jaxserve.server.http.completion_answer import (
+    CompletionAnswer,
+    CompletionEvents,
+    CompletionHead,
+)
+from jaxserve.server.http.generation import (
+    Job,
+    begin,
+    collect,
+    json_response,
+    request_id_of,
+    traceparent_of,
+)
+from jaxserve.server.http.logprobs import TokenNames
+from jaxserve.server.http.sse import EventStream
+from jaxserve.server.prompts import given_token_ids, text_token_ids
+from jaxserve.server.security.caller import on_account
+from jaxserve.tokenizers.base import Tokenizer
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+TokenIds = list[fields.TokenId]
+Prompt = str | list[str] | TokenIds | list[TokenIds]
+
+
+class CompletionRequest(fields.GenerationFields):
+    """The body of a completion request."""
+
+    prompt: Prompt
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+def completions_router(context: ServerContext) -> APIRouter:
+    """The route, for the engine of a context."""
+    router = APIRouter()
+
+    @router.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or more texts."""
+        engine = context.engine_for(body.model or "")
+        fields.check_stream_options(body)
+        context.limits.check("max_n", body.n or 1, "n")
+        params = _params(body, engine, context)
+        service = on_account(fields.service_params(body, traceparent_of(request)))
+        texts = as_prompts(body.prompt)
+        context.limits.check("max_prompts", len(texts), "prompt")
+        special = True if body.add_special_tokens is None else body.add_special_tokens
+        prompts = [
+            await prompt_token_ids(text, engine, context, add_special_tokens=special)
+            for text in texts
+        ]
+        job = Job(
+            request_id=request_id_of(request, body.request_id),
+            prompts=prompts,
+            params=params,
+            service=service,
+            n=body.n or 1,
+        )
+        head = CompletionHead(
+            id=f"cmpl-{job.request_id}",
+            model=engine.model_info.name,
+            names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
+            job=job,
+            num_top=body.logprobs,
+            echoes=_echoes(texts, prompts, engine.tokenizer) if body.echo else None,
+            echo_only=body.max_tokens == 0,
+            with_prompt_logprobs=body.prompt_logprobs is not None,
+            with_token_ids=bool(body.return_token_ids),
+        )
+        generation = await begin(request, context, engine, job)
+        if body.stream:
+            return EventStream(generation, CompletionEvents(head, body.stream_options))
+        return json_response(await collect(request, generation, CompletionAnswer(head)))
+
+    return router
+
+
+def as_prompts(given: Prompt, *, param: str = "prompt") -> Sequence[str | TokenIds]:
+    """The prompts that a request has, whichever of the four forms they come in.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidRequest(f"{param} is empty", param=param)
+    if isinstance(given[0], int):
+        return [given]  # type: ignore[list-item] - a list of ids
+    return given  # type: ignore[return-value] - a list of prompts
+
+
+async def prompt_token_ids(
+    prompt: str | TokenIds,
+    engine: AsyncEngine,
+    context: ServerContext,
+    *,
+    add_special_tokens: bool = True,
+    param: str = "prompt",
+) -> list[int]:
+    """The token ids of one prompt.
+
+    Raises:
+        InvalidRequest: it is empty, or too long.
+    """
+    if isinstance(prompt, list):
+        return given_token_ids(prompt, engine.model_info.max_model_len, param=param)
+    return await text_token_ids(
+        prompt,
+        engine.tokenizer,
+        context.limits,
+        add_special_tokens=add_special_tokens,
+        param=param,
+    )
+
+
+def _params(body: CompletionRequest, engine: AsyncEngine, context: ServerContext) -> SamplingParams:
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens is 0, and echo is not set", param="max_tokens")
+    prompt_logprobs = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
+        if prompt_logprobs not in (None, body.logprobs):
+            raise InvalidRequest(
+                "with echo, prompt_logprobs must be the same as logprobs", param="prompt_logprobs"
+            )
+        prompt_logprobs = body.logprobs
+    return fields.sampling_params(
+        body,
+        engine.model_info,
+        context.limits,
+        max_tokens=max(max_tokens, 1),  # a token that nobody gets to see, if the prompt is all
+        logprobs=body.logprobs,
+        prompt_logprobs=prompt_logprobs,
+        grammar=fields.response_format_grammar(body.response_format),
+    )
+
+
+def _echoes(
+    texts: Sequence[str | TokenIds], prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> list[str]:
+    """The prompts as texts."""
+    return [
+        text if isinstance(text, str) else tokenizer.decode(ids, skip_special_tokens=False)
+        for text, ids in zip(texts, prompts, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Prometheus metrics: counted while serving, put into words when scraped."""

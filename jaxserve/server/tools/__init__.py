@@ -1,0 +1,1 @@
+"""Tool calling: what callers offer, how models write calls, and how answers are read."""

@@ -1,0 +1,42 @@
+"""Calls as Gemma 3 writes them: JSON, often in a fence, or Python in brackets."""
+
+from collections.abc import Sequence
+
+from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.format import ToolFormat, tool_list
+from jaxserve.server.tools.tool import Tool
+
+
+class GemmaFormat(ToolFormat):
+    """`{"name": ..., "parameters": {...}}`, or `[get_weather(city="Paris")]`, at the beginning.
+
+    https://ai.google.dev/gemma/docs/capabilities/function-calling shows both for Gemma 3, which
+    has no tokens of its own for calls. Both are read, in a fence or not; the model is asked
+    for JSON, since a schema says what that may be.
+    """
+
+    marks = CallMarks(
+        openers=("```json", "```tool_code", "```tool_call", "```python", "```", ""),
+        closers=("```",),
+        has_python_calls=True,
+    )
+    call_parts = ('{"name": "', '", "parameters": ', "}")
+    separator = "\n"
+
+    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Text that does not begin as calls may, or calls."""
+        forced = self.forced_rules(tools, is_parallel=is_parallel)
+        return forced.replace("answer:", "answer: TEXT? |", 1) + "\nTEXT: /[^\\s{\\[`](?s:.*)/"
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """How to call, and descriptions."""
+        return (
+            "You have access to functions. If you decide to invoke any of the functions, you MUST "
+            'put it in the format of {"name": function name, "parameters": dictionary of argument '
+            "name and its value}. You SHOULD NOT include any other text in the response if you "
+            f"call a function.\n\n{tool_list(tools)}"
+        )
+
+    def written_result(self, name: str, content: str) -> str:
+        """The result in a fence."""
+        return f"```tool_output\n{content}\n```"

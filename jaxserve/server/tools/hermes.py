@@ -1,0 +1,43 @@
+"""Calls as Hermes and Qwen write them: JSON between tags, anywhere in the answer."""
+
+from collections.abc import Sequence
+
+from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.format import ToolFormat, tool_list
+from jaxserve.server.tools.tool import Tool
+
+
+class HermesFormat(ToolFormat):
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, several in a row.
+
+    Source: https://github.com/NousResearch/Hermes-Function-Calling, and the chat templates of
+    Qwen 2.5 and 3. SmolLM2, whose list of calls stands between one pair of tags, is read too.
+    """
+
+    marks = CallMarks(openers=("<tool_call>",), closers=("</tool_call>",), anywhere=True)
+    call_parts = ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
+    separator = "\n"
+
+    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Free text, in which a tag has to be followed by a call."""
+        opener = self.marks.openers[0]
+        return (
+            f"answer: {'text_call* TEXT' if is_parallel else 'text_call | TEXT'}\n"
+            "text_call: opener call\n"
+            f"opener[lazy]: /(?s:.*){opener}/\n"
+            f"TEXT: /(?s:.*)/\n{self._call_rules(tools, already=opener)}"
+        )
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """Descriptions between tags, and how to call."""
+        return (
+            "You can call functions to help with the user's request. These are the functions, "
+            f"as JSON between <tools></tools>:\n<tools>\n{tool_list(tools)}\n</tools>\n\n"
+            "To call a function, write a JSON object with its name and arguments between "
+            '<tool_call></tool_call>:\n<tool_call>\n{"name": <function-name>, "arguments": '
+            "<arguments-object>}\n</tool_call>"
+        )
+
+    def written_result(self, name: str, content: str) -> str:
+        """The result between tags."""
+        return f"<tool_response>\n{content}\n</tool_response>"

@@ -1,0 +1,36 @@
+"""Calls as Llama 3 writes them: an answer that is nothing but JSON."""
+
+from collections.abc import Sequence
+
+from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.format import ToolFormat, tool_list
+from jaxserve.server.tools.tool import Tool
+
+
+class Llama3Format(ToolFormat):
+    """`{"name": ..., "parameters": {...}}`, maybe after `<|python_tag|>`; several with `;`.
+
+    Source: the JSON-based tool calling of
+    https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/.
+    """
+
+    marks = CallMarks(openers=("<|python_tag|>", ""))
+    call_parts = ('{"name": "', '", "parameters": ', "}")
+    separator = "; "
+
+    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Text that does not begin as calls may, or calls."""
+        forced = self.forced_rules(tools, is_parallel=is_parallel)
+        return forced.replace("answer:", "answer: TEXT? |", 1) + "\nTEXT: /[^\\s{\\[<](?s:.*)/"
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """How to call, and descriptions."""
+        return (
+            "You have access to the functions below. To call a function, answer with JSON alone, "
+            'in the form {"name": function name, "parameters": dictionary of argument name and '
+            f"its value}}. Do not use variables.\n\n{tool_list(tools)}"
+        )
+
+    def written_result(self, name: str, content: str) -> str:
+        """The result by itself."""
+        return f"Result of {name or 'the function'}:\n{content}"
