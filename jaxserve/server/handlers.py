@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from jaxserve.core.errors import InvalidRequest, JaxserveError, RateLimited
+from jaxserve.server.log_format import about_request
 from jaxserve.server.status import status_of
 from jaxserve.server.strict import reject_unknown_fields
 
@@ -69,6 +70,12 @@ def _lenient_parser(request_type: type[Message]) -> Callable[[bytes], Message | 
 
 def _guarded(name: str, function: Method) -> Method:
     async def call(
+        request: Message | InvalidRequest, context: grpc.aio.ServicerContext
+    ) -> Message | None:
+        with about_request(getattr(request, "request_id", None)):
+            return await answer(request, context)
+
+    async def answer(
         request: Message | InvalidRequest, context: grpc.aio.ServicerContext
     ) -> Message | None:
         try:
