@@ -18,6 +18,7 @@ from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.grammars import MaskFiller
 from jaxserve.engine.late_sampling import late_extras
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.profiling import ProfileCapture, Profiler
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
 from jaxserve.engine.stream import OutputStream
@@ -60,6 +61,7 @@ class Engine:
         buckets: what the executor pads steps to, for the records; None if it does not.
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
+        profiler: records what the executor's devices do; None if nothing does.
 
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
@@ -67,6 +69,7 @@ class Engine:
         rule_maker: makes the `rules` of `add`; safe to call from any thread.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
         records: the last steps and requests, and who is told of them.
+        profiles: takes profiles on demand.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Engine:
         buckets: Buckets | None = None,
         store: PageStore | None = None,
         events: EventLog | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -96,6 +100,7 @@ class Engine:
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
         self.records = EngineRecords(buckets, num_shards)
+        self.profiles = ProfileCapture(profiler)
         self._store = store
         self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids)
         self._masks = MaskFiller(info.vocab_size)
