@@ -21,9 +21,16 @@ from jaxserve.server.http.chat import chat_router
 from jaxserve.server.http.completions import completions_router
 from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
+from jaxserve.server.http.responses import responses_router
+from jaxserve.server.http.tokens import tokens_router
 from jaxserve.server.page.router import page_router
 
 log = logging.getLogger(__name__)
+
+_ROUTERS = (
+    page_router, info_router, chat_router, completions_router, responses_router,
+    tokens_router,
+)  # fmt: skip
 
 
 def make_app(
@@ -52,7 +59,7 @@ def make_app(
             HTTPException: _on_http_exception,
         },
     )
-    for make_router in (page_router, info_router, chat_router, completions_router):
+    for make_router in _ROUTERS:
         app.include_router(make_router(context))
     for router in routers:
         app.include_router(router)

@@ -84,18 +84,24 @@ def chat_router(context: ServerContext) -> APIRouter:
 async def _job(
     body: ChatRequest, request: Request, context: ServerContext, engine: AsyncEngine
 ) -> Job:
+    fields.check_stream_options(body)
+    context.limits.check("max_n", body.n or 1, "n")
     params = fields.sampling_params(
         body,
         engine.model_info,
         context.limits,
         max_tokens=_max_tokens(body),
         logprobs=_logprobs(body),
+        prompt_logprobs=body.prompt_logprobs,
+        grammar=fields.response_format_grammar(body.response_format),
     )
     service = on_account(fields.service_params(body, traceparent_of(request)))
-    fields.check_stream_options(body)
     answer = True if body.add_generation_prompt is None else body.add_generation_prompt
     prompt = await chat_token_ids(
-        _plain(body.messages), engine.tokenizer, context.limits, add_generation_prompt=answer
+        plain_messages(body.messages),
+        engine.tokenizer,
+        context.limits,
+        add_generation_prompt=answer,
     )
     return Job(
         request_id=request_id_of(request, body.request_id),
@@ -124,7 +130,7 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages with text for content; the pieces of one become lines, as in vLLM."""
     return [
         {
@@ -140,5 +146,5 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _echoed(body: ChatRequest) -> str:
     """What the answer begins with if the request has `echo`: the message that it continues."""
-    last = _plain(body.messages[-1:])[0]
+    last = plain_messages(body.messages[-1:])[0]
     return last["content"] if body.echo and last["role"] == "assistant" else ""

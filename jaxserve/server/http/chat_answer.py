@@ -7,13 +7,14 @@ from typing import Any
 
 import orjson
 
+from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.http import logprobs
 from jaxserve.server.http.fields import StreamOptions
 from jaxserve.server.http.generation import Job
 from jaxserve.server.http.message_parser import MessageParser, MessagePart, PlainText
-from jaxserve.server.http.sse import DONE
+from jaxserve.server.http.sse import DONE, error_event
 from jaxserve.server.http.usage import UsageCount
 
 
@@ -188,6 +189,10 @@ class ChatEvents:
             "usage": self._usage.totals(),
         }
         return b"data: " + orjson.dumps(chunk) + b"\n\n" + DONE
+
+    def fail(self, error: JaxserveError) -> bytes:
+        """The error."""
+        return error_event(error)
 
     def _text(self, choice: int, text: str) -> bytes:
         return b"".join((self._starts[choice], b'{"content":', orjson.dumps(text), self._text_end))

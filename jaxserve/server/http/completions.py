@@ -56,6 +56,7 @@ def completions_router(context: ServerContext) -> APIRouter:
         """Continue one or more texts."""
         engine = context.engine_for(body.model or "")
         fields.check_stream_options(body)
+        context.limits.check("max_n", body.n or 1, "n")
         params = _params(body, engine, context)
         service = on_account(fields.service_params(body, traceparent_of(request)))
         texts = as_prompts(body.prompt)
@@ -91,7 +92,7 @@ def completions_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def as_prompts(given: Prompt) -> Sequence[str | TokenIds]:
+def as_prompts(given: Prompt, *, param: str = "prompt") -> Sequence[str | TokenIds]:
     """The prompts that a request has, whichever of the four forms they come in.
 
     Raises:
@@ -100,7 +101,7 @@ def as_prompts(given: Prompt) -> Sequence[str | TokenIds]:
     if isinstance(given, str):
         return [given]
     if not given:
-        raise InvalidRequest("the prompt is empty", param="prompt")
+        raise InvalidRequest(f"{param} is empty", param=param)
     if isinstance(given[0], int):
         return [given]  # type: ignore[list-item] - a list of ids
     return given  # type: ignore[return-value] - a list of prompts
@@ -134,20 +135,21 @@ def _params(body: CompletionRequest, engine: AsyncEngine, context: ServerContext
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0, and echo is not set", param="max_tokens")
+    prompt_logprobs = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
-        if body.prompt_logprobs not in (None, body.logprobs):
+        if prompt_logprobs not in (None, body.logprobs):
             raise InvalidRequest(
                 "with echo, prompt_logprobs must be the same as logprobs", param="prompt_logprobs"
             )
-        wanted = body.model_copy(update={"prompt_logprobs": body.logprobs})
-    else:
-        wanted = body
+        prompt_logprobs = body.logprobs
     return fields.sampling_params(
-        wanted,
+        body,
         engine.model_info,
         context.limits,
         max_tokens=max(max_tokens, 1),  # a token that nobody gets to see, if the prompt is all
         logprobs=body.logprobs,
+        prompt_logprobs=prompt_logprobs,
+        grammar=fields.response_format_grammar(body.response_format),
     )
 
 

@@ -1,6 +1,7 @@
 """The fields that requests have in common, and what the engine makes of them."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -63,25 +64,33 @@ class StructuredOutputs(Body):
     json_object: bool | None = None
 
 
-class GenerationFields(Body):
-    """What chat and completion requests share; null is the same as not given."""
+class ServiceFields(Body):
+    """What every request to the model may have; null is the same as not given, here and below."""
 
     model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None  # this and the next two do nothing to an answer at OpenAI either
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # As in vLLM
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    # Our own, as in jaxserve.v1
+    tenant: str | None = None
+    ttft_target_ms: Number | None = None
+    tpot_target_ms: Number | None = None
+
+
+class SamplingFields(ServiceFields):
+    """How an answer is sampled."""
+
     temperature: Number | None = None
     top_p: Number | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
     stop: str | list[str] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     logit_bias: dict[str, Number] | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None  # this and the next two do nothing to an answer at OpenAI either
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     # As in vLLM
     top_k: int | None = None
     min_p: Number | None = None
@@ -93,37 +102,42 @@ class GenerationFields(Body):
     skip_special_tokens: bool | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
-    prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    request_id: str | None = None
+
+
+class GenerationFields(SamplingFields):
+    """What chat and completion requests share."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    response_format: ResponseFormat | None = None
+    # As in vLLM
+    prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    # Our own, as in jaxserve.v1
-    tenant: str | None = None
-    ttft_target_ms: Number | None = None
-    tpot_target_ms: Number | None = None
 
 
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "min_tokens", "ignore_eos", "include_stop_str_in_output",
-    "skip_special_tokens", "prompt_logprobs",
+    "skip_special_tokens",
 )  # fmt: skip
 
 
 def sampling_params(
-    body: GenerationFields,
+    body: SamplingFields,
     info: ModelInfo,
     limits: RequestLimits,
     *,
     max_tokens: int | None,
-    logprobs: int | None,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
     grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The engine's sampling parameters.
@@ -131,15 +145,14 @@ def sampling_params(
     Args:
         body: the request.
         info: of the served model.
-        limits: on grammars and the number of choices.
+        limits: on grammars.
         max_tokens: tokens to generate; None: to the end of the context.
-        logprobs: as in `SamplingParams`.
-        grammar: one that is not among the request's common fields, such as that of its tools.
+        logprobs, prompt_logprobs: as in `SamplingParams`.
+        grammar: one that is not among these fields, such as that of a response format.
 
     Raises:
         InvalidRequest: a value is out of range, or there are several grammars.
     """
-    limits.check("max_n", body.n or 1, "n")
     given = {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
     for name in ("stop_token_ids", "allowed_token_ids"):
         ids = getattr(body, name)
@@ -153,21 +166,26 @@ def sampling_params(
     if body.bad_words:
         given["bad_words"] = tuple(body.bad_words)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    grammars = [g for g in (grammar, *_grammars(body)) if g is not None]
-    if len(grammars) > 1:
-        raise InvalidRequest("only one grammar, schema or choice can shape an answer")
-    for given_grammar in grammars:
-        limits.check("max_grammar_chars", len(given_grammar.source), "the grammar's characters")
     return SamplingParams(
         max_tokens=max_tokens,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         stop=tuple(stop),
-        grammar=grammars[0] if grammars else None,
+        grammar=_only_grammar([grammar, *_grammars(body)], limits),
         **given,
     )
 
 
-def service_params(body: GenerationFields, traceparent: str) -> ServiceParams:
+def _only_grammar(given: Sequence[Grammar | None], limits: RequestLimits) -> Grammar | None:
+    grammars = [grammar for grammar in given if grammar is not None]
+    if len(grammars) > 1:
+        raise InvalidRequest("only one grammar, schema or choice can shape an answer")
+    for grammar in grammars:
+        limits.check("max_grammar_chars", len(grammar.source), "the grammar's characters")
+    return grammars[0] if grammars else None
+
+
+def service_params(body: ServiceFields, traceparent: str) -> ServiceParams:
     """The engine's service parameters.
 
     Args:
@@ -224,7 +242,7 @@ def response_format_grammar(given: ResponseFormat | None) -> Grammar | None:
     return schema_grammar(schema, "response_format.json_schema.schema")
 
 
-def _grammars(body: GenerationFields) -> list[Grammar | None]:
+def _grammars(body: SamplingFields) -> list[Grammar | None]:
     structured = body.structured_outputs or StructuredOutputs()
     sources = [
         ("json_schema", structured.json_, "structured_outputs.json"),
@@ -236,7 +254,7 @@ def _grammars(body: GenerationFields) -> list[Grammar | None]:
         ("choice", body.guided_choice, "guided_choice"),
         ("lark", body.guided_grammar, "guided_grammar"),
     ]
-    found: list[Grammar | None] = [response_format_grammar(body.response_format)]
+    found: list[Grammar | None] = []
     if structured.json_object:
         found.append(Grammar("json_object"))
     for kind, source, param in sources:

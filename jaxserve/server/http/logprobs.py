@@ -44,7 +44,12 @@ class TokenNames:
 
 def chat_logprobs(items: Sequence[TokenLogprobs], names: TokenNames) -> dict[str, Any]:
     """`choices[].logprobs` of a chat."""
-    content = [
+    return {"content": response_logprobs(items, names), "refusal": None}
+
+
+def response_logprobs(items: Sequence[TokenLogprobs], names: TokenNames) -> list[dict[str, Any]]:
+    """`logprobs` of the Responses API, which are also the content of a chat's."""
+    return [
         {
             **_chat_token(item.token_id, item.logprob, names),
             "top_logprobs": [
@@ -54,7 +59,6 @@ def chat_logprobs(items: Sequence[TokenLogprobs], names: TokenNames) -> dict[str
         }
         for item in items
     ]
-    return {"content": content, "refusal": None}
 
 
 def _chat_token(token_id: int, logprob: float, names: TokenNames) -> dict[str, Any]:

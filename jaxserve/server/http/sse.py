@@ -30,6 +30,15 @@ class EventWriter(Protocol):
         """The events after the last delta."""
         ...
 
+    def fail(self, error: JaxserveError) -> bytes:
+        """The last event of a stream that ends early."""
+        ...
+
+
+def error_event(error: JaxserveError) -> bytes:
+    """An error as the last event of a chat or completion."""
+    return b"data: " + error_body(error) + b"\n\n"
+
 
 class EventStream(Response):
     """Sends a generation as server-sent events; ends it when the client goes away.
@@ -76,5 +85,5 @@ class EventStream(Response):
             last = self._writer.finish()
         except JaxserveError as error:
             log.info("a stream ended early: %s", error)
-            last = b"data: " + error_body(error) + b"\n\n"
+            last = self._writer.fail(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
