@@ -17,6 +17,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 pyright
+scripts/install_chromium.sh || echo "NOT RUN: the page's tests in a browser." >&2
 run_tests .venv "$@"
 for argument in "$@"; do
   if [[ -e ${argument%%::*} ]]; then

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
 
-USER = [{"role": "user", "content": "hi"}]
+USER: Any = [{"role": "user", "content": "hi"}]
 PROMPT = [256, *b"user: hi\nassistant:"]
 
 
@@ -63,7 +64,7 @@ def test_chat_stream_helper(client: openai.OpenAI, expected) -> None:
 
 
 def test_parts_and_extra_body(client: openai.OpenAI, expected) -> None:
-    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    parts: Any = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     answer = client.chat.completions.create(
         model="fake", messages=[{"role": "user", "content": parts}], temperature=0,
         max_tokens=4, extra_body={"return_token_ids": True, "ignore_eos": True, "top_k": 1},
@@ -76,7 +77,7 @@ def test_parts_and_extra_body(client: openai.OpenAI, expected) -> None:
 
 
 def test_completion(client: openai.OpenAI, expected) -> None:
-    fields = {"model": "fake", "prompt": "hi", "temperature": 0, "max_tokens": 5}
+    fields: Any = {"model": "fake", "prompt": "hi", "temperature": 0, "max_tokens": 5}
     whole = client.completions.create(**fields)
     assert whole.choices[0].text == text_of(expected, 5, [256, *b"hi"])
     with client.completions.create(**fields, stream=True, echo=True) as stream:
@@ -85,26 +86,26 @@ def test_completion(client: openai.OpenAI, expected) -> None:
 
 def test_response(client: openai.OpenAI, expected) -> None:
     prompt = [256, *b"system: be brief\nuser: hi\nassistant:"]
-    fields = {"model": "fake", "input": "hi", "instructions": "be brief", "temperature": 0}
-    answer = client.responses.create(**fields, max_output_tokens=7, metadata={"a": "b"})
+    fields: Any = {"model": "fake", "input": "hi", "instructions": "be brief", "temperature": 0}
+    answer: Any = client.responses.create(**fields, max_output_tokens=7, metadata={"a": "b"})
     assert answer.output_text == text_of(expected, 7, prompt)
     assert answer.status == "incomplete" and answer.metadata == {"a": "b"}
     assert answer.incomplete_details and answer.incomplete_details.reason == "max_output_tokens"
     assert answer.usage and answer.usage.output_tokens == 7
     assert answer.usage.input_tokens == len(prompt)
     # A conversation goes on with the answer's own items sent back.
-    history = [{"role": "user", "content": "hi"}, *(i.to_dict() for i in answer.output)]
-    again = client.responses.create(
+    history: Any = [{"role": "user", "content": "hi"}, *(i.to_dict() for i in answer.output)]
+    again: Any = client.responses.create(
         model="fake", input=[*history, {"role": "user", "content": "so?"}], max_output_tokens=1,
-    )  # type: ignore[call-overload]  # fmt: skip
+    )  # fmt: skip
     assert again.usage.input_tokens > len(prompt)
 
 
 def test_response_stream(client: openai.OpenAI, expected) -> None:
     stream = client.responses.create(
         model="fake", input=USER, temperature=0, max_output_tokens=9, stream=True
-    )  # type: ignore[call-overload]
-    events = list(stream)
+    )
+    events: list[Any] = list(stream)
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type.removeprefix("response.") for event in events]
     assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
@@ -117,7 +118,7 @@ def test_response_stream(client: openai.OpenAI, expected) -> None:
 
 
 def test_errors_have_their_classes(client: openai.OpenAI) -> None:
-    def ask(**fields: object) -> None:
+    def ask(**fields: Any) -> None:
         client.chat.completions.create(**{"model": "fake", "messages": USER, **fields})
 
     with pytest.raises(openai.NotFoundError) as missing:

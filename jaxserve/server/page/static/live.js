@@ -15,6 +15,7 @@ export class Live {
     this.onChange = [];
     this._timer = 0;
     this._numFailures = 0;
+    this._isPolling = this._isWanted = false;
     this._forget();
   }
 
@@ -32,8 +33,14 @@ export class Live {
 
   /** Poll now, unless the page is hidden: then nothing is asked until it shows again. */
   pollSoon() {
+    this._numFailures = 0;
+    this._isWanted = true; // also if a poll is under way, which may have the old API key
+    this._schedule(0);
+  }
+
+  _schedule(seconds) {
     clearTimeout(this._timer);
-    if (!document.hidden) this._timer = setTimeout(() => this._poll(), 0);
+    if (!document.hidden) this._timer = setTimeout(() => this._poll(), seconds * 1000);
   }
 
   _forget() {
@@ -46,6 +53,7 @@ export class Live {
   async _poll() {
     if (this._isPolling) return;
     this._isPolling = true;
+    this._isWanted = false;
     try {
       const path = this._cursor ? `live?since=${encodeURIComponent(this._cursor)}` : "live";
       const response = await request(path);
@@ -60,9 +68,8 @@ export class Live {
     for (const changed of this.onChange) changed();
     const isShown = document.getElementById("pane-engine").offsetParent !== null;
     const pause = isShown ? SECONDS.shown : SECONDS.aside;
-    const seconds = Math.min(SECONDS.most, pause * 2 ** Math.min(4, this._numFailures));
-    clearTimeout(this._timer);
-    if (!document.hidden) this._timer = setTimeout(() => this._poll(), seconds * 1000);
+    const patience = 2 ** Math.min(4, Math.max(0, this._numFailures - 1));
+    this._schedule(this._isWanted ? 0 : Math.min(SECONDS.most, pause * patience));
   }
 
   _take(snapshot) {
