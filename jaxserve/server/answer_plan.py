@@ -20,6 +20,16 @@ from jaxserve.tokenizers.base import Tokenizer
 _NO_LIMIT = 2**31 - 1
 
 
+def check_parsers(tool_call_parser: str, reasoning_parser: str) -> None:
+    """See that there are parsers of these names.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    tool_format(tool_call_parser, chat_template=None, family="")
+    think_format(reasoning_parser)
+
+
 @dataclasses.dataclass(frozen=True)
 class AnswerFormat:
     """How the served model writes what is not plain content.

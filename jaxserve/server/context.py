@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
-from jaxserve.server.answer_plan import AnswerFormat
+from jaxserve.server.answer_plan import AnswerFormat, check_parsers
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.metrics.endpoint import Metrics
 from jaxserve.server.security.caller import own_requests_only
@@ -26,6 +26,9 @@ class ServerContext:
 
     Attributes:
         limits, keys, metrics: as given.
+
+    Raises:
+        ConfigError: there is no parser of a name given.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ServerContext:
         self.limits = limits or RequestLimits()
         self.keys = keys
         self.metrics = metrics or Metrics()
+        check_parsers(tool_call_parser, reasoning_parser)
         self._parsers = (tool_call_parser, reasoning_parser)
         self._engine: AsyncEngine | None = None
         self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
@@ -80,7 +84,6 @@ class ServerContext:
 
         Raises:
             Draining: there is no engine yet.
-            ConfigError: there is no parser of a name given.
         """
         engine = self.engine_for()
         return AnswerFormat.of_model(*self._parsers, engine.tokenizer, engine.model_info.family)

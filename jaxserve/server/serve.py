@@ -49,7 +49,9 @@ async def serve(
     """
     started = time.monotonic()
     signals = _Signals()
-    context = ServerContext()
+    context = ServerContext(
+        tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
+    )
     server = GrpcServer(options, context)
     http = _http_server(options, context)
     engine: AsyncEngine | None = None

@@ -15,8 +15,9 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     """What a chat template gets to see of messages in OpenAI's shape.
 
     As in transformers and vLLM: a list of text parts becomes one string, lines apart; the content
-    that a message with tool calls need not have is an empty string; the arguments of a tool call, which the API has as JSON text, are
-    an object, for templates write them with `tojson`. Fields without a value are left out.
+    that a message with tool calls need not have is an empty string; the arguments of a tool call,
+    which the API has as JSON text, are an object, for templates write them with `tojson`. Fields
+    without a value are left out.
 
     Args:
         messages: each with "role" and "content"; an assistant's may have "tool_calls" and
