@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 out="${1:-.}"
 "${PYTHON:-python}" -m grpc_tools.protoc -I . \
   --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" \
-  jaxserve/server/v1/jaxserve.proto
+  jaxserve/server/v1/jaxserve.proto jaxserve/server/kserve/open_inference.proto

@@ -43,9 +43,9 @@ def request_id(field: str, context: grpc.aio.ServicerContext) -> str | None:
     return text or None
 
 
-def new_request_id() -> str:
-    """An id for a request that brings none."""
-    return f"req-{uuid.uuid4().hex}"
+def new_request_id(prefix: str = "") -> str:
+    """An id for a request that brings none, or one that need not be unique: then as a prefix."""
+    return f"{prefix or 'req'}-{uuid.uuid4().hex}"
 
 
 def _first(context: grpc.aio.ServicerContext, key: str) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -28,9 +28,10 @@ def generic_handler(service: ServiceDescriptor, servicer: object) -> grpc.Generi
 
     Args:
         service: the service's descriptor; its methods take one request, and answer with one
-            message or a stream.
-        servicer: has one coroutine method per RPC: `(request, context)`, returning the answer,
-            or writing a stream with `context.write`.
+            message or a stream, or take a stream and answer with one.
+        servicer: has one coroutine method per RPC: `(request, context)` (an async iterator of
+            requests if it takes a stream), returning the answer, or writing a stream with
+            `context.write`.
     """
     handlers = {
         method.name: _method_handler(method, getattr(servicer, method.name))
@@ -42,13 +43,14 @@ def generic_handler(service: ServiceDescriptor, servicer: object) -> grpc.Generi
 def _method_handler(method: MethodDescriptor, function: Method) -> grpc.RpcMethodHandler:
     request_type = GetMessageClass(method.input_type)
     response_type = GetMessageClass(method.output_type)
-    make = (
-        grpc.unary_stream_rpc_method_handler
-        if method.server_streaming
-        else grpc.unary_unary_rpc_method_handler
-    )
+    if method.client_streaming:
+        make, check = grpc.stream_stream_rpc_method_handler, _checked_stream
+    elif method.server_streaming:
+        make, check = grpc.unary_stream_rpc_method_handler, _checked
+    else:
+        make, check = grpc.unary_unary_rpc_method_handler, _checked
     return make(
-        _guarded(method.full_name, function),
+        _guarded(method.full_name, function, check),
         request_deserializer=_lenient_parser(request_type),
         response_serializer=response_type.SerializeToString,
     )
@@ -67,15 +69,24 @@ def _lenient_parser(request_type: type[Message]) -> Callable[[bytes], Message | 
     return parse
 
 
-def _guarded(name: str, function: Method) -> Method:
-    async def call(
-        request: Message | InvalidRequest, context: grpc.aio.ServicerContext
-    ) -> Message | None:
+def _checked(request: Message | InvalidRequest) -> Message:
+    if isinstance(request, InvalidRequest):
+        raise request
+    reject_unknown_fields(request)
+    return request
+
+
+async def _checked_stream(
+    requests: AsyncIterator[Message | InvalidRequest],
+) -> AsyncIterator[Message]:
+    async for request in requests:
+        yield _checked(request)
+
+
+def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
         try:
-            if isinstance(request, InvalidRequest):
-                raise request
-            reject_unknown_fields(request)
-            return await function(request, context)
+            return await function(check(request), context)
         except JaxserveError as error:
             code, message = status_of(error)
             log.debug("%s: %s: %s", name, code.name, message)

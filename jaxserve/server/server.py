@@ -14,6 +14,8 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
+from jaxserve.server.kserve import open_inference_pb2
+from jaxserve.server.kserve.servicer import InferenceServicer
 from jaxserve.server.metrics.endpoint import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
 from jaxserve.server.security.tls import Tls
@@ -23,6 +25,7 @@ from jaxserve.server.v1.servicer import JaxserveServicer
 # The services of this server, and what answers each; all over the same engine.
 SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer,
 }
 MAX_TIMEOUT = 86_400.0
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message

@@ -1,6 +1,6 @@
-"""Nothing of a request is silently dropped: fields that this server does not know are refused."""
+"""Nothing of a request is silently dropped: what is not known, or cannot be, is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -34,6 +34,17 @@ def refuse_fields(message: Message, *names: str) -> None:
     for name in names:
         if name in given:
             raise InvalidRequest(f"{name} cannot be applied by this server", param=name)
+
+
+def check_token_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
+    """Refuse a field's token ids unless all are in the vocabulary.
+
+    Raises:
+        InvalidRequest: one is not.
+    """
+    wrong = [i for i in ids if not 0 <= i < vocab_size]
+    if wrong:
+        raise InvalidRequest(f"{name} must be in [0, {vocab_size}), got {wrong[0]}", param=name)
 
 
 def _children(message: Message) -> Iterator[Message]:

@@ -111,6 +111,7 @@ def test_reflection_lists_the_services_and_describes_them(serving) -> None:
             names = {service.name for service in listed.list_services_response.service}
             assert names == {
                 "jaxserve.v1.Jaxserve",
+                "inference.GRPCInferenceService",
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1alpha.ServerReflection",
             }

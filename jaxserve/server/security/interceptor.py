@@ -9,7 +9,13 @@ from jaxserve.server.security.caller import set_caller
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.status import status_of
 
-_OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+_OPEN = (  # health: whole services, or single methods
+    "/grpc.health.v1.Health/",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ModelReady",
+    "/vllm.grpc.engine.VllmEngine/HealthCheck",
+)
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):
@@ -31,7 +37,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         """Go on to the method, or to one that only refuses."""
-        if not handler_call_details.method.startswith(_OPEN_SERVICES):
+        if not handler_call_details.method.startswith(_OPEN):
             metadata = dict(handler_call_details.invocation_metadata or ())
             header = metadata.get("authorization")
             try:

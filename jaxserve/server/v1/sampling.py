@@ -11,6 +11,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.server.call_metadata import traceparent
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.security.caller import on_account
+from jaxserve.server.strict import check_token_ids
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.tokenizers.base import Tokenizer
 
@@ -65,16 +66,6 @@ def sampling_params(
         bad_words=tuple(message.bad_words),
         **given,
     )
-
-
-def check_token_ids(name: str, ids: Any, vocab_size: int) -> None:
-    """Refuse a field's token ids unless all are in the vocabulary.
-
-    Raises:
-        InvalidRequest: one is not.
-    """
-    if ids and not 0 <= (most := max(ids)) < vocab_size:
-        raise InvalidRequest(f"{name} must be in [0, {vocab_size}), got {most}", param=name)
 
 
 def service_params(message: pb.ServiceParams, context: grpc.aio.ServicerContext) -> ServiceParams:

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2, as spoken by KServe, Triton and their clients."""
