@@ -8,6 +8,7 @@ playwright and a Chromium.
 """
 
 import argparse
+import base64
 import contextlib
 import itertools
 import json
@@ -18,16 +19,17 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from jaxserve.testing.browser import find_chromium, launched
 
-QUESTION = "Why is the sky blue? Answer in three sentences."
+QUESTIONS = ("Give me a short fact about whales.", "Why is the sky blue? Three sentences.")
 TOPICS = ("rain", "bread", "the moon", "trains", "a lighthouse", "bees", "chess", "salt", "maps")
-WIDE = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
-SERVER = ("--max-num-seqs", "16", "--num-pages", "384", "--host-cache-memory", "0.25")
+WIDE: ViewportSize = {"width": 1440, "height": 1080}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+SERVER = ("--max-num-seqs", "12", "--num-pages", "256", "--host-cache-memory", "0.25")
 
 
 def main() -> None:
@@ -45,11 +47,16 @@ def main() -> None:
         url = (args.url or stack.enter_context(server(args.model))).rstrip("/") + "/"
         browser = stack.enter_context(launched())
         stack.enter_context(load(url, args.clients))
-        shots = (("light", WIDE, 1), ("dark", WIDE, 1), ("phone", PHONE, 1.5))
-        for name, viewport, scale in shots:
-            seconds = args.warm_seconds if name == "light" else args.warm_seconds / 2
-            options = {"viewport": viewport, "device_scale_factor": scale}
-            take(browser, url, name, options, args.out / f"{name}.png", seconds)
+        for name in ("light", "dark"):
+            with chatted(browser, url, name, WIDE, args.warm_seconds) as page:
+                hover_a_doubtful_token(page)
+                save(page, args.out / f"{name}.png")
+        with chatted(browser, url, "light", PHONE, args.warm_seconds) as page:
+            shots = [page.screenshot()]
+            page.tap("#tab-engine")
+            page.wait_for_timeout(1500)
+            shots.append(page.screenshot())
+            save_beside(page, shots, args.out / "phone.png")
 
 
 @contextlib.contextmanager
@@ -119,10 +126,15 @@ def model_name(url: str) -> str:
         return json.load(response)["data"][0]["id"]
 
 
-def take(browser: Browser, url: str, name: str, options: dict, path: Path, seconds: float) -> None:
-    """Chat on the page and take its picture."""
-    scheme = "dark" if name == "dark" else "light"
-    context = browser.new_context(**options, color_scheme=scheme)
+@contextlib.contextmanager
+def chatted(
+    browser: Browser, url: str, scheme: Literal["light", "dark"], size: ViewportSize, seconds: float
+) -> Iterator[Page]:
+    """The page after a chat, and after it has watched the engine for some seconds."""
+    scale = 1.5 if size == PHONE else 1
+    context = browser.new_context(
+        viewport=size, device_scale_factor=scale, color_scheme=scheme, has_touch=size == PHONE
+    )
     context.set_default_timeout(180_000)
     page = context.new_page()
     page.goto(url)
@@ -130,20 +142,37 @@ def take(browser: Browser, url: str, name: str, options: dict, path: Path, secon
     for field, value in (("seed", "7"), ("max_tokens", "120"), ("temperature", "0.8")):
         page.eval_on_selector(f"#{field}", "(e, v) => (e.value = v)", value)
     page.wait_for_timeout(seconds * 1000)
-    page.fill("#prompt", QUESTION)
-    page.press("#prompt", "Enter")
-    page.locator(".message.model:not(.streaming)").wait_for()
-    hover_a_doubtful_token(page)
+    for i, question in enumerate(QUESTIONS, 1):
+        page.fill("#prompt", question)
+        page.press("#prompt", "Enter")
+        page.locator(".message.model:not(.streaming)").nth(i - 1).wait_for()
     page.wait_for_timeout(1200)
+    yield page
+    context.close()
+
+
+def save(page: Page, path: Path) -> None:
+    """Write what is on the screen."""
     page.screenshot(path=path)
     print(f"{path}: {path.stat().st_size // 1024} KiB")
-    context.close()
+
+
+def save_beside(page: Page, shots: list[bytes], path: Path) -> None:
+    """Write pictures side by side as one."""
+    urls = [f"data:image/png;base64,{base64.b64encode(shot).decode()}" for shot in shots]
+    images = "".join(f'<img width="{PHONE["width"]}" src="{url}">' for url in urls)
+    width = len(shots) * PHONE["width"] + (len(shots) - 1) * 16
+    page.goto("about:blank")
+    page.set_viewport_size({**PHONE, "width": width})
+    page.set_content(f"<body style='margin:0;display:flex;gap:16px;background:#fff'>{images}")
+    save(page, path)
 
 
 def hover_a_doubtful_token(page: Page) -> None:
     """Show the alternatives of an unlikely token early in the answer, if there is one."""
-    doubtful = page.locator(".tint-0, .tint-1, .tint-2")
-    tokens = doubtful if doubtful.count() else page.locator(".token")
+    answer = page.locator(".message.model").last
+    doubtful = answer.locator(".tint-0, .tint-1, .tint-2")
+    tokens = doubtful if doubtful.count() else answer.locator(".token")
     if tokens.count():
         tokens.nth(min(2, tokens.count() - 1)).hover()
 
