@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.observability import ObservabilityOptions
 from jaxserve.server.serve import serve as serve_engine
 from jaxserve.server.server import ServerOptions
 
@@ -31,9 +33,11 @@ from jaxserve.server.server import ServerOptions
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
 @click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
               help="On exit write how large steps were, for `jaxserve bench buckets`.")  # fmt: skip
+@observability_options
 @engine_options
 def serve(
     config: EngineConfig,
+    observability: ObservabilityOptions,
     host: str,
     port: int,
     http_port: int | None,
@@ -66,7 +70,7 @@ def serve(
         return engines[0]
 
     try:
-        asyncio.run(serve_engine(make_engine, options))
+        asyncio.run(serve_engine(make_engine, options, observability=observability))
     finally:
         if step_histogram is not None and engines:
             engines[0].histogram.save(step_histogram)

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from jaxserve.cache.events import EventLog
@@ -120,6 +121,15 @@ class AsyncEngine:
     def records(self) -> EngineRecords:
         """The last steps and requests, and who is told of them."""
         return self._engine.records
+
+    async def profile(self, seconds: float, directory: Path) -> None:
+        """Record for some seconds what host and devices do; see `ProfileCapture.run`.
+
+        Raises:
+            InvalidRequest: no such length, one is under way, or there is no profiler.
+            ConfigError: the directory cannot be made.
+        """
+        await self._engine.profiles.run(seconds, directory)
 
     def load(self) -> EngineLoad:
         """Gauges and counters as of now."""

@@ -17,6 +17,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.profiling import ProfileCapture, Profiler
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.stream import OutputStream
 from jaxserve.runner.buckets import Buckets
@@ -58,12 +59,14 @@ class Engine:
         buckets: what the executor pads steps to, for the records; None if it does not.
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
+        profiler: records what the executor's devices do; None if nothing does.
 
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
         histogram: how large the steps were.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
         records: the last steps and requests, and who is told of them.
+        profiles: takes profiles on demand.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Engine:
         buckets: Buckets | None = None,
         store: PageStore | None = None,
         events: EventLog | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -93,6 +97,7 @@ class Engine:
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
         self.records = EngineRecords(buckets, num_shards)
+        self.profiles = ProfileCapture(profiler)
         self._store = store
         self._streams: dict[int, OutputStream] = {}
         self._in_flight: _Launched | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.metrics.endpoint import Metrics
+from jaxserve.server.observability import Observability
 from jaxserve.server.security.caller import own_requests_only
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tenants import TenantAccounts
@@ -19,21 +19,21 @@ class ServerContext:
     Args:
         limits: on single requests.
         keys: API keys of those who may call; None lets everybody.
-        metrics: what is counted; default under jaxserve's own names.
+        observability: what is told of the engine; default only metrics.
 
     Attributes:
-        limits, keys, metrics: as given.
+        limits, keys, observability: as given.
     """
 
     def __init__(
         self,
         limits: RequestLimits | None = None,
         keys: ApiKeys | None = None,
-        metrics: Metrics | None = None,
+        observability: Observability | None = None,
     ) -> None:
         self.limits = limits or RequestLimits()
         self.keys = keys
-        self.metrics = metrics or Metrics()
+        self.observability = observability or Observability()
         self._engine: AsyncEngine | None = None
         self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
         self._num_answering = 0
@@ -50,7 +50,7 @@ class ServerContext:
         self._engine = engine
         if engine is None:
             return
-        self.metrics.attach(engine)
+        self.observability.attach(engine)
         if self.keys is not None:
             engine.accounts = TenantAccounts(self.keys.limits_of)
 

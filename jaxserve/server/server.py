@@ -170,7 +170,7 @@ class GrpcServer:
             ) from error
         if self._options.metrics_port:
             self._metrics = MetricsServer(
-                self._options.host, self._options.metrics_port, self._context.metrics
+                self._options.host, self._options.metrics_port, self._context.observability.metrics
             )
         await self._server.start()
 

@@ -7,6 +7,7 @@ from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
+from jaxserve.engine.profiling import Profiler
 from jaxserve.scheduling.policies import Policy, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -35,6 +36,7 @@ def fake_sync_engine(
     policy: Policy | None = None,
     overlap: bool = True,
     step_seconds: float = 0.001,
+    profiler: Profiler | None = None,
 ) -> Engine:
     """The same, stepped by its caller; for testing policies.
 
@@ -46,6 +48,7 @@ def fake_sync_engine(
             `EngineConfig`.
         policy: the order of service, `fcfs` by default.
         step_seconds: how long the pretended device takes for a step.
+        profiler: what takes profiles, if anything.
     """
     tokenizer = ByteTokenizer()
     scheduler = Scheduler(
@@ -76,4 +79,4 @@ def fake_sync_engine(
     if executor is None:
         model = model or FakeModel(vocab_size=tokenizer.vocab_size)
         executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
-    return Engine(scheduler, executor, tokenizer, info, overlap=overlap)
+    return Engine(scheduler, executor, tokenizer, info, profiler=profiler, overlap=overlap)

@@ -24,6 +24,19 @@ from tests.server.exposition import check_exposition, samples
 # Gateway API Inference Extension: what its endpoint picker asks a model server for.
 GAIE_GAUGES = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
 
+# The dashboard in vLLM's own examples, in its newer and its older form.
+VLLMS_BOARD = (
+    "vllm:e2e_request_latency_seconds_bucket", "vllm:e2e_request_latency_seconds_sum",
+    "vllm:generation_tokens_total", "vllm:gpu_cache_usage_perc",
+    "vllm:inter_token_latency_seconds_bucket", "vllm:kv_cache_usage_perc",
+    "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:prompt_tokens_total",
+    "vllm:request_decode_time_seconds_sum", "vllm:request_generation_tokens_bucket",
+    "vllm:request_max_num_generation_tokens_sum", "vllm:request_prefill_time_seconds_sum",
+    "vllm:request_prompt_tokens_bucket", "vllm:request_queue_time_seconds_sum",
+    "vllm:request_success_total", "vllm:time_per_output_token_seconds_bucket",
+    "vllm:time_to_first_token_seconds_bucket",
+)  # fmt: skip
+
 
 def fetch(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
@@ -229,6 +242,12 @@ def test_a_gateway_finds_what_it_asks_for() -> None:
     [info] = families["vllm:cache_config_info"].samples
     assert info.value == 1
     assert (info.labels["block_size"], info.labels["num_gpu_blocks"]) == ("4", "64")
+
+
+def test_vllms_dashboard_finds_what_it_asks_for() -> None:
+    _, metrics = scripted("vllm")
+    served = {name for name, *_ in scrape(metrics)}
+    assert set(VLLMS_BOARD) <= served
 
 
 def test_the_checker_finds_faults() -> None:
