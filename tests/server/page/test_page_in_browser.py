@@ -156,9 +156,8 @@ def test_the_keyboard_is_enough(browser: Browser, server):
             at = page.evaluate(
                 """() => {
                   const at = document.activeElement;
-                  const style = getComputedStyle(at);
-                  const box = getComputedStyle(at.closest(".composer") ?? at);
-                  const ring = style.outlineStyle !== "none" || box.borderColor !== "transparent";
+                  const framed = [at, at.querySelector(".ink"), at.closest(".composer")];
+                  const ring = framed.some((e) => e && getComputedStyle(e).outlineStyle !== "none");
                   return [at.id || at.textContent.trim(), ring];
                 }"""
             )
