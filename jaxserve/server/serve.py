@@ -52,7 +52,11 @@ async def serve(
     """
     started = time.monotonic()
     signals = _Signals()
-    context = ServerContext(observability=Observability(observability))
+    context = ServerContext(
+        observability=Observability(observability),
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+    )
     server = GrpcServer(options, context)
     http = _http_server(options, context)
     engine: AsyncEngine | None = None

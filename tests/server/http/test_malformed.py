@@ -57,7 +57,7 @@ def test_a_bug_is_500_and_tells_the_client_nothing(
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("jaxserve.server.http.chat.chat_token_ids", bug)
+    monkeypatch.setattr("jaxserve.server.http.chat.conversation_prompt", bug)
 
     async def main() -> None:
         async with serving(make_engine()) as s:
