@@ -24,6 +24,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"  # it could not go on
     SHED = "shed"  # given up before its first token: it could not meet its target any more
 
 

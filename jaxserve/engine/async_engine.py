@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,9 +22,12 @@ from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.records import EngineRecords
+from jaxserve.engine.sampling_rules import SamplingRules
 from jaxserve.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
+
+MAX_RULE_THREADS = 2  # grammars compiled at the same time; more wait
 
 _TOO_LATE = "the request could not meet its target any more; try again later"
 
@@ -44,6 +48,7 @@ class _Add:
     params: SamplingParams
     service: ServiceParams
     subscriber: _Subscriber
+    rules: SamplingRules | None
     arrived: float  # time.monotonic
 
 
@@ -81,6 +86,7 @@ class AsyncEngine:
         self._num_open = 0  # generate() calls under way, on any event loop
         self._open_lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._rule_threads = ThreadPoolExecutor(MAX_RULE_THREADS, "jaxserve-rules")
         self._closed = False  # the thread reads the inbox no more
         self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
         self._thread.start()
@@ -139,7 +145,7 @@ class AsyncEngine:
         """Where KV pages are as of now; see `Engine.kv_map`."""
         return self._engine.kv_map(max_bins)
 
-    async def generate(
+    def generate(
         self,
         request_id: str | None,
         prompt_token_ids: Sequence[int],
@@ -157,7 +163,18 @@ class AsyncEngine:
         Raises:
             InvalidRequest, QueueFull, RateLimited, TargetMissed, Draining, EngineDead: before the
                 first delta (EngineDead also later, if the engine fails while the request runs).
+            RequestFailed: later, if the request itself cannot go on.
         """
+        return self._deltas(request_id, prompt_token_ids, params, service)
+
+    async def _deltas(
+        self,
+        request_id: str | None,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        service: ServiceParams | None,
+    ) -> AsyncGenerator[TokenDelta, None]:
+        arrived = time.monotonic()
         if self._failure is not None:
             self._raise_dead()
         if not self._accepting:
@@ -168,11 +185,13 @@ class AsyncEngine:
         account = self._enter(service.tenant, len(prompt_token_ids))
         with self._open_lock:
             self._num_open += 1
-        done = False
-        self._inbox.put(
-            _Add(request_id, prompt_token_ids, params, service, subscriber, time.monotonic())
-        )
+        done = True  # nothing is to be aborted yet
         try:
+            rules = await self._rules(params)
+            done = False
+            self._inbox.put(
+                _Add(request_id, prompt_token_ids, params, service, subscriber, rules, arrived)
+            )
             if self._closed:  # maybe since before the put: then nobody reads the inbox any more
                 self._raise_dead()
             while not done:
@@ -191,6 +210,17 @@ class AsyncEngine:
                 self._num_open -= 1
             if account is not None:
                 account.leave()
+
+    async def _rules(self, params: SamplingParams) -> SamplingRules | None:
+        """The rules of a request's sampling, made where neither loop waits for it."""
+        maker = self._engine.rule_maker
+        if not maker.is_slow(params):
+            return maker.make(params)
+        try:
+            future = self._rule_threads.submit(maker.make, params)
+        except RuntimeError:  # shut down a moment ago
+            self._raise_dead()
+        return await asyncio.wrap_future(future)
 
     def abort(self, request_id: str, *, tenant: str | None = None) -> bool:
         """End a request from outside; its caller gets a last delta with reason ABORT.
@@ -222,6 +252,7 @@ class AsyncEngine:
         self._accepting = False
         self._inbox.put(_Stop())
         self._thread.join()
+        self._rule_threads.shutdown(wait=False)  # whoever waits is told by `_deltas`
 
     def _enter(self, tenant: str, num_prompt_tokens: int) -> Account | None:
         return None if self.accounts is None else self.accounts.enter(tenant, num_prompt_tokens)
@@ -267,6 +298,7 @@ class AsyncEngine:
                 command.params,
                 command.service,
                 now=command.arrived,
+                rules=command.rules,
             )
         except JaxserveError as error:
             self._deliver([(command.subscriber, error)])
@@ -286,7 +318,7 @@ class AsyncEngine:
     def _publish(self, deltas: list[TokenDelta]) -> None:
         items: list[tuple[_Subscriber, TokenDelta | JaxserveError]] = []
         for delta in deltas:
-            item = TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta
+            item = _error_of(delta) or delta
             items.append((self._subscribers[delta.request_id], item))
             if delta.finish_reason is not None:
                 del self._subscribers[delta.request_id]
@@ -314,6 +346,11 @@ class AsyncEngine:
                 waiting.append(command.subscriber)
         for subscriber in waiting:
             self._deliver([(subscriber, EngineDead("the engine stopped while requests ran"))])
+
+
+def _error_of(delta: TokenDelta) -> JaxserveError | None:
+    """What the caller is told instead of this delta."""
+    return TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta.error
 
 
 def _merged(

@@ -1,6 +1,5 @@
 """The engine loop's body: the only place where scheduler and executor meet."""
 
-import dataclasses
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,12 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
+from jaxserve.engine.grammars import MaskFiller
+from jaxserve.engine.late_sampling import late_extras
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.profiling import ProfileCapture, Profiler
 from jaxserve.engine.records import EngineRecords
+from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
 from jaxserve.engine.stream import OutputStream
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
@@ -64,6 +66,7 @@ class Engine:
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
         histogram: how large the steps were.
+        rule_maker: makes the `rules` of `add`; safe to call from any thread.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
         records: the last steps and requests, and who is told of them.
         profiles: takes profiles on demand.
@@ -99,6 +102,8 @@ class Engine:
         self.records = EngineRecords(buckets, num_shards)
         self.profiles = ProfileCapture(profiler)
         self._store = store
+        self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids)
+        self._masks = MaskFiller(info.vocab_size)
         self._streams: dict[int, OutputStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
@@ -123,6 +128,7 @@ class Engine:
         service: ServiceParams | None = None,
         *,
         now: float = 0.0,
+        rules: SamplingRules | None = None,
     ) -> None:
         """Queue a request.
 
@@ -132,13 +138,16 @@ class Engine:
             params: how to sample and when to stop.
             service: its place among the others; default `ServiceParams()`.
             now: arrival time in seconds, on the same clock as `step`'s.
+            rules: what `rule_maker` made of the params, if the caller has asked it already.
 
         Raises:
-            InvalidRequest: the prompt is empty, too long or not made of tokens.
+            InvalidRequest: the prompt is empty, too long or not made of tokens, or what the
+                params ask for cannot be done.
             QueueFull: too many requests wait already.
         """
         prompt = list(prompt_token_ids)
         self._check_prompt(prompt)
+        rules = rules or self.rule_maker.make(params)
         room = self.info.max_model_len - len(prompt)
         seed = self._seeds.getrandbits(32) if params.seed is None else params.seed
         request = Request(
@@ -157,7 +166,9 @@ class Engine:
             self.predictor.finished(request)  # it may forget the request
             raise
         self._num_prompt_tokens += len(prompt)
-        self._streams[request.key] = OutputStream(request, self.tokenizer, self.info.eos_token_ids)
+        self._streams[request.key] = OutputStream(
+            request, self.tokenizer, self.info.eos_token_ids, rules
+        )
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
@@ -178,10 +189,8 @@ class Engine:
         request = self._scheduler.get(request_id)
         if request is None:
             return None
-        self._scheduler.abort(request_id)
-        self.predictor.finished(request)
         self._num_aborted += 1
-        return self._ended(request, FinishReason.ABORT)
+        return self._end(request, FinishReason.ABORT)
 
     def step(self, now: float) -> list[TokenDelta]:
         """Run one turn of the loop and return what it produced (possibly nothing).
@@ -195,29 +204,45 @@ class Engine:
         if plan is not None:
             sizes = self.histogram.add(plan)
             launched = _Launched(plan, self.executor.launch(plan), time.perf_counter(), sizes)
-        unsampled = launched if plan is not None and plan.is_late else None
+        deltas: list[TokenDelta] = []
+        late = launched if plan is not None and plan.is_late else None
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
-        elif unsampled is not None:
-            self.executor.sample(unsampled.handle, {})
-        deltas = self._collect(launched) if launched is not None else []
-        if self._overlap and unsampled is not None:
-            self.executor.sample(unsampled.handle, {})
+        elif late is not None:
+            deltas += self._sample(late)
+        if launched is not None:
+            deltas += self._collect(launched)
+        if self._overlap and late is not None:
+            # Now all tokens before it are known; the device computes the layers meanwhile.
+            deltas += self._sample(late)
         if self._scheduler.num_loads:
             idle = plan is None and launched is None
             for done in self.executor.poll(wait=idle):
                 self._scheduler.loaded(done, now)
         for request in self._scheduler.take_shed():
-            self.predictor.finished(request)
-            deltas.append(self._ended(request, FinishReason.SHED))
+            deltas.append(self._end(request, FinishReason.SHED))
             self._num_shed += 1
         return deltas
 
-    def _ended(self, request: Request, reason: FinishReason) -> TokenDelta:
-        """The last delta of a request that ends without a last token."""
+    def _sample(self, launched: _Launched) -> list[TokenDelta]:
+        """Let a late step be sampled; returns the last deltas of requests that end before it."""
+        extras = late_extras(launched.plan, self._streams, self._masks)
+        self.executor.sample(launched.handle, extras.by_row)
+        self._num_finished += len(extras.complete)
+        return [
+            *(self._end(request, FinishReason.STOP) for request in extras.complete),
+            *(self._end(request, FinishReason.ERROR, error) for request, error in extras.failed),
+        ]
+
+    def _end(
+        self, request: Request, reason: FinishReason, error: JaxserveError | None = None
+    ) -> TokenDelta:
+        """End a request without another token; returns its last delta."""
+        self._scheduler.abort(request.request_id, reason)  # those shed are known to have ended
+        self.predictor.finished(request)
         stream = self._streams.pop(request.key)
         self.records.request_done(request, reason, stream.num_output_tokens)
-        return stream.ended(reason)
+        return stream.ended(reason, error)
 
     def _collect(self, launched: _Launched) -> list[TokenDelta]:
         plan = launched.plan
@@ -231,13 +256,12 @@ class Engine:
         deltas: list[TokenDelta] = []
         answered: list[Request] = []
         finished: dict[int, FinishReason] = {}
+        logprobs = result.logprobs
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
             stream = self._streams.get(row.key) if row.samples else None
             if stream is None:  # mid-prompt, or finished or aborted since the launch
                 continue
-            delta = stream.push(token_id)
-            if i in result.logprobs:
-                delta = dataclasses.replace(delta, logprobs=(result.logprobs[i],))
+            delta = stream.push(token_id, logprobs.get(i))
             deltas.append(delta)
             answered.append(stream.request)
             if delta.finish_reason is not None:

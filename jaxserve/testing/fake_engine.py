@@ -51,6 +51,7 @@ def fake_sync_engine(
         profiler: what takes profiles, if anything.
     """
     tokenizer = ByteTokenizer()
+    model = model or FakeModel(vocab_size=tokenizer.vocab_size)
     scheduler = Scheduler(
         page_pools=[PagePool(num_pages)],
         page_size=page_size,
@@ -64,7 +65,7 @@ def fake_sync_engine(
         name="fake",
         family="hash",
         max_model_len=max_model_len,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=max(model.vocab_size, tokenizer.vocab_size),
         num_layers=1,
         dtype="int32",
         mesh="data=1,tensor=1",
@@ -77,6 +78,5 @@ def fake_sync_engine(
         eos_token_ids=tokenizer.eos_token_ids,
     )
     if executor is None:
-        model = model or FakeModel(vocab_size=tokenizer.vocab_size)
         executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
     return Engine(scheduler, executor, tokenizer, info, profiler=profiler, overlap=overlap)
