@@ -67,7 +67,7 @@ async def _serving(
     engine: AsyncEngine | None,
     *,
     limits: RequestLimits | None = None,
-    parsers: Mapping[str, str] | None = None,
+    parsers: Mapping[str, Any] | None = None,
     routers: Sequence[APIRouter] = (),
     middlewares: Sequence[Middleware] = (),
     **options: Any,

@@ -95,10 +95,11 @@ def ask(client: openai.OpenAI, text: str, **fields: Any) -> Any:
 def stream(client: openai.OpenAI, text: str, **fields: Any) -> dict[str, Any]:
     """The same, joined from a stream."""
     joined: dict[str, Any] = {"content": "", "reasoning": "", "calls": [], "reason": None}
-    for chunk in client.chat.completions.create(
+    chunks: Any = client.chat.completions.create(
         model="fake", messages=[{"role": "user", "content": text}],
         temperature=0, stream=True, **{"max_tokens": 500, **fields},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for chunk in chunks:
         [choice] = chunk.choices
         joined["content"] += choice.delta.content or ""
         joined["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
