@@ -129,6 +129,11 @@ class AsyncEngine:
         """The last steps and requests, and who is told of them."""
         return self._engine.records
 
+    @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._engine.has_store
+
     async def profile(self, seconds: float, directory: Path) -> None:
         """Record for some seconds what host and devices do; see `ProfileCapture.run`.
 

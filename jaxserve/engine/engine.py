@@ -122,6 +122,11 @@ class Engine:
         self._num_shed = 0
 
     @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._store is not None
+
+    @property
     def has_work(self) -> bool:
         """Whether another `step` can move anything forward."""
         return self._scheduler.has_work or self._in_flight is not None
