@@ -40,7 +40,7 @@ class DetokenizeRequest(fields.Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[fields.TokenId]
+    tokens: fields.TokenIds
 
 
 def tokens_router(context: ServerContext) -> APIRouter:
