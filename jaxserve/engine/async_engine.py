@@ -1,6 +1,7 @@
 """The engine on a thread of its own, with an asyncio face for servers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -13,14 +14,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxserve.cache.events import EventLog
-from jaxserve.core.errors import Draining, EngineDead, JaxserveError, TargetMissed
+from jaxserve.core.errors import Draining, EngineDead, JaxserveError, RequestFailed, TargetMissed
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import ActiveRequest, EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import (
+    ActiveRequest,
+    Embedding,
+    EngineLoad,
+    KvMap,
+    ModelInfo,
+    TokenDelta,
+)
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import SamplingRules
 from jaxserve.tokenizers.base import Tokenizer
@@ -46,7 +54,7 @@ class _Subscriber:
 class _Add:
     request_id: str
     prompt_token_ids: Sequence[int]
-    params: SamplingParams
+    params: SamplingParams | None  # None: an embedding is wanted
     service: ServiceParams
     subscriber: _Subscriber
     rules: SamplingRules | None
@@ -129,6 +137,11 @@ class AsyncEngine:
         """The last steps and requests, and who is told of them."""
         return self._engine.records
 
+    @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._engine.has_store
+
     async def profile(self, seconds: float, directory: Path) -> None:
         """Record for some seconds what host and devices do; see `ProfileCapture.run`.
 
@@ -177,13 +190,39 @@ class AsyncEngine:
         """
         return self._deltas(request_id, prompt_token_ids, params, service)
 
+    async def embed(
+        self,
+        request_id: str | None,
+        prompt_token_ids: Sequence[int],
+        service: ServiceParams | None = None,
+    ) -> Embedding:
+        """One vector for a text; cancelling the call aborts the request.
+
+        Args:
+            request_id: unique among the active requests; None makes one up.
+            prompt_token_ids: the text's tokens.
+            service: its place among the others; default `ServiceParams()`.
+
+        Raises:
+            InvalidRequest, QueueFull, RateLimited, TargetMissed, Draining, EngineDead: as
+                `generate`.
+            RequestFailed: it was aborted from outside.
+        """
+        deltas = self._deltas(request_id, prompt_token_ids, None, service)
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                if delta.embedding is not None:
+                    return delta.embedding
+        raise RequestFailed("the request was aborted")
+
     async def _deltas(
         self,
         request_id: str | None,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | None,
         service: ServiceParams | None,
     ) -> AsyncGenerator[TokenDelta, None]:
+        """The deltas of a generation, or without `params` the one of an embedding."""
         arrived = time.monotonic()
         if self._failure is not None:
             self._raise_dead()
@@ -199,7 +238,7 @@ class AsyncEngine:
             self._num_open += 1
         done = True  # nothing is to be aborted yet
         try:
-            rules = await self._rules(params)
+            rules = await self._rules(params) if params is not None else None
             done = False
             self._inbox.put(
                 _Add(request_id, prompt_token_ids, params, service, subscriber, rules, arrived)
@@ -304,18 +343,20 @@ class AsyncEngine:
 
     def _add(self, command: _Add) -> None:
         try:
-            self._engine.add(
-                command.request_id,
-                command.prompt_token_ids,
-                command.params,
-                command.service,
-                now=command.arrived,
-                rules=command.rules,
-            )
+            self._queue(command)
         except JaxserveError as error:
             self._deliver([(command.subscriber, error)])
         else:
             self._subscribers[command.request_id] = command.subscriber
+
+    def _queue(self, command: _Add) -> None:
+        request_id, prompt, service = command.request_id, command.prompt_token_ids, command.service
+        if command.params is None:
+            self._engine.add_embedding(request_id, prompt, service, now=command.arrived)
+            return
+        self._engine.add(
+            request_id, prompt, command.params, service, now=command.arrived, rules=command.rules
+        )
 
     def _abort(self, command: _Abort) -> None:
         subscriber = self._subscribers.get(command.request_id)

@@ -128,6 +128,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         tokenizer,
         info,
         overlap=config.overlap,
+        embedding_pooling=config.embedding_pooling,
         seed=config.seed,
         compiles=counter,
         predictor=predictor,

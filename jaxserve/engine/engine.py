@@ -19,14 +19,17 @@ from jaxserve.engine.grammars import MaskFiller
 from jaxserve.engine.late_sampling import late_extras
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.profiling import ProfileCapture, Profiler
+from jaxserve.engine.prompt_states import PromptPooler, PromptScorer
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
-from jaxserve.engine.stream import OutputStream
+from jaxserve.engine.stream import EmbeddingStream, OutputStream, RequestStream
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.scheduling.length import LengthPredictor, NoPredictor
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.tokenizers.base import Tokenizer
+
+_EMBEDDING = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
 
 
 class _Launched(NamedTuple):
@@ -62,6 +65,7 @@ class Engine:
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
         profiler: records what the executor's devices do; None if nothing does.
+        embedding_pooling: `mean` or `last`: which of a text's states become its embedding.
 
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
@@ -88,12 +92,14 @@ class Engine:
         store: PageStore | None = None,
         events: EventLog | None = None,
         profiler: Profiler | None = None,
+        embedding_pooling: str = "mean",
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
         self._scheduler = scheduler
         self.executor = executor
         self._overlap = overlap
+        self._pooling = embedding_pooling
         self._seeds = random.Random(seed)
         self._compiles = compiles or CompileCounter()
         self.predictor = predictor or NoPredictor()
@@ -104,7 +110,7 @@ class Engine:
         self._store = store
         self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids)
         self._masks = MaskFiller(info.vocab_size)
-        self._streams: dict[int, OutputStream] = {}
+        self._streams: dict[int, RequestStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
         self._closed = False
@@ -114,6 +120,11 @@ class Engine:
         self._num_finished = 0
         self._num_aborted = 0
         self._num_shed = 0
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._store is not None
 
     @property
     def has_work(self) -> bool:
@@ -148,9 +159,41 @@ class Engine:
         prompt = list(prompt_token_ids)
         self._check_prompt(prompt)
         rules = rules or self.rule_maker.make(params)
+        request = self._request(request_id, prompt, params, service, now)
+        request.predicted_len = self.predictor.predict(request)
+        num_top = params.prompt_logprobs
+        scorer = None if num_top is None else PromptScorer(prompt, num_top, self.executor.score)
+        self._queue(OutputStream(request, self.tokenizer, self.info.eos_token_ids, rules, scorer))
+
+    def add_embedding(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        service: ServiceParams | None = None,
+        *,
+        now: float = 0.0,
+    ) -> None:
+        """Queue a request for the embedding of a text, which is on its one delta.
+
+        Args, Raises: see `add`.
+        """
+        prompt = list(prompt_token_ids)
+        self._check_prompt(prompt)
+        request = self._request(request_id, prompt, _EMBEDDING, service, now)
+        request.predicted_len = 1.0  # known, and nothing that a predictor should learn from
+        self._queue(EmbeddingStream(request, PromptPooler(prompt, self._pooling)))
+
+    def _request(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        service: ServiceParams | None,
+        now: float,
+    ) -> Request:
         room = self.info.max_model_len - len(prompt)
         seed = self._seeds.getrandbits(32) if params.seed is None else params.seed
-        request = Request(
+        return Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
@@ -159,16 +202,16 @@ class Engine:
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
-        request.predicted_len = self.predictor.predict(request)
+
+    def _queue(self, stream: RequestStream) -> None:
+        request = stream.request
         try:
             self._scheduler.add(request)
         except JaxserveError:
             self.predictor.finished(request)  # it may forget the request
             raise
-        self._num_prompt_tokens += len(prompt)
-        self._streams[request.key] = OutputStream(
-            request, self.tokenizer, self.info.eos_token_ids, rules
-        )
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._streams[request.key] = stream
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
@@ -258,12 +301,19 @@ class Engine:
         finished: dict[int, FinishReason] = {}
         logprobs = result.logprobs
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
-            stream = self._streams.get(row.key) if row.samples else None
-            if stream is None:  # mid-prompt, or finished or aborted since the launch
+            if not (row.samples or row.wants_hidden):  # mid-prompt
                 continue
+            stream = self._streams.get(row.key)
+            if stream is None:  # finished or aborted since the launch
+                continue
+            if row.wants_hidden:
+                stream.take_hidden(row.start, result.token_hidden[i])
+                if not row.samples:
+                    continue
             delta = stream.push(token_id, logprobs.get(i))
             deltas.append(delta)
-            answered.append(stream.request)
+            if delta.token_ids:
+                answered.append(stream.request)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
         self._scheduler.commit(plan, result, finished)
@@ -282,7 +332,7 @@ class Engine:
             stream = self._streams.pop(key)
             self.predictor.finished(stream.request)
             self.records.request_done(stream.request, reason, stream.num_output_tokens)
-        self._num_generated_tokens += len(deltas)
+        self._num_generated_tokens += len(answered)
         self._num_finished += len(finished)
         return deltas
 

@@ -9,7 +9,7 @@ from jaxserve.core.request import Request
 from jaxserve.core.step import SamplingExtras, StepPlan
 from jaxserve.engine.grammars import GrammarState, MaskFiller
 from jaxserve.engine.sampling_rules import SamplingRules
-from jaxserve.engine.stream import OutputStream
+from jaxserve.engine.stream import RequestStream
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Ruled(NamedTuple):
 
 
 def late_extras(
-    plan: StepPlan, streams: Mapping[int, OutputStream], masks: MaskFiller
+    plan: StepPlan, streams: Mapping[int, RequestStream], masks: MaskFiller
 ) -> LateExtras:
     """Work out the extras of a step's late rows.
 
@@ -109,7 +109,7 @@ def _failure(error: Exception) -> JaxserveError:
     return RequestFailed("the request's sampling rules failed; see the server's log")
 
 
-def _history(stream: OutputStream) -> SamplingExtras:
+def _history(stream: RequestStream) -> SamplingExtras:
     request = stream.request
     prompt = request.prompt_token_ids
     return SamplingExtras(None, prompt + request.output_token_ids, len(prompt))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 SERVICE_NAME = "jaxserve"
 EXPORT_TIMEOUT_SECONDS = 5
 
+_FAILURES = {
+    FinishReason.SHED: "it could not meet its target any more",
+    FinishReason.ERROR: "it failed; the error is in the answer",
+}
+
 
 def otlp_exporter(endpoint: str) -> "SpanExporter":
     """Sends spans to a collector by OTLP over gRPC.
@@ -84,8 +89,8 @@ class RequestTraces:
             attributes=_attributes(record, self._model),
             start_time=clock.nanoseconds(record.arrival),
         )
-        if record.finish_reason is FinishReason.SHED:
-            span.set_status(Status(StatusCode.ERROR, "it could not meet its target any more"))
+        if record.finish_reason in _FAILURES:
+            span.set_status(Status(StatusCode.ERROR, _FAILURES[record.finish_reason]))
         inside = set_span_in_context(span)
         for name, start, end in _phases(record):
             phase = self._tracer.start_span(

@@ -37,6 +37,7 @@ def fake_sync_engine(
     overlap: bool = True,
     step_seconds: float = 0.001,
     profiler: Profiler | None = None,
+    embedding_pooling: str = "mean",
 ) -> Engine:
     """The same, stepped by its caller; for testing policies.
 
@@ -44,8 +45,8 @@ def fake_sync_engine(
         model: what answers; default one over the byte tokenizer's vocabulary.
         executor: the device; default a `FakeExecutor` of `model`.
         num_pages, page_size: the KV cache's size, and a page's in tokens.
-        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap: as in
-            `EngineConfig`.
+        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap,
+            embedding_pooling: as in `EngineConfig`.
         policy: the order of service, `fcfs` by default.
         step_seconds: how long the pretended device takes for a step.
         profiler: what takes profiles, if anything.
@@ -79,4 +80,12 @@ def fake_sync_engine(
     )
     if executor is None:
         executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
-    return Engine(scheduler, executor, tokenizer, info, profiler=profiler, overlap=overlap)
+    return Engine(
+        scheduler,
+        executor,
+        tokenizer,
+        info,
+        profiler=profiler,
+        overlap=overlap,
+        embedding_pooling=embedding_pooling,
+    )

@@ -11,12 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.records import EngineRecords
 from jaxserve.runner.buckets import Buckets
 from jaxserve.server.metrics.endpoint import Metrics, MetricsServer, metrics_router
 from jaxserve.server.metrics.names import COMPAT_CHOICES, MetricNames, token_bounds
+from jaxserve.server.metrics.totals import Totals
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.testing.fake_engine import fake_sync_engine
 from tests.server.exposition import check_exposition, samples
@@ -53,6 +55,7 @@ class StillEngine:
     """As much of an `AsyncEngine` as metrics need, over an engine that the test steps."""
 
     is_ready = True
+    has_store = False
 
     def __init__(self, engine: Engine) -> None:
         self.model_info, self.records, self.load = engine.info, engine.records, engine.load
@@ -141,6 +144,7 @@ def test_counts_of_a_scripted_run() -> None:
     assert seen["jaxserve:request_params_n_sum",] == 3
     assert seen["jaxserve:prefix_cache_queries_total",] == 23
     assert seen["jaxserve:prefix_cache_hits_total",] == 0
+    assert seen["jaxserve:external_prefix_cache_queries_total",] == 0  # there is no store
 
 
 def test_times_of_a_scripted_run() -> None:
@@ -194,6 +198,21 @@ def test_preemptions_and_aborts_are_seen() -> None:
     assert seen["jaxserve:request_num_preemptions_sum",] == seen["jaxserve:num_preemptions_total",]
     assert seen["jaxserve:request_success_total", "abort"] == 1
     assert seen["jaxserve:e2e_request_latency_seconds_count",] == 2  # not of the aborted one
+
+
+def test_a_request_for_its_prompt_alone_is_counted() -> None:
+    totals = Totals(max_model_len=512)
+    engine, _ = scripted()
+    add(engine, "a", 9, 1)
+    engine.abort("a")
+    [record] = engine.records.requests()
+    request = Request(
+        request_id="a", prompt_token_ids=[1], params=SamplingParams(), max_tokens=1
+    )  # only read
+    totals.request_done(record, request)
+    assert totals.counts["prompt_tokens"] == 0
+    totals.request_done(record._replace(finish_reason=FinishReason.STOP), request)
+    assert totals.counts["prompt_tokens"] == 9
 
 
 def test_gauges_while_requests_run() -> None:
