@@ -86,7 +86,7 @@ async def _checked_stream(
 
 def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
-        with about_request(getattr(request, "request_id", None)):
+        with about_request(_id_of(request)):
             return await answer(request, context)
 
     async def answer(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
@@ -107,6 +107,11 @@ def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method
         return None
 
     return call
+
+
+def _id_of(request: Any) -> str:
+    """What a message calls its request, for the log; empty if it does not."""
+    return getattr(request, "request_id", "") or getattr(request, "id", "")
 
 
 def _retry_after(error: JaxserveError) -> tuple[tuple[str, str], ...]:

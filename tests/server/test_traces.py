@@ -12,6 +12,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.testclient import TestClient
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason
@@ -19,6 +20,8 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.records import RequestRecord
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http.app import make_app
 from jaxserve.server.observability import Observability, ObservabilityOptions
 from jaxserve.server.traces import RequestTraces
 
@@ -130,6 +133,44 @@ async def ask(engine: AsyncEngine, traceparent: str = "") -> None:
     service = ServiceParams(traceparent=traceparent)
     async for _ in engine.generate("asked", list(b"a secret prompt"), params, service):
         pass
+
+
+def traced(engine: AsyncEngine) -> tuple[ServerContext, InMemorySpanExporter]:
+    """A server's context around an engine, and where its spans go."""
+    exporter = InMemorySpanExporter()
+    context = ServerContext(observability=Observability(exporter=exporter))
+    context.engine = engine
+    return context, exporter
+
+
+def trace_ids(context: ServerContext, exporter: InMemorySpanExporter) -> list[str]:
+    """Those of the requests' spans; ends the tracing."""
+    context.observability.close()
+    spans = [span for span in exporter.get_finished_spans() if span.name == "llm_request"]
+    return [f"{span.context.trace_id:032x}" for span in spans if span.context is not None]
+
+
+def test_a_header_puts_all_answers_into_the_callers_trace(make_engine) -> None:
+    context, exporter = traced(make_engine())
+    answer = TestClient(make_app(context)).post(
+        "/v1/completions",
+        json={"model": "fake", "prompt": [1, 2, 3], "max_tokens": 2, "n": 2},
+        headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"},
+    )
+    assert answer.status_code == 200
+    assert trace_ids(context, exporter) == [TRACE_ID, TRACE_ID]
+
+
+def test_so_does_a_grpc_calls_metadata(make_engine, serving, make_request) -> None:
+    context, exporter = traced(make_engine())
+
+    async def main() -> None:
+        async with serving(None, context=context) as s:
+            metadata = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"),)
+            await s.ask(make_request(), metadata=metadata)
+
+    asyncio.run(main())
+    assert trace_ids(context, exporter) == [TRACE_ID]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
