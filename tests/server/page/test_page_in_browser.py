@@ -156,13 +156,13 @@ def test_the_keyboard_is_enough(browser: Browser, server):
             at = page.evaluate(
                 """() => {
                   const at = document.activeElement;
-                  const style = getComputedStyle(at);
-                  const box = getComputedStyle(at.closest(".composer") ?? at);
-                  const ring = style.outlineStyle !== "none" || box.borderColor !== "transparent";
+                  if (at === document.body) return null; // past the last one
+                  const framed = [at, at.querySelector(".ink"), at.closest(".composer")];
+                  const ring = framed.some((e) => e && getComputedStyle(e).outlineStyle !== "none");
                   return [at.id || at.textContent.trim(), ring];
                 }"""
             )
-            if at[0] in seen:
+            if at is None or at[0] in seen:
                 break
             seen.add(at[0])
             assert at[1], f"{at[0]} shows no focus"
