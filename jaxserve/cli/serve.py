@@ -8,11 +8,15 @@ from pathlib import Path
 
 import click
 
+from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.observability import ObservabilityOptions
+from jaxserve.server.reasoning.registry import REASONING_PARSER_NAMES
 from jaxserve.server.serve import serve as serve_engine
 from jaxserve.server.server import ServerOptions
+from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
 
 
 @click.command(cls=Command)
@@ -22,6 +26,12 @@ from jaxserve.server.server import ServerOptions
 @click.option("--http-port", type=int, default=None, metavar="PORT",
               help="Serve the OpenAI-compatible HTTP API on this port, too; 0 takes a free one, "
               "named in the READY line (default: off).")  # fmt: skip
+@click.option("--tool-call-parser", type=click.Choice(TOOL_PARSER_NAMES), default="auto",
+              show_default=True, help="How the model writes tool calls; auto goes by its chat "
+              "template and family.")  # fmt: skip
+@click.option("--reasoning-parser", type=click.Choice(REASONING_PARSER_NAMES), default="none",
+              show_default=True, help="The markers around what the model thinks before it "
+              "answers, for reasoning_content and thinking_token_budget.")  # fmt: skip
 @click.option("--grace-period", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="Time for running requests to finish after SIGTERM or Ctrl-C; "
               "a second signal stops at once.")  # fmt: skip
@@ -31,12 +41,16 @@ from jaxserve.server.server import ServerOptions
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
 @click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
               help="On exit write how large steps were, for `jaxserve bench buckets`.")  # fmt: skip
+@observability_options
 @engine_options
 def serve(
     config: EngineConfig,
+    observability: ObservabilityOptions,
     host: str,
     port: int,
     http_port: int | None,
+    tool_call_parser: str,
+    reasoning_parser: str,
     grace_period: float,
     max_message_mib: float,
     metrics_port: int | None,
@@ -55,6 +69,8 @@ def serve(
         max_message_mib=max_message_mib,
         metrics_port=metrics_port,
         http_port=http_port,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
     )
 
     engines: list[AsyncEngine] = []
@@ -66,7 +82,7 @@ def serve(
         return engines[0]
 
     try:
-        asyncio.run(serve_engine(make_engine, options))
+        asyncio.run(serve_engine(make_engine, options, observability=observability))
     finally:
         if step_histogram is not None and engines:
             engines[0].histogram.save(step_histogram)

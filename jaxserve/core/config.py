@@ -47,6 +47,10 @@ class EngineConfig:
         group="model",
     )  # fmt: skip
     seed: int = option(0, "seed of random weights and of requests that bring none", group="model")
+    embedding_pooling: str = option(
+        "mean", "what becomes a text's embedding: the mean of its tokens' last hidden states, or "
+        "the last token's", group="model", choices=("mean", "last"),
+    )  # fmt: skip
 
     # Device
     mesh: str = option(

@@ -9,6 +9,7 @@
     ├── ModelNotFound       no model of that name is served (or can be found)
     ├── QueueFull           the waiting queue is at its limit; try again later
     ├── TargetMissed        the request was given up: it could not meet its target any more
+    ├── RequestFailed       the request could not go on; others are not affected
     ├── Draining            the server is shutting down and takes no new work
     ├── EngineDead          the engine loop has stopped; every request fails
     ├── ConfigError         an option, mesh or model configuration is wrong
@@ -69,6 +70,10 @@ class QueueFull(JaxserveError):
 
 class TargetMissed(JaxserveError):
     """A waiting request could not meet its target any more; the caller should back off."""
+
+
+class RequestFailed(JaxserveError):
+    """One request could not go on for a reason of its own, after it had been taken."""
 
 
 class Draining(JaxserveError):

@@ -24,6 +24,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"  # it could not go on
     SHED = "shed"  # given up before its first token: it could not meet its target any more
 
 
@@ -56,7 +57,7 @@ class Request:
     max_tokens: int  # resolved: params.max_tokens, cut to what the context allows
     seed: int = 0  # resolved: params.seed, or one drawn at arrival; uint32
     arrival_time: float = 0.0
-    wants_hidden: bool = False  # its prompt's hidden states, so none of it is taken from a cache
+    wants_hidden: bool = False  # its prompt's hidden states, so none of it comes from a cache
     key: int = dataclasses.field(default_factory=lambda: next(_keys))  # never reused
 
     state: RequestState = RequestState.WAITING

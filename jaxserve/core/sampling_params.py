@@ -54,8 +54,10 @@ class SamplingParams:
         stop: strings that end the generation; they are not part of the returned text.
         stop_token_ids: tokens that end the generation, beside the model's own EOS.
         ignore_eos: generate on past the model's EOS tokens (for benchmarks).
-        min_tokens: no EOS, stop token or stop string ends the answer before so many tokens.
-        include_stop_str_in_output: the stop string that ended the answer belongs to its text.
+        min_tokens: no EOS, stop token or stop string ends the answer until it has so many tokens.
+            A grammar does: an answer that is complete cannot go on.
+        include_stop_str_in_output: the stop string, or the text of the stop token, that ended the
+            answer belongs to its text.
         skip_special_tokens: special tokens stand for no text in the answer.
         repetition_penalty: divides positive and multiplies negative logits of tokens that the
             prompt or the answer has (CTRL; Keskar et al. 2019), in (0, 100]; 1 changes nothing.
@@ -68,7 +70,8 @@ class SamplingParams:
             likely ones; None for neither.
         prompt_logprobs: likewise for the prompt's tokens, from the second on.
         grammar: what the answer must look like.
-        thinking: how long the model may think.
+        thinking: how long the model may think. With a grammar, thinking may come before what the
+            grammar is for.
 
     Raises:
         InvalidRequest: a value is outside its range; the message names the field.

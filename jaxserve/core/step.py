@@ -180,7 +180,8 @@ class Executor(Protocol):
 
         Args:
             handle: what `launch` returned.
-            extras: by index of the row; late rows without any are sampled as plain ones.
+            extras: by index of the row; late rows without any have no mask and no history. What
+                their params alone say (biases, log-probabilities) holds for them as well.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The engine on a thread of its own, with an asyncio face for servers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -8,21 +9,26 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NoReturn
 
 from jaxserve.cache.events import EventLog
-from jaxserve.core.errors import Draining, EngineDead, JaxserveError, TargetMissed
+from jaxserve.core.errors import Draining, EngineDead, JaxserveError, RequestFailed, TargetMissed
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import Embedding, EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.records import EngineRecords
+from jaxserve.engine.sampling_rules import SamplingRules
 from jaxserve.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
+
+MAX_RULE_THREADS = 2  # grammars compiled at the same time; more wait
 
 _TOO_LATE = "the request could not meet its target any more; try again later"
 
@@ -40,9 +46,10 @@ class _Subscriber:
 class _Add:
     request_id: str
     prompt_token_ids: Sequence[int]
-    params: SamplingParams
+    params: SamplingParams | None  # None: an embedding is wanted
     service: ServiceParams
     subscriber: _Subscriber
+    rules: SamplingRules | None
     arrived: float  # time.monotonic
 
 
@@ -80,6 +87,7 @@ class AsyncEngine:
         self._num_open = 0  # generate() calls under way, on any event loop
         self._open_lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._rule_threads = ThreadPoolExecutor(MAX_RULE_THREADS, "jaxserve-rules")
         self._closed = False  # the thread reads the inbox no more
         self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
         self._thread.start()
@@ -121,6 +129,20 @@ class AsyncEngine:
         """The last steps and requests, and who is told of them."""
         return self._engine.records
 
+    @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._engine.has_store
+
+    async def profile(self, seconds: float, directory: Path) -> None:
+        """Record for some seconds what host and devices do; see `ProfileCapture.run`.
+
+        Raises:
+            InvalidRequest: no such length, one is under way, or there is no profiler.
+            ConfigError: the directory cannot be made.
+        """
+        await self._engine.profiles.run(seconds, directory)
+
     def load(self) -> EngineLoad:
         """Gauges and counters as of now."""
         return self._engine.load()
@@ -129,7 +151,7 @@ class AsyncEngine:
         """Where KV pages are as of now; see `Engine.kv_map`."""
         return self._engine.kv_map(max_bins)
 
-    async def generate(
+    def generate(
         self,
         request_id: str | None,
         prompt_token_ids: Sequence[int],
@@ -147,7 +169,44 @@ class AsyncEngine:
         Raises:
             InvalidRequest, QueueFull, RateLimited, TargetMissed, Draining, EngineDead: before the
                 first delta (EngineDead also later, if the engine fails while the request runs).
+            RequestFailed: later, if the request itself cannot go on.
         """
+        return self._deltas(request_id, prompt_token_ids, params, service)
+
+    async def embed(
+        self,
+        request_id: str | None,
+        prompt_token_ids: Sequence[int],
+        service: ServiceParams | None = None,
+    ) -> Embedding:
+        """One vector for a text; cancelling the call aborts the request.
+
+        Args:
+            request_id: unique among the active requests; None makes one up.
+            prompt_token_ids: the text's tokens.
+            service: its place among the others; default `ServiceParams()`.
+
+        Raises:
+            InvalidRequest, QueueFull, RateLimited, TargetMissed, Draining, EngineDead: as
+                `generate`.
+            RequestFailed: it was aborted from outside.
+        """
+        deltas = self._deltas(request_id, prompt_token_ids, None, service)
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                if delta.embedding is not None:
+                    return delta.embedding
+        raise RequestFailed("the request was aborted")
+
+    async def _deltas(
+        self,
+        request_id: str | None,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams | None,
+        service: ServiceParams | None,
+    ) -> AsyncGenerator[TokenDelta, None]:
+        """The deltas of a generation, or without `params` the one of an embedding."""
+        arrived = time.monotonic()
         if self._failure is not None:
             self._raise_dead()
         if not self._accepting:
@@ -158,11 +217,13 @@ class AsyncEngine:
         account = self._enter(service.tenant, len(prompt_token_ids))
         with self._open_lock:
             self._num_open += 1
-        done = False
-        self._inbox.put(
-            _Add(request_id, prompt_token_ids, params, service, subscriber, time.monotonic())
-        )
+        done = True  # nothing is to be aborted yet
         try:
+            rules = await self._rules(params) if params is not None else None
+            done = False
+            self._inbox.put(
+                _Add(request_id, prompt_token_ids, params, service, subscriber, rules, arrived)
+            )
             if self._closed:  # maybe since before the put: then nobody reads the inbox any more
                 self._raise_dead()
             while not done:
@@ -181,6 +242,17 @@ class AsyncEngine:
                 self._num_open -= 1
             if account is not None:
                 account.leave()
+
+    async def _rules(self, params: SamplingParams) -> SamplingRules | None:
+        """The rules of a request's sampling, made where neither loop waits for it."""
+        maker = self._engine.rule_maker
+        if not maker.is_slow(params):
+            return maker.make(params)
+        try:
+            future = self._rule_threads.submit(maker.make, params)
+        except RuntimeError:  # shut down a moment ago
+            self._raise_dead()
+        return await asyncio.wrap_future(future)
 
     def abort(self, request_id: str, *, tenant: str | None = None) -> bool:
         """End a request from outside; its caller gets a last delta with reason ABORT.
@@ -212,6 +284,7 @@ class AsyncEngine:
         self._accepting = False
         self._inbox.put(_Stop())
         self._thread.join()
+        self._rule_threads.shutdown(wait=False)  # whoever waits is told by `_deltas`
 
     def _enter(self, tenant: str, num_prompt_tokens: int) -> Account | None:
         return None if self.accounts is None else self.accounts.enter(tenant, num_prompt_tokens)
@@ -251,17 +324,20 @@ class AsyncEngine:
 
     def _add(self, command: _Add) -> None:
         try:
-            self._engine.add(
-                command.request_id,
-                command.prompt_token_ids,
-                command.params,
-                command.service,
-                now=command.arrived,
-            )
+            self._queue(command)
         except JaxserveError as error:
             self._deliver([(command.subscriber, error)])
         else:
             self._subscribers[command.request_id] = command.subscriber
+
+    def _queue(self, command: _Add) -> None:
+        request_id, prompt, service = command.request_id, command.prompt_token_ids, command.service
+        if command.params is None:
+            self._engine.add_embedding(request_id, prompt, service, now=command.arrived)
+            return
+        self._engine.add(
+            request_id, prompt, command.params, service, now=command.arrived, rules=command.rules
+        )
 
     def _abort(self, command: _Abort) -> None:
         subscriber = self._subscribers.get(command.request_id)
@@ -276,7 +352,7 @@ class AsyncEngine:
     def _publish(self, deltas: list[TokenDelta]) -> None:
         items: list[tuple[_Subscriber, TokenDelta | JaxserveError]] = []
         for delta in deltas:
-            item = TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta
+            item = _error_of(delta) or delta
             items.append((self._subscribers[delta.request_id], item))
             if delta.finish_reason is not None:
                 del self._subscribers[delta.request_id]
@@ -304,6 +380,11 @@ class AsyncEngine:
                 waiting.append(command.subscriber)
         for subscriber in waiting:
             self._deliver([(subscriber, EngineDead("the engine stopped while requests ran"))])
+
+
+def _error_of(delta: TokenDelta) -> JaxserveError | None:
+    """What the caller is told instead of this delta."""
+    return TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta.error
 
 
 def _merged(

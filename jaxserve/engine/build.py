@@ -34,6 +34,7 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.profiler import JaxProfiler
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -127,6 +128,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         tokenizer,
         info,
         overlap=config.overlap,
+        embedding_pooling=config.embedding_pooling,
         seed=config.seed,
         compiles=counter,
         predictor=predictor,
@@ -134,6 +136,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         buckets=limits,
         store=store,
         events=events,
+        profiler=JaxProfiler(),
     )
 
 

@@ -1,6 +1,5 @@
 """The engine loop's body: the only place where scheduler and executor meet."""
 
-import dataclasses
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,21 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
+from jaxserve.engine.grammars import MaskFiller
+from jaxserve.engine.late_sampling import late_extras
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.profiling import ProfileCapture, Profiler
+from jaxserve.engine.prompt_states import PromptPooler, PromptScorer
 from jaxserve.engine.records import EngineRecords
-from jaxserve.engine.stream import OutputStream
+from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
+from jaxserve.engine.stream import EmbeddingStream, OutputStream, RequestStream
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.scheduling.length import LengthPredictor, NoPredictor
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.tokenizers.base import Tokenizer
+
+_EMBEDDING = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
 
 
 class _Launched(NamedTuple):
@@ -58,12 +64,16 @@ class Engine:
         buckets: what the executor pads steps to, for the records; None if it does not.
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
+        profiler: records what the executor's devices do; None if nothing does.
+        embedding_pooling: `mean` or `last`: which of a text's states become its embedding.
 
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
         histogram: how large the steps were.
+        rule_maker: makes the `rules` of `add`; safe to call from any thread.
         kv_events: pages stored and removed, in all tiers: what a router by prefix follows.
         records: the last steps and requests, and who is told of them.
+        profiles: takes profiles on demand.
     """
 
     def __init__(
@@ -81,20 +91,26 @@ class Engine:
         buckets: Buckets | None = None,
         store: PageStore | None = None,
         events: EventLog | None = None,
+        profiler: Profiler | None = None,
+        embedding_pooling: str = "mean",
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
         self._scheduler = scheduler
         self.executor = executor
         self._overlap = overlap
+        self._pooling = embedding_pooling
         self._seeds = random.Random(seed)
         self._compiles = compiles or CompileCounter()
         self.predictor = predictor or NoPredictor()
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
         self.records = EngineRecords(buckets, num_shards)
+        self.profiles = ProfileCapture(profiler)
         self._store = store
-        self._streams: dict[int, OutputStream] = {}
+        self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids)
+        self._masks = MaskFiller(info.vocab_size)
+        self._streams: dict[int, RequestStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
         self._closed = False
@@ -104,6 +120,11 @@ class Engine:
         self._num_finished = 0
         self._num_aborted = 0
         self._num_shed = 0
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is room for KV pages off the device."""
+        return self._store is not None
 
     @property
     def has_work(self) -> bool:
@@ -118,6 +139,7 @@ class Engine:
         service: ServiceParams | None = None,
         *,
         now: float = 0.0,
+        rules: SamplingRules | None = None,
     ) -> None:
         """Queue a request.
 
@@ -127,16 +149,51 @@ class Engine:
             params: how to sample and when to stop.
             service: its place among the others; default `ServiceParams()`.
             now: arrival time in seconds, on the same clock as `step`'s.
+            rules: what `rule_maker` made of the params, if the caller has asked it already.
 
         Raises:
-            InvalidRequest: the prompt is empty, too long or not made of tokens.
+            InvalidRequest: the prompt is empty, too long or not made of tokens, or what the
+                params ask for cannot be done.
             QueueFull: too many requests wait already.
         """
         prompt = list(prompt_token_ids)
         self._check_prompt(prompt)
+        rules = rules or self.rule_maker.make(params)
+        request = self._request(request_id, prompt, params, service, now)
+        request.predicted_len = self.predictor.predict(request)
+        num_top = params.prompt_logprobs
+        scorer = None if num_top is None else PromptScorer(prompt, num_top, self.executor.score)
+        self._queue(OutputStream(request, self.tokenizer, self.info.eos_token_ids, rules, scorer))
+
+    def add_embedding(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        service: ServiceParams | None = None,
+        *,
+        now: float = 0.0,
+    ) -> None:
+        """Queue a request for the embedding of a text, which is on its one delta.
+
+        Args, Raises: see `add`.
+        """
+        prompt = list(prompt_token_ids)
+        self._check_prompt(prompt)
+        request = self._request(request_id, prompt, _EMBEDDING, service, now)
+        request.predicted_len = 1.0  # known, and nothing that a predictor should learn from
+        self._queue(EmbeddingStream(request, PromptPooler(prompt, self._pooling)))
+
+    def _request(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        service: ServiceParams | None,
+        now: float,
+    ) -> Request:
         room = self.info.max_model_len - len(prompt)
         seed = self._seeds.getrandbits(32) if params.seed is None else params.seed
-        request = Request(
+        return Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
@@ -145,14 +202,16 @@ class Engine:
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
-        request.predicted_len = self.predictor.predict(request)
+
+    def _queue(self, stream: RequestStream) -> None:
+        request = stream.request
         try:
             self._scheduler.add(request)
         except JaxserveError:
             self.predictor.finished(request)  # it may forget the request
             raise
-        self._num_prompt_tokens += len(prompt)
-        self._streams[request.key] = OutputStream(request, self.tokenizer, self.info.eos_token_ids)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._streams[request.key] = stream
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
@@ -173,10 +232,8 @@ class Engine:
         request = self._scheduler.get(request_id)
         if request is None:
             return None
-        self._scheduler.abort(request_id)
-        self.predictor.finished(request)
         self._num_aborted += 1
-        return self._ended(request, FinishReason.ABORT)
+        return self._end(request, FinishReason.ABORT)
 
     def step(self, now: float) -> list[TokenDelta]:
         """Run one turn of the loop and return what it produced (possibly nothing).
@@ -190,29 +247,45 @@ class Engine:
         if plan is not None:
             sizes = self.histogram.add(plan)
             launched = _Launched(plan, self.executor.launch(plan), time.perf_counter(), sizes)
-        unsampled = launched if plan is not None and plan.is_late else None
+        deltas: list[TokenDelta] = []
+        late = launched if plan is not None and plan.is_late else None
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
-        elif unsampled is not None:
-            self.executor.sample(unsampled.handle, {})
-        deltas = self._collect(launched) if launched is not None else []
-        if self._overlap and unsampled is not None:
-            self.executor.sample(unsampled.handle, {})
+        elif late is not None:
+            deltas += self._sample(late)
+        if launched is not None:
+            deltas += self._collect(launched)
+        if self._overlap and late is not None:
+            # Now all tokens before it are known; the device computes the layers meanwhile.
+            deltas += self._sample(late)
         if self._scheduler.num_loads:
             idle = plan is None and launched is None
             for done in self.executor.poll(wait=idle):
                 self._scheduler.loaded(done, now)
         for request in self._scheduler.take_shed():
-            self.predictor.finished(request)
-            deltas.append(self._ended(request, FinishReason.SHED))
+            deltas.append(self._end(request, FinishReason.SHED))
             self._num_shed += 1
         return deltas
 
-    def _ended(self, request: Request, reason: FinishReason) -> TokenDelta:
-        """The last delta of a request that ends without a last token."""
+    def _sample(self, launched: _Launched) -> list[TokenDelta]:
+        """Let a late step be sampled; returns the last deltas of requests that end before it."""
+        extras = late_extras(launched.plan, self._streams, self._masks)
+        self.executor.sample(launched.handle, extras.by_row)
+        self._num_finished += len(extras.complete)
+        return [
+            *(self._end(request, FinishReason.STOP) for request in extras.complete),
+            *(self._end(request, FinishReason.ERROR, error) for request, error in extras.failed),
+        ]
+
+    def _end(
+        self, request: Request, reason: FinishReason, error: JaxserveError | None = None
+    ) -> TokenDelta:
+        """End a request without another token; returns its last delta."""
+        self._scheduler.abort(request.request_id, reason)  # those shed are known to have ended
+        self.predictor.finished(request)
         stream = self._streams.pop(request.key)
         self.records.request_done(request, reason, stream.num_output_tokens)
-        return stream.ended(reason)
+        return stream.ended(reason, error)
 
     def _collect(self, launched: _Launched) -> list[TokenDelta]:
         plan = launched.plan
@@ -226,15 +299,21 @@ class Engine:
         deltas: list[TokenDelta] = []
         answered: list[Request] = []
         finished: dict[int, FinishReason] = {}
+        logprobs = result.logprobs
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
-            stream = self._streams.get(row.key) if row.samples else None
-            if stream is None:  # mid-prompt, or finished or aborted since the launch
+            if not (row.samples or row.wants_hidden):  # mid-prompt
                 continue
-            delta = stream.push(token_id)
-            if i in result.logprobs:
-                delta = dataclasses.replace(delta, logprobs=(result.logprobs[i],))
+            stream = self._streams.get(row.key)
+            if stream is None:  # finished or aborted since the launch
+                continue
+            if row.wants_hidden:
+                stream.take_hidden(row.start, result.token_hidden[i])
+                if not row.samples:
+                    continue
+            delta = stream.push(token_id, logprobs.get(i))
             deltas.append(delta)
-            answered.append(stream.request)
+            if delta.token_ids:
+                answered.append(stream.request)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
         self._scheduler.commit(plan, result, finished)
@@ -253,7 +332,7 @@ class Engine:
             stream = self._streams.pop(key)
             self.predictor.finished(stream.request)
             self.records.request_done(stream.request, reason, stream.num_output_tokens)
-        self._num_generated_tokens += len(deltas)
+        self._num_generated_tokens += len(answered)
         self._num_finished += len(finished)
         return deltas
 

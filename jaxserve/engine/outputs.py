@@ -7,8 +7,21 @@ import numpy as np
 
 from jaxserve.cache.page_map import PageMap
 from jaxserve.cache.store_stats import TierStats
+from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
+
+
+class Embedding(NamedTuple):
+    """A text as one vector.
+
+    Attributes:
+        values: float32 [hidden], of length 1 (Euclidean).
+        num_prompt_tokens: tokens of the text.
+    """
+
+    values: np.ndarray
+    num_prompt_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +41,8 @@ class TokenDelta:
             delta, if it asked for them.
         stop_reason: the stop string, or the token, that ended the answer; None if that was EOS,
             or if it ended otherwise.
+        error: why it ended, if the reason is ERROR.
+        embedding: on the last delta of a request for one.
     """
 
     request_id: str
@@ -40,18 +55,8 @@ class TokenDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     stop_reason: int | str | None = None
-
-
-class Embedding(NamedTuple):
-    """A text as one vector.
-
-    Attributes:
-        values: float32 [hidden], of length 1 (Euclidean).
-        num_prompt_tokens: tokens of the text.
-    """
-
-    values: np.ndarray
-    num_prompt_tokens: int
+    error: JaxserveError | None = None
+    embedding: Embedding | None = None
 
 
 @dataclasses.dataclass(frozen=True)

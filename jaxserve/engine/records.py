@@ -285,15 +285,19 @@ class EngineRecords:
         at = collected + self._clock_offset
         times = _token_times(requests, at)
         token_bucket, row_bucket = self._padded(*sizes)
+        num_tokens, num_sampled = sizes  # counted already, unless there are other shards
+        if self._num_shards > 1:
+            num_tokens = plan.num_tokens
+            num_sampled = sum([row.samples for row in plan.rows])
         step = StepRecord(
             number=self._num_steps + 1,
             launched=launched + self._clock_offset,
             collected=at,
             seconds=seconds,
-            num_tokens=plan.num_tokens,
+            num_tokens=num_tokens,
             token_bucket=token_bucket,
             num_rows=len(plan.rows),
-            num_sampled=sum([row.samples for row in plan.rows]),
+            num_sampled=num_sampled,
             row_bucket=row_bucket,
             num_generated=len(requests),
             num_running=load[0],

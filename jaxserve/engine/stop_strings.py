@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from jaxserve.engine.tail_matcher import TailMatcher
+
 
 class StopStrings:
     """Watches a growing text for stop strings.
@@ -9,60 +11,50 @@ class StopStrings:
     The text emitted, joined, is the whole text up to the first place at which any stop
     string begins. A tail that may yet become a stop string is held back; no more than that.
 
-    Finding the tail is the Knuth-Morris-Pratt automaton of each stop string: constant time
-    per character, however the text is cut into pushes.
-
     Args:
         stop: the stop strings, none of them empty; with none, everything is emitted at once.
+        keep: the stop string that ends the text belongs to it, so nothing is held back.
+
+    Attributes:
+        found: the stop string that ended the text.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._matchers = [_Matcher(s) for s in stop]
+    def __init__(self, stop: Sequence[str], *, keep: bool = False) -> None:
+        self._matchers = [(s, TailMatcher(s)) for s in stop]
+        self._keep = keep
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
 
-    def push(self, text: str) -> str:
-        """Take more text; returns what is now certain to come before any stop string."""
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.found is not None
+
+    def push(self, text: str, *, armed: bool = True) -> str:
+        """Take more text; returns what is now certain to come before any stop string.
+
+        Args:
+            text: what comes next.
+            armed: whether a stop string that is complete with this text ends it. One that began
+                earlier may.
+        """
         if self.stopped or not self._matchers:
             return "" if self.stopped else text
         pending = self._held + text
         offset = len(self._held)
         for position, char in enumerate(text, start=offset + 1):
-            ends = [m.length for m in self._matchers if m.step(char)]
-            if ends:
+            found = [stop for stop, matcher in self._matchers if matcher.step(char)]
+            if found and armed:
                 # Of several that end here the longest begins first. One that began earlier
                 # still but is not complete cannot count: the text stops before it is.
-                self.stopped = True
+                self.found = max(found, key=len)
                 self._held = ""
-                return pending[: position - max(ends)]
-        keep = max(m.matched for m in self._matchers)
-        self._held = pending[len(pending) - keep :]
-        return pending[: len(pending) - keep]
+                return pending[: position if self._keep else position - len(self.found)]
+        held = 0 if self._keep else max(matcher.matched for _, matcher in self._matchers)
+        self._held = pending[len(pending) - held :]
+        return pending[: len(pending) - held]
 
     def flush(self) -> str:
         """The text is over: what was held back is no stop string after all."""
         held, self._held = self._held, ""
         return held
-
-
-class _Matcher:
-    """How many characters of one stop string the text ends with."""
-
-    def __init__(self, stop: str) -> None:
-        self.length = len(stop)
-        self.matched = 0
-        self._stop = stop
-        self._fallback = [0] * len(stop)  # [i]: longest border of stop[: i + 1]
-        border = 0
-        for i in range(1, len(stop)):
-            while border and stop[i] != stop[border]:
-                border = self._fallback[border - 1]
-            border += stop[i] == stop[border]
-            self._fallback[i] = border
-
-    def step(self, char: str) -> bool:
-        """Take one character; True when the stop string is complete."""
-        while self.matched and char != self._stop[self.matched]:
-            self.matched = self._fallback[self.matched - 1]
-        self.matched += char == self._stop[self.matched]
-        return self.matched == self.length

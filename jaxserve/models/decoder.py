@@ -200,11 +200,18 @@ class Decoder(nnx.Module):
         return lax.fori_loop(0, len(self.layers), body, (x, kv_pages))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [rows, hidden] -> float32 [rows, vocab]."""
+        """hidden [rows, hidden], as `hidden` returns it -> float32 [rows, vocab]."""
+        return self.head(self.norm(hidden))
+
+    def norm(self, hidden: jax.Array) -> jax.Array:
+        """The final norm of hidden [rows, hidden]: what embeddings are made of."""
+        return rms_norm(hidden, self.final_norm[...], self.config.norm_eps)
+
+    def head(self, normed: jax.Array) -> jax.Array:
+        """normed [rows, hidden], as `norm` returns it -> float32 [rows, vocab]."""
         config = self.config
-        x = rms_norm(hidden, self.final_norm[...], config.norm_eps)
         head = self.embed[...] if config.tie_embeddings else self.lm_head[...]
-        logits = linear(x, head).astype(jnp.float32)
+        logits = linear(normed, head).astype(jnp.float32)
         if config.final_soft_cap is not None:
             logits = config.final_soft_cap * jnp.tanh(logits / config.final_soft_cap)
         return logits

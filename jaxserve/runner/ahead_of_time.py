@@ -122,7 +122,7 @@ def _bytes(
     kv_pages = bytes_per_device(lowering.kv_pages)
     num_tokens, backbone = next(iter(backbones.items()))
     # XLA drops the arguments that a program does not use.
-    unused = set(lowering.program.graph.head_names) - {"embed"}
+    unused = {"lm_head"}
     inputs = [lowering.kv_pages, lowering.last_tokens, lowering.packed(num_tokens)]
     inputs += [param for name, param in params.items() if name not in unused]
     taken = _memory(backbone).argument_size_in_bytes

@@ -158,6 +158,19 @@ class Buckets:
             sampled=rows,
         )
 
+    @property
+    def late(self) -> tuple[int, ...]:
+        """Row buckets of late steps, ascending: of `sampled` the last, and so on by quarters.
+
+        A late step takes several programs (see `late_sampler`), and every program costs the
+        start; fewer of them cost some late steps more padding.
+        """
+        chosen = [self.sampled[-1]]
+        for size in reversed(self.sampled):
+            if size <= chosen[-1] // 4:
+                chosen.append(size)
+        return tuple(reversed(chosen))
+
     def rows(self, tokens: int) -> int:
         """Rows of a step in the bucket of `tokens` tokens: every row brings at least one."""
         return min(tokens, self.max_rows)

@@ -1,11 +1,11 @@
 """The executor on real devices: weights, KV pool and compiled programs, and one launch a step."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jax.stages import Compiled
 
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.logprobs import TokenLogprobs
-from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult
+from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult, StepRow
+from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
+from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.packing import PackedStep, pack
+from jaxserve.runner.packing import pack
 from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.program_cache import ProgramCache
 
@@ -26,20 +28,31 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # programs ready, programs in all
 
 
-class LaunchedStep(NamedTuple):
+@dataclasses.dataclass
+class LaunchedStep:
     """A step under way.
 
     Attributes:
+        rows: the plan's.
+        places: where each row finds what is the rows': (shard, index among the shard's rows).
+        starts: where each row's tokens begin among its shard's.
         tokens: int32 [shards, rows], the sampled tokens; None if no row samples.
-        places: where each row of the plan finds its token; None if it does not sample.
         hidden: [shards, rows, hidden], the rows' last hidden states; None if no row is probed.
-        probed: where the probed rows find theirs, in the plan's order.
+        token_hidden: [shards, tokens, hidden], all tokens' after the final norm; None if no row
+            wants its own.
+        logprobs: of the sampled tokens, as `LateTokens` has them; None if no row wants any.
+        unsampled: what the backbone left for `sample`: hidden states and settings of the rows;
+            None unless the step is late and not sampled yet.
     """
 
-    tokens: jax.Array | None
-    places: list[tuple[int, int] | None]
-    hidden: jax.Array | None
-    probed: list[tuple[int, int]]
+    rows: tuple[StepRow, ...] = ()
+    places: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    starts: Sequence[int] = ()
+    tokens: jax.Array | None = None
+    hidden: jax.Array | None = None
+    token_hidden: jax.Array | None = None
+    logprobs: jax.Array | None = None
+    unsampled: tuple[jax.Array, jax.Array] | None = None
 
 
 class DeviceRunner:
@@ -71,6 +84,8 @@ class DeviceRunner:
         self._last_tokens = _zeros(lowering.last_tokens)
         self._backbones: dict[int, Compiled] = {}
         self._samplers: dict[int, Compiled] = {}
+        self._late = LateSampler(lowering, self._head)
+        self._unsampled = False  # the step launched last is late and not sampled yet
         self._mover = PageMover(lowering, store, copies=prefix_cache)
 
     # -- compilation --------------------------------------------------------------------
@@ -85,6 +100,7 @@ class DeviceRunner:
         buckets, lowering = self._buckets, self._lowering
         jobs = {f"backbone-{n}": partial(lowering.backbone, n) for n in buckets.tokens}
         jobs |= {f"sampler-{n}": partial(lowering.sampler, n) for n in buckets.sampled}
+        jobs |= self._late.jobs()
         jobs |= self._mover.jobs()
         started = time.monotonic()
         programs: dict[str, Compiled] = {}
@@ -97,17 +113,17 @@ class DeviceRunner:
         self._backbones = {n: programs[f"backbone-{n}"] for n in buckets.tokens}
         self._samplers = {n: programs[f"sampler-{n}"] for n in buckets.sampled}
         self._kv_pages = self._mover.use(programs, self._kv_pages)
-        self._warm_up()
+        self._warm_up(programs)
         log.info("%d programs ready in %.1f s", len(jobs), time.monotonic() - started)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, programs: Mapping[str, Compiled]) -> None:
         """Run every program once on an empty batch: the first call pays for set-up."""
-        buckets = self._buckets
-        for i in range(max(len(buckets.tokens), len(buckets.sampled))):
-            tokens = buckets.tokens[min(i, len(buckets.tokens) - 1)]
-            sampled = buckets.sampled[min(i, len(buckets.sampled) - 1)]
-            empty = np.zeros(self._lowering.packed(tokens).shape, np.int32)
-            self._run(PackedStep(empty, tokens, sampled, []))
+        for n in self._buckets.tokens:
+            empty = np.zeros(self._lowering.packed(n).shape, np.int32)
+            hidden, sampling, _ = self._run_backbone(n, empty)
+        for n in self._buckets.sampled:
+            self._run_sampler(n, hidden, sampling)
+        self._last_tokens = self._late.use(programs, hidden, sampling, self._last_tokens)
         jax.block_until_ready(self._last_tokens)
 
     # -- steps --------------------------------------------------------------------------
@@ -116,58 +132,97 @@ class DeviceRunner:
         """Queue one step on the devices; returns before it has run.
 
         Raises:
-            ValueError: the plan moves pages in a way that this runner was not built for.
+            ValueError: the plan moves pages in a way that this runner was not built for, or the
+                step before is late and was not sampled.
         """
+        if self._unsampled:
+            raise ValueError("the step launched last is late, and not sampled yet")
         self._kv_pages = self._mover.launch(plan, self._kv_pages)
         if not plan.rows:
-            return LaunchedStep(None, [], None, [])
+            return LaunchedStep()
         packed = pack(plan, self._buckets, self._shards)
-        places = [
-            place if row.samples else None
-            for place, row in zip(packed.places, plan.rows, strict=True)
-        ]
-        probed = [place for place, row in zip(packed.places, plan.rows, strict=True) if row.probe]
-        tokens, hidden = self._run(packed)
-        if not probed:
-            return LaunchedStep(tokens, places, None, [])
-        hidden.copy_to_host_async()
-        return LaunchedStep(tokens, places, hidden, probed)
+        hidden, sampling, token_hidden = self._run_backbone(packed.num_tokens, packed.array)
+        step = LaunchedStep(plan.rows, packed.places, packed.starts.tolist())
+        if plan.is_late:
+            step.unsampled = hidden, sampling
+            self._unsampled = True
+        elif packed.num_sampled:
+            step.tokens = self._run_sampler(packed.num_sampled, hidden, sampling)
+        if any(row.probe for row in plan.rows):
+            step.hidden = hidden
+            hidden.copy_to_host_async()
+        if any(row.wants_hidden for row in plan.rows):
+            step.token_hidden = token_hidden
+            token_hidden.copy_to_host_async()
+        return step
 
-    def _run(self, packed: PackedStep) -> tuple[jax.Array | None, jax.Array]:
+    def _run_backbone(
+        self, bucket: int, packed: np.ndarray
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # The NumPy array goes in as it is: the executable's own transfer costs the host less
         # than a device_put before it.
-        self._kv_pages, hidden, sampling = self._backbones[packed.num_tokens](
-            self._params, self._kv_pages, self._last_tokens, packed.array
+        self._kv_pages, *rest = self._backbones[bucket](
+            self._params, self._kv_pages, self._last_tokens, packed
         )
-        if not packed.num_sampled:
-            return None, hidden
-        self._last_tokens, tokens = self._samplers[packed.num_sampled](
+        hidden, sampling, token_hidden = rest
+        return hidden, sampling, token_hidden
+
+    def _run_sampler(self, bucket: int, hidden: jax.Array, sampling: jax.Array) -> jax.Array:
+        self._last_tokens, tokens = self._samplers[bucket](
             self._head, self._last_tokens, hidden, sampling
         )
-        return tokens, hidden
+        return tokens
 
     def sample(self, handle: LaunchedStep, extras: Mapping[int, SamplingExtras]) -> None:
-        """Sample a launched step whose plan is late; see `Executor.sample`."""
-        raise NotImplementedError
+        """Sample a launched step whose plan is late; see `Executor.sample`.
+
+        Raises:
+            ValueError: it is not late or was sampled already, a row that is not late has
+                extras, or they do not fit the vocabulary. Nothing was sampled.
+        """
+        if handle.unsampled is None:
+            raise ValueError("the step is not late, or it was sampled already")
+        early = [i for i in extras if not handle.rows[i].late]
+        if early:
+            raise ValueError(f"rows {early} have extras and are not late")
+        rows = [
+            LateRow(*place, row.params, extras.get(i, NO_EXTRAS))
+            for i, (row, place) in enumerate(zip(handle.rows, handle.places, strict=True))
+            if row.samples
+        ]
+        if rows:
+            self._last_tokens, handle.tokens, handle.logprobs = self._late.sample(
+                rows, *handle.unsampled, self._last_tokens
+            )
+        handle.unsampled = None
+        self._unsampled = False
 
     def score(
         self, hidden: np.ndarray, token_ids: Sequence[int], num_top: int
     ) -> list[TokenLogprobs]:
         """Log-probabilities of tokens after hidden states; see `Executor.score`."""
-        raise NotImplementedError
+        return self._late.score(hidden, token_ids, num_top)
 
     def collect(self, handle: LaunchedStep) -> StepResult:
-        """Wait for a step's tokens and put them in the order of its plan."""
-        token_ids = np.full(len(handle.places), -1, np.int32)
+        """Wait for a step's tokens and put them in the order of its plan.
+
+        Raises:
+            ValueError: the step is late and was not sampled.
+        """
+        if handle.unsampled is not None:
+            raise ValueError("the step is late, and not sampled yet")
+        token_ids = np.full(len(handle.rows), -1, np.int32)
         if handle.tokens is not None:
             tokens = np.asarray(handle.tokens)
-            for i, place in enumerate(handle.places):
-                if place is not None:
+            for i, (row, place) in enumerate(zip(handle.rows, handle.places, strict=True)):
+                if row.samples:
                     token_ids[i] = tokens[place]
-        if handle.hidden is None:
-            return StepResult(token_ids)
-        hidden = np.asarray(handle.hidden)
-        return StepResult(token_ids, np.array([hidden[at] for at in handle.probed], np.float32))
+        hidden = None
+        if handle.hidden is not None:
+            states = np.asarray(handle.hidden)
+            probed = zip(handle.rows, handle.places, strict=True)
+            hidden = np.array([states[at] for row, at in probed if row.probe], np.float32)
+        return StepResult(token_ids, hidden, _logprobs(handle, token_ids), _token_hidden(handle))
 
     def poll(self, *, wait: bool = False) -> list[LoadDone]:
         """Put the pages that were loaded into the pool; see `Executor.poll`."""
@@ -177,6 +232,30 @@ class DeviceRunner:
     def close(self) -> None:
         """Finish the saves, give up the loads, and close the page store. Idempotent."""
         self._mover.close()
+
+
+def _logprobs(step: LaunchedStep, token_ids: np.ndarray) -> dict[int, TokenLogprobs]:
+    """Log-probabilities of the sampled tokens of the rows that want them, by row."""
+    if step.logprobs is None:
+        return {}
+    packed = np.asarray(step.logprobs)
+    return {
+        i: unpack_logprobs(int(token_ids[i]), packed[place], row.params.logprobs)
+        for i, (row, place) in enumerate(zip(step.rows, step.places, strict=True))
+        if row.samples and row.params.logprobs is not None
+    }
+
+
+def _token_hidden(step: LaunchedStep) -> dict[int, np.ndarray]:
+    """All tokens' hidden states of the rows that want them, by row."""
+    if step.token_hidden is None:
+        return {}
+    states = np.asarray(step.token_hidden)
+    return {
+        i: states[row.shard, start : start + row.num_tokens].astype(np.float32)
+        for i, (row, start) in enumerate(zip(step.rows, step.starts, strict=True))
+        if row.wants_hidden
+    }
 
 
 def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:

@@ -17,6 +17,7 @@ from jax.stages import Lowered
 
 from jaxserve.models.attention import kv_pages_spec
 from jaxserve.parallel.mesh import ShardingRules
+from jaxserve.runner.logit_programs import EDIT_FIELDS, edit_logits, max_edits, token_logprobs
 from jaxserve.runner.packing import packed_length
 from jaxserve.runner.page_programs import (
     COPIES,
@@ -116,19 +117,85 @@ class StepLowering:
     def backbone(self, num_tokens: int) -> Lowered:
         """The backbone for one token bucket; it takes the pool and gives it back."""
         function = partial(self.program.backbone, num_tokens=num_tokens)
-        out = (self.kv_pages.format, self._split, self._split)
+        out = (self.kv_pages.format, self._split, self._split, self._split)
         packed = self.packed(num_tokens)
         return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
 
     def sampler(self, num_sampled: int) -> Lowered:
         """The head and the sampler for one bucket of rows."""
         function = partial(self.program.sampler, num_sampled=num_sampled)
-        params = self.params
-        head = {name: params[name] for name in self.program.graph.head_names}
-        hidden = self._per_shard(self.program.hidden_shape, self.dtype)
-        sampling = self._per_shard(self.program.sampling_shape, jnp.int32)
         out = (self._split, self._split)
-        return self._lower(function, out, head, self.last_tokens, hidden, sampling)
+        return self._lower(function, out, self._head, self.last_tokens, self.hidden, self._sampling)
+
+    @property
+    def hidden(self) -> Abstract:
+        """The rows' last hidden states, as they pass from the backbone to what samples."""
+        return self._per_shard(self.program.hidden_shape, self.dtype)
+
+    @property
+    def _sampling(self) -> Abstract:
+        return self._per_shard(self.program.sampling_shape, jnp.int32)
+
+    @property
+    def _head(self) -> dict[str, Abstract]:
+        params = self.params
+        return {name: params[name] for name in self.program.graph.head_names}
+
+    # -- the programs of a late step, after the backbone --------------------------------------
+
+    def late_logits(self, num_sampled: int) -> Lowered:
+        """(head, hidden, whether it is normed) -> logits of the first rows; see `StepProgram`."""
+        function = partial(self.program.late_logits, num_sampled=num_sampled)
+        out, normed = self._logits(num_sampled).sharding, Abstract((), jnp.bool_)
+        return self._lower(function, out, self._head, self.hidden, normed, donate=None)
+
+    def edit_logits(self, num_sampled: int) -> Lowered:
+        """(logits, edits) -> other logits; see `logit_programs.edit_logits`."""
+        logits, edits = self._logits(num_sampled), self.edits(num_sampled)
+        function = self._on_logits(edit_logits, self._logits_spec)
+        return self._lower(function, logits.sharding, logits, edits, donate=None)
+
+    def late_draw(self, num_sampled: int) -> Lowered:
+        """(last tokens, logits, sampling, masks) -> last tokens, tokens; see `StepProgram`."""
+        out, logits = (self._split, self._split), self._logits(num_sampled)
+        masks = self.masks(num_sampled)
+        return self._lower(
+            self.program.late_draw, out, self.last_tokens, logits, self._sampling, masks, donate=0
+        )
+
+    def token_logprobs(self, num_sampled: int) -> Lowered:
+        """(logits, tokens) -> log-probabilities; see `logit_programs.token_logprobs`."""
+        tokens = self._per_shard((num_sampled,), jnp.int32)
+        function = self._on_logits(token_logprobs, PartitionSpec("data"))
+        return self._lower(function, self._split, self._logits(num_sampled), tokens, donate=None)
+
+    def edits(self, num_sampled: int) -> Abstract:
+        """What is told of the logits to be edited by one call: int32 [shards, EDIT_FIELDS, n]."""
+        return self._per_shard((EDIT_FIELDS, max_edits(num_sampled)), jnp.int32)
+
+    def masks(self, num_sampled: int) -> Abstract:
+        """Which tokens the rows may have: uint32 [shards, num_sampled, mask_words]."""
+        return self._per_shard((num_sampled, self.program.mask_words), jnp.uint32)
+
+    def _logits(self, num_sampled: int) -> Abstract:
+        vocab_size = self.program.graph.abstract.config.vocab_size
+        sharding = NamedSharding(self.rules.mesh, self._logits_spec)
+        return Abstract((self.rules.data, num_sampled, vocab_size), jnp.float32, sharding=sharding)
+
+    def _on_logits(self, function: Callable, out: PartitionSpec) -> Callable:
+        """A function of logits and something per shard, on every device's own part of both."""
+        axis = self._logits_spec[2]
+        return jax.shard_map(
+            partial(function, axis=axis),
+            mesh=self.rules.mesh,
+            in_specs=(self._logits_spec, PartitionSpec("data")),
+            out_specs=out,
+            check_vma=False,
+        )
+
+    @property
+    def _logits_spec(self) -> PartitionSpec:
+        return self.rules.spec(("data", None, "vocab"))
 
     # -- the programs that move pages ---------------------------------------------------------
 

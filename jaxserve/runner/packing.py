@@ -60,12 +60,14 @@ class PackedStep(NamedTuple):
         num_tokens: the token bucket, per shard.
         num_sampled: the sampler's bucket per shard; 0 if no row samples.
         places: (shard, index among the shard's rows) of every row of the plan, in its order.
+        starts: where each row's tokens begin among its shard's; int64 [rows], in that order.
     """
 
     array: np.ndarray
     num_tokens: int
     num_sampled: int
     places: list[tuple[int, int]]
+    starts: np.ndarray
 
 
 def packed_length(num_tokens: int, num_rows: int, max_pages: int) -> int:
@@ -94,6 +96,7 @@ def pack(plan: StepPlan, buckets: Buckets, num_shards: int) -> PackedStep:
         tokens,
         pick(buckets.sampled, sampled) if sampled else 0,
         list(zip(columns.shard.tolist(), places.tolist(), strict=True)),
+        query_start,
     )
 
 

@@ -2,6 +2,8 @@
 
 They are compiled apart, the backbone per token bucket and the sampler per bucket of rows, so
 that programs add up instead of multiplying. What passes between them has one shape for all.
+
+In a late step the head and the sampler are two programs: `logit_programs` come between them.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.logit_programs import allow
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
 from jaxserve.runner.sampler import sample
 from pallas_kernels.paged_batch import PagedBatch
@@ -64,7 +67,7 @@ class StepProgram:
         packed: jax.Array,
         *,
         num_tokens: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Run the layers over one step's tokens.
 
         Args:
@@ -75,8 +78,9 @@ class StepProgram:
             num_tokens: the token bucket, per shard.
 
         Returns:
-            The pool; the last hidden state of every row, [shards, max_rows, hidden]; and how
-            to sample them, int32 [shards, SAMPLING_FIELDS, max_rows].
+            The pool; the last hidden state of every row, [shards, max_rows, hidden]; how to
+            sample them, int32 [shards, SAMPLING_FIELDS, max_rows]; and the hidden states of all
+            tokens, after the final norm, [shards, num_tokens, hidden].
         """
         shards, num_rows = packed.shape[0], self.buckets.rows(num_tokens)
         step = unpack(packed, num_tokens, num_rows, self.buckets.max_pages)
@@ -96,7 +100,7 @@ class StepProgram:
         rows = jnp.pad(rows, ((0, 0), (0, missing), (0, 0)))
         sampling = jnp.pad(step.sampling, ((0, 0), (0, 0), (0, missing)))
         sampling = sampling.at[:, 0, num_rows:].set(NO_SLOT)
-        return kv_pages, rows, sampling
+        return kv_pages, rows, sampling, model.norm(hidden)
 
     def sampler(
         self,
@@ -119,14 +123,51 @@ class StepProgram:
             `last_tokens` with the new tokens in their slots; and the tokens, int32 [shards,
             num_sampled].
         """
-        shards = hidden.shape[0]
-        rows = unpack_sampling(sampling[:, :, :num_sampled])
         model = self.graph.model(params)
-        logits = model.logits(hidden[:, :num_sampled].reshape(shards * num_sampled, -1))
-        flat = type(rows)(*(field.reshape(-1) for field in rows))
-        tokens = sample(logits, flat).reshape(shards, num_sampled)
-        shard = jnp.arange(shards)[:, None]
-        return last_tokens.at[shard, rows.slot].set(tokens, mode="drop"), tokens
+        logits = model.logits(_first_rows(hidden, num_sampled))
+        return _draw(last_tokens, logits, sampling, num_sampled)
+
+    def late_logits(
+        self, params: Params, hidden: jax.Array, normed: jax.Array, *, num_sampled: int
+    ) -> jax.Array:
+        """The head alone, for the first `num_sampled` rows of every shard.
+
+        Args:
+            params: the weights of the head, by name.
+            hidden: as the backbone returns it, of rows or, normed, of tokens.
+            normed: bool [], whether the final norm was applied to it.
+
+        Returns:
+            float32 [shards, num_sampled, vocab].
+        """
+        model = self.graph.model(params)
+        rows = _first_rows(hidden, num_sampled)
+        logits = model.head(jnp.where(normed, rows, model.norm(rows)))
+        return logits.reshape(hidden.shape[0], num_sampled, -1)
+
+    def late_draw(
+        self, last_tokens: jax.Array, logits: jax.Array, sampling: jax.Array, masks: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sample from logits.
+
+        Args:
+            last_tokens: int32 [shards, slots] (donated).
+            logits: float32 [shards, num_sampled, vocab].
+            sampling: as the backbone returns it.
+            masks: uint32 [shards, num_sampled, mask_words], the tokens allowed.
+
+        Returns:
+            As `sampler`.
+        """
+        shards, num_sampled, vocab = logits.shape
+        flat = logits.reshape(shards * num_sampled, vocab)
+        flat = allow(flat, masks.reshape(shards * num_sampled, -1))
+        return _draw(last_tokens, flat, sampling, num_sampled)
+
+    @property
+    def mask_words(self) -> int:
+        """Words of 32 bits that hold a bit for every token."""
+        return -(-self.graph.abstract.config.vocab_size // 32)
 
     @property
     def hidden_shape(self) -> tuple[int, int]:
@@ -137,6 +178,22 @@ class StepProgram:
     def sampling_shape(self) -> tuple[int, int]:
         """Shape per shard of the sampling settings that pass from backbone to sampler."""
         return SAMPLING_FIELDS, self.buckets.max_rows
+
+
+def _first_rows(hidden: jax.Array, count: int) -> jax.Array:
+    """[shards, rows, hidden] -> [shards * count, hidden]."""
+    return hidden[:, :count].reshape(hidden.shape[0] * count, -1)
+
+
+def _draw(
+    last_tokens: jax.Array, logits: jax.Array, sampling: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Sample from logits [shards * count, vocab], and keep the tokens in their slots."""
+    rows = unpack_sampling(sampling[:, :, :count])
+    flat = type(rows)(*(field.reshape(-1) for field in rows))
+    tokens = sample(logits, flat).reshape(rows.slot.shape)
+    shard = jnp.arange(len(tokens))[:, None]
+    return last_tokens.at[shard, rows.slot].set(tokens, mode="drop"), tokens
 
 
 class ModelGraph:

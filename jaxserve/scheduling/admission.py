@@ -147,6 +147,8 @@ class Admission:
 
     def look_up(self, request: Request) -> None:
         """Estimate what a waiting request would find in the cache."""
+        if request.wants_hidden:
+            return
         most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)
         request.num_cached_tokens = most * self._page_size
 

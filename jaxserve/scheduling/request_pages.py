@@ -66,13 +66,17 @@ class RequestPages:
     def find(self, request: Request) -> Found:
         """Look up a waiting request's tokens in the caches; takes nothing.
 
-        At least one token is left to compute, since its logits are wanted.
+        At least one token is left to compute, since its logits are wanted. All are, if the hidden
+        states are wanted, too; but what was swapped out had been computed.
         """
         self.update_keys(request)
+        store = self._traffic.store
+        if request.wants_hidden:
+            swapped = request.swapped_keys
+            return Found([], swapped[: store.match(swapped)] if store is not None else [])
         keys = request.page_keys[: (request.num_tokens - 1) // self._page_size]
         shared = self.pool.match(keys)
         rest = (request.swapped_keys or keys)[len(shared) :]
-        store = self._traffic.store
         return Found(shared, rest[: store.match(rest)] if store is not None else [])
 
     def update_keys(self, request: Request) -> None:
@@ -97,7 +101,7 @@ class RequestPages:
             pages = self._allocate(len(found.stored))
             request.page_ids += tuple(pages)
             self._traffic.load(request, self._shard, pages, found.stored, now)
-        elif self._prefix_cache:
+        elif self._prefix_cache and not request.wants_hidden:
             self._copy_partly(request)
 
     def _copy_partly(self, request: Request) -> None:

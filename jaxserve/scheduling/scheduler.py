@@ -122,7 +122,7 @@ class Scheduler:
         self._policy.arrived(request, now)
         self._waiting.push(request, now)
 
-    def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
         """End a request now and take back all it holds; tokens still on the device are dropped.
 
         Returns:
@@ -131,7 +131,7 @@ class Scheduler:
         request = self._by_id.get(request_id)
         if request is None:
             return False
-        self._finish(request, FinishReason.ABORT)
+        self._finish(request, reason)
         return True
 
     def _require_servable(self, request: Request) -> None:

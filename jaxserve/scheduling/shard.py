@@ -175,7 +175,7 @@ class Shard:
                 seed=request.seed,
                 probe=samples and probe > 0 and request.num_output_tokens % probe == 0,
                 late=samples and request.params.sampled_late,
-                wants_hidden=request.wants_hidden,
+                wants_hidden=request.wants_hidden and start < len(request.prompt_token_ids),
             )
         )
         request.num_computed_tokens = end

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from jaxserve.core.errors import Draining, ModelNotFound
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.answer_plan import AnswerFormat, check_parsers
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.metrics.endpoint import Metrics
+from jaxserve.server.observability import Observability
 from jaxserve.server.security.caller import own_requests_only
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tenants import TenantAccounts
@@ -19,21 +20,31 @@ class ServerContext:
     Args:
         limits: on single requests.
         keys: API keys of those who may call; None lets everybody.
-        metrics: what is counted; default under jaxserve's own names.
+        observability: what is told of the engine; default only metrics.
+        tool_call_parser, reasoning_parser: how the model writes tool calls and thoughts: names
+            of `server/tools` and `server/reasoning`.
 
     Attributes:
-        limits, keys, metrics: as given.
+        limits, keys, observability: as given.
+
+    Raises:
+        ConfigError: there is no parser of a name given.
     """
 
     def __init__(
         self,
         limits: RequestLimits | None = None,
         keys: ApiKeys | None = None,
-        metrics: Metrics | None = None,
+        observability: Observability | None = None,
+        *,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "none",
     ) -> None:
+        check_parsers(tool_call_parser, reasoning_parser)
         self.limits = limits or RequestLimits()
         self.keys = keys
-        self.metrics = metrics or Metrics()
+        self.observability = observability or Observability()
+        self._parsers = (tool_call_parser, reasoning_parser)
         self._engine: AsyncEngine | None = None
         self._answers: dict[str, tuple[str, ...]] = {}  # of requests that have several
         self._num_answering = 0
@@ -50,7 +61,7 @@ class ServerContext:
         self._engine = engine
         if engine is None:
             return
-        self.metrics.attach(engine)
+        self.observability.attach(engine)
         if self.keys is not None:
             engine.accounts = TenantAccounts(self.keys.limits_of)
 
@@ -67,6 +78,15 @@ class ServerContext:
         if model and model != served:
             raise ModelNotFound(f"model {model!r} is not served here; {served!r} is")
         return self._engine
+
+    def answer_format(self) -> AnswerFormat:
+        """How the served model writes tool calls and thoughts.
+
+        Raises:
+            Draining: there is no engine yet.
+        """
+        engine = self.engine_for()
+        return AnswerFormat.of_model(*self._parsers, engine.tokenizer, engine.model_info.family)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

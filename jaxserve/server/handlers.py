@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from jaxserve.core.errors import InvalidRequest, JaxserveError, RateLimited
+from jaxserve.server.log_format import about_request
 from jaxserve.server.status import status_of
 from jaxserve.server.strict import reject_unknown_fields
 
@@ -85,6 +86,10 @@ async def _checked_stream(
 
 def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
+        with about_request(_id_of(request)):
+            return await answer(request, context)
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
         try:
             return await function(check(request), context)
         except JaxserveError as error:
@@ -102,6 +107,11 @@ def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method
         return None
 
     return call
+
+
+def _id_of(request: Any) -> str:
+    """What a message calls its request, for the log; empty if it does not."""
+    return getattr(request, "request_id", "") or getattr(request, "id", "")
 
 
 def _retry_after(error: JaxserveError) -> tuple[tuple[str, str], ...]:

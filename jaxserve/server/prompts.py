@@ -1,12 +1,14 @@
 """A caller's prompt as token ids, whichever protocol it came by."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.limits import RequestLimits
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.messages import template_messages
 
 # Encoding this much takes about a millisecond, all that other streams should have to wait.
 MAX_INLINE_CHARS = 4096
@@ -58,6 +60,62 @@ def given_token_ids(ids: Sequence[int], max_model_len: int, *, param: str = "pro
     return list(ids)
 
 
+@dataclasses.dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model gets it.
+
+    Attributes:
+        text: what the chat template made of it.
+        token_ids: the text's.
+    """
+
+    text: str
+    token_ids: list[int]
+
+
+async def chat_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> ChatPrompt:
+    """A conversation's prompt, by the model's chat template.
+
+    Args:
+        messages: in OpenAI's shape, with "role" and "content".
+        tokenizer: the served model's.
+        limits: how long all texts together may be.
+        add_generation_prompt, continue_final_message, tools, chat_template_kwargs: as in
+            `Tokenizer.apply_chat_template`.
+
+    Raises:
+        InvalidRequest: there are no messages, one is malformed, they are too long, or the
+            template refuses them.
+    """
+    if not messages:
+        raise InvalidRequest("the prompt is empty: there are no messages", param="messages")
+    chat = template_messages(messages)
+    num_chars = _num_chars(chat)
+    limits.check("max_prompt_chars", num_chars, "messages")
+    num_chars += _num_chars(tools) + _num_chars(chat_template_kwargs)
+
+    def encode() -> ChatPrompt:
+        text = tokenizer.render_chat(
+            chat,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return ChatPrompt(text, tokenizer.encode(text, add_special_tokens=False))
+
+    return await off_loop(num_chars, encode)
+
+
 async def chat_token_ids(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
@@ -65,30 +123,26 @@ async def chat_token_ids(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """The token ids of a conversation, by the model's chat template.
-
-    Args:
-        messages: each with "role" and "content".
-        tokenizer: the served model's.
-        limits: how long all contents together may be.
-        add_generation_prompt: end with the opening of the assistant's turn.
+    """The token ids of a conversation without tools; see `chat_prompt`.
 
     Raises:
-        InvalidRequest: there are no messages, one has no role, they are too long, or the
-            template refuses them.
+        InvalidRequest: as `chat_prompt`.
     """
-    if not messages:
-        raise InvalidRequest("the prompt is empty: there are no messages", param="messages")
-    if not all(message["role"] for message in messages):
-        raise InvalidRequest("every chat message needs a role", param="messages")
-    num_chars = sum(len(message["content"]) for message in messages)
-    limits.check("max_prompt_chars", num_chars, "messages")
-    return await off_loop(
-        num_chars,
-        lambda: tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt
-        ),
+    prompt = await chat_prompt(
+        messages, tokenizer, limits, add_generation_prompt=add_generation_prompt
     )
+    return prompt.token_ids
+
+
+def _num_chars(value: Any) -> int:
+    """The characters of all strings in a JSON value, without a role's and the keys."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_num_chars(inner) for key, inner in value.items() if key != "role")
+    if isinstance(value, Sequence):
+        return sum(map(_num_chars, value))
+    return 0
 
 
 async def off_loop(num_chars: int, encode: Callable[[], T]) -> T:

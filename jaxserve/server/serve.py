@@ -14,6 +14,7 @@ from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
 from jaxserve.server.metrics.endpoint import metrics_router
+from jaxserve.server.observability import Observability, ObservabilityOptions
 from jaxserve.server.server import GrpcServer, ServerOptions
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ async def serve(
     make_engine: Callable[[], AsyncEngine],
     options: ServerOptions,
     *,
+    observability: ObservabilityOptions | None = None,
     announce: Callable[[str], None] = _announce,
 ) -> None:
     """Serve an engine over gRPC, and over HTTP if asked to, until SIGTERM or SIGINT.
@@ -40,16 +42,21 @@ async def serve(
     Args:
         make_engine: builds the engine, blocking until it is compiled and warm.
         options: where and how to listen.
+        observability: what is told of the engine beside metrics, and how.
         announce: takes the READY line.
 
     Raises:
-        ConfigError: a port cannot be listened on.
+        ConfigError: a port cannot be listened on, or a package for traces is missing.
         EngineDead: the engine failed while serving.
         Exception: whatever `make_engine` raises.
     """
     started = time.monotonic()
     signals = _Signals()
-    context = ServerContext()
+    context = ServerContext(
+        observability=Observability(observability),
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+    )
     server = GrpcServer(options, context)
     http = _http_server(options, context)
     engine: AsyncEngine | None = None
@@ -76,12 +83,14 @@ async def serve(
             await asyncio.gather(server.stop(grace), *([http.stop(grace)] if http else []))
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(context.observability.close)
 
 
 def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer | None:
     if options.http_port is None:
         return None
-    return HttpServer(options, make_app(context, routers=[metrics_router(context.metrics)]))
+    routers = [metrics_router(context.observability.metrics)]
+    return HttpServer(options, make_app(context, routers=routers))
 
 
 def _ready_line(

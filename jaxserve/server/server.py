@@ -47,6 +47,8 @@ class ServerOptions:
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
         http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
+        tool_call_parser: how the model writes tool calls: a name of `server/tools/registry.py`.
+        reasoning_parser: the markers around thoughts: a name of `server/reasoning/registry.py`.
         tls: what to encrypt with, and whom to let in; None for plain text.
         max_connections: clients connected to one port at the same time; more are turned away.
         read_timeout: seconds in which a client must have sent what it began to: the handshake,
@@ -65,6 +67,8 @@ class ServerOptions:
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
     http_port: int | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "none"
     tls: Tls | None = None
     max_connections: int = 4096
     read_timeout: float = 30.0
@@ -173,7 +177,7 @@ class GrpcServer:
             ) from error
         if self._options.metrics_port:
             self._metrics = MetricsServer(
-                self._options.host, self._options.metrics_port, self._context.metrics
+                self._options.host, self._options.metrics_port, self._context.observability.metrics
             )
         await self._server.start()
 

@@ -16,6 +16,7 @@ STATUS_CODES: dict[type[errors.JaxserveError], grpc.StatusCode] = {
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TargetMissed: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RequestFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.EngineDead: grpc.StatusCode.INTERNAL,
     errors.ConfigError: grpc.StatusCode.INTERNAL,

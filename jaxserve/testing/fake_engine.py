@@ -7,6 +7,7 @@ from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
+from jaxserve.engine.profiling import Profiler
 from jaxserve.scheduling.policies import Policy, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
@@ -35,6 +36,8 @@ def fake_sync_engine(
     policy: Policy | None = None,
     overlap: bool = True,
     step_seconds: float = 0.001,
+    profiler: Profiler | None = None,
+    embedding_pooling: str = "mean",
 ) -> Engine:
     """The same, stepped by its caller; for testing policies.
 
@@ -42,12 +45,14 @@ def fake_sync_engine(
         model: what answers; default one over the byte tokenizer's vocabulary.
         executor: the device; default a `FakeExecutor` of `model`.
         num_pages, page_size: the KV cache's size, and a page's in tokens.
-        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap: as in
-            `EngineConfig`.
+        max_model_len, max_num_seqs, max_num_batched_tokens, max_waiting, overlap,
+            embedding_pooling: as in `EngineConfig`.
         policy: the order of service, `fcfs` by default.
         step_seconds: how long the pretended device takes for a step.
+        profiler: what takes profiles, if anything.
     """
     tokenizer = ByteTokenizer()
+    model = model or FakeModel(vocab_size=tokenizer.vocab_size)
     scheduler = Scheduler(
         page_pools=[PagePool(num_pages)],
         page_size=page_size,
@@ -61,7 +66,7 @@ def fake_sync_engine(
         name="fake",
         family="hash",
         max_model_len=max_model_len,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=max(model.vocab_size, tokenizer.vocab_size),
         num_layers=1,
         dtype="int32",
         mesh="data=1,tensor=1",
@@ -74,6 +79,13 @@ def fake_sync_engine(
         eos_token_ids=tokenizer.eos_token_ids,
     )
     if executor is None:
-        model = model or FakeModel(vocab_size=tokenizer.vocab_size)
         executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)
-    return Engine(scheduler, executor, tokenizer, info, overlap=overlap)
+    return Engine(
+        scheduler,
+        executor,
+        tokenizer,
+        info,
+        profiler=profiler,
+        overlap=overlap,
+        embedding_pooling=embedding_pooling,
+    )

@@ -90,7 +90,8 @@ class FakeExecutor:
 
     Steps take effect at launch, in order; results are handed out at collect. So do saves and
     copies, while loads are done in `poll`, in order, and leave garbage in their pages until then.
-    The hidden state of a probed row is its key and its end, so that one sees whose it is.
+    The hidden state of a probed row is its key and its end, so that one sees whose it is; that of
+    a token, where all are wanted, is the token and its position.
 
     Args:
         page_size: tokens per page.
@@ -172,7 +173,9 @@ class FakeExecutor:
         probed = [(row.key, row.end) for row in rows if row.probe]
         hidden = np.array(probed, np.float32) if probed else None
         token_hidden = {
-            i: np.array([(token, n) for n, token in enumerate(row.token_ids)], np.float32)
+            i: np.array(
+                [(token, n) for n, token in enumerate(row.token_ids, row.start)], np.float32
+            )
             for i, row in enumerate(rows)
             if row.wants_hidden
         }

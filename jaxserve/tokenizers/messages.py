@@ -14,9 +14,10 @@ _OTHERS = ("role", "content", "tool_calls", "reasoning")
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What a chat template gets to see of messages in OpenAI's shape.
 
-    As in transformers and vLLM: a list of text parts becomes one string, lines apart; an absent
-    content is an empty string; the arguments of a tool call, which the API has as JSON text, are
-    an object, for templates write them with `tojson`. Fields without a value are left out.
+    As in transformers and vLLM: a list of text parts becomes one string, lines apart; the content
+    that a message with tool calls need not have is an empty string; the arguments of a tool call,
+    which the API has as JSON text, are an object, for templates write them with `tojson`. Fields
+    without a value are left out.
 
     Args:
         messages: each with "role" and "content"; an assistant's may have "tool_calls" and
@@ -41,6 +42,8 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise _error(f"{where}.role", "must be a non-empty string")
     if "reasoning" in given:
         given.setdefault("reasoning_content", given.pop("reasoning"))
+    if "content" not in given and "tool_calls" not in given:
+        raise _error(f"{where}.content", "is required")
     result: dict[str, Any] = {"role": role, "content": _content(given.get("content", ""), where)}
     for key in _STRINGS:
         if key in given:

@@ -16,8 +16,8 @@ from tests.engine.harness import build, greedy, run, tokens
 pytestmark = pytest.mark.usefixtures("compile_watches")
 
 LIMITS = dict(max_num_batched_tokens=4, max_num_seqs=2)
-# Backbones, samplers, and what copies pages for the prefix cache.
-NUM_PROGRAMS = len(doubling_buckets(4)) + len(doubling_buckets(2)) + 1
+# Backbones, samplers, what late steps take, and what copies pages for the prefix cache.
+NUM_PROGRAMS = len(doubling_buckets(4)) + len(doubling_buckets(2)) + 4 + 1
 
 
 def start(directory: Path, cache: Path, **options):

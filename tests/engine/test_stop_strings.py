@@ -68,3 +68,34 @@ def test_nothing_comes_after_the_stop():
     assert watcher.stopped
     assert watcher.push("more") == ""
     assert watcher.flush() == ""
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.tuples(st.text("ab", max_size=4), st.booleans()), max_size=8),
+    st.booleans(),
+)
+def test_only_armed_pushes_end_the_text(
+    stop: list[str], chunks: list[tuple[str, bool]], keep: bool
+):
+    """An oracle over whole texts: which stop strings end where the text may end."""
+    watcher = StopStrings(stop, keep=keep)
+    emitted = "".join(watcher.push(chunk, armed=armed) for chunk, armed in chunks)
+    so_far = ""
+    for chunk, armed in chunks:
+        for char in chunk:
+            so_far += char
+            ending = [s for s in stop if so_far.endswith(s)]
+            if ending and armed:
+                longest = max(ending, key=len)
+                assert watcher.found == longest
+                assert emitted == (so_far if keep else so_far.removesuffix(longest))
+                return
+    assert watcher.found is None and not watcher.stopped
+    assert emitted + watcher.flush() == so_far
+
+
+def test_a_stop_string_that_is_kept_holds_nothing_back():
+    watcher = StopStrings(["stop"], keep=True)
+    assert [watcher.push(text) for text in ("a st", "op it")] == ["a st", "op"]
+    assert watcher.found == "stop"

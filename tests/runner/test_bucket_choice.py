@@ -132,3 +132,21 @@ def test_costs_may_be_of_any_shape():
     table = np.array([0, 5, 4, 9, 2])
     chosen = choose_buckets({1: 1, 2: 1, 3: 1}, limit=4, num_programs=3, cost=lambda n: table[n])
     assert chosen == (4,)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "late"),
+    [
+        ((1,), (1,)),
+        ((1, 2), (2,)),
+        ((1, 4), (1, 4)),
+        ((1, 8, 16, 32, 64), (1, 16, 64)),
+        ((3, 5, 17, 50, 65, 256), (5, 50, 256)),
+    ],
+)
+def test_late_steps_have_fewer_buckets(sampled: tuple[int, ...], late: tuple[int, ...]):
+    """Every step fits, and none is padded by more than a bucket left out would have."""
+    chosen = Buckets.for_limits(
+        max_tokens=300, max_rows=sampled[-1], max_model_len=64, page_size=4, sampled=sampled
+    )
+    assert chosen.late == late

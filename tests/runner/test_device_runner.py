@@ -9,17 +9,12 @@ import pytest
 from jax.experimental.layout import Format, Layout
 
 from jaxserve.cache.page_keys import page_key
-from jaxserve.cache.page_store import PageStore
-from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan, StepRow
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
 from jaxserve.parallel.mesh import make_mesh, shard_model
-from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
-from jaxserve.runner.device_runner import DeviceRunner, _zeros
-from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.program_cache import CompileWatch, ProgramCache
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.device_runner import _zeros
+from jaxserve.runner.program_cache import CompileWatch
+from tests.runner.small_runner import SmallRunner
 from tests.runner.test_memory import model_config
 
 
@@ -41,44 +36,10 @@ def test_zeros(order: tuple[int, ...] | None, programs: int):
     assert counter.before_ready == programs
 
 
-class Runner:
-    """A runner of random weights with a page store; its pages hold four tokens."""
-
-    def __init__(self, mesh: str, programs: Path) -> None:
-        config, rules = shard_model(model_config("llama"), make_mesh(mesh))
-        self.graph = ModelGraph.of_model(config)
-        buckets = Buckets(tokens=(16,), sampled=(4,), max_rows=4, max_pages=4)
-        step = StepProgram(self.graph, AttentionBackend(rules, "xla"), buckets)
-        float32 = jnp.dtype("float32")
-        lowering = StepLowering(step, float32, 16 * rules.data, 4, float32)
-        random = np.random.default_rng(0)
-        self.params = {
-            name: jax.device_put(random.standard_normal(p.shape, np.float32) * 0.3, p.sharding)
-            for name, p in lowering.params.items()
-        }
-        self.last_shard = rules.data - 1
-        self.store = PageStore(lowering.page_shape, lowering.kv_dtype, host_bytes=2**20)
-        self.runner = DeviceRunner(lowering, self.params, self.store, prefix_cache=True)
-        self.runner.compile(ProgramCache(programs, {"mesh": mesh, "test": __name__}))
-
-    def row(self, tokens: list[int], pages: tuple[int, ...], start: int = 0, **fields) -> StepRow:
-        """A row of the last shard; all of them are greedy."""
-        slot = 4 * self.last_shard + fields.pop("slot", 0)
-        return StepRow(
-            key=slot, slot=slot, shard=self.last_shard, start=start, num_tokens=len(tokens),
-            token_ids=tuple(tokens), page_ids=pages, samples=fields.pop("samples", True),
-            params=SamplingParams(temperature=0), seed=0, **fields,
-        )  # fmt: skip
-
-    def step(self, *rows: StepRow, **movements) -> list[int]:
-        handle = self.runner.launch(StepPlan(rows, **movements))
-        return self.runner.collect(handle).token_ids.tolist()
-
-
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
 def test_requests_go_on_in_pages_that_were_moved(mesh: str, program_cache_dir: Path):
     """Saved, overwritten and loaded elsewhere, or copied: decoding sees what was in the pages."""
-    made = Runner(mesh, program_cache_dir)
+    made = SmallRunner(mesh, program_cache_dir, model_config("llama"), moves_pages=True)
     counter = CompileCounter()
     watch = CompileWatch(counter)
     counter.ready()
@@ -121,7 +82,7 @@ def test_requests_go_on_in_pages_that_were_moved(mesh: str, program_cache_dir: P
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
 def test_hidden_states_of_probed_rows(mesh: str, program_cache_dir: Path):
     """They are what the head makes the sampled tokens of, in the order of the plan."""
-    made = Runner(mesh, program_cache_dir)
+    made = SmallRunner(mesh, program_cache_dir, model_config("llama"))
     rows = [
         made.row([1, 2, 3], (0,), slot=0, samples=False),
         made.row([4], (1,), slot=1, probe=True),
@@ -131,15 +92,14 @@ def test_hidden_states_of_probed_rows(mesh: str, program_cache_dir: Path):
     result = made.runner.collect(made.runner.launch(StepPlan(tuple(rows))))
     assert result.hidden is not None and result.hidden.dtype == np.float32
     assert result.hidden.shape == (2, 48)
-    model = made.graph.model({name: np.asarray(p) for name, p in made.params.items()})  # type: ignore
-    logits = np.asarray(model.logits(jnp.asarray(result.hidden)))
+    logits = made.logits(result.hidden)
     assert logits.argmax(axis=1).tolist() == result.token_ids[1:3].tolist()
     assert len(set(result.token_ids.tolist())) == 4, "too plain to tell a fault"
     unsampled = rows[0]._replace(probe=True)
     result = made.runner.collect(made.runner.launch(StepPlan((unsampled,))))
     assert result.hidden is not None and result.token_ids.tolist() == [-1]
     whole = made.runner.launch(StepPlan((unsampled._replace(samples=True),)))
-    logits = np.asarray(model.logits(jnp.asarray(result.hidden)))
+    logits = made.logits(result.hidden)
     assert logits.argmax(axis=1).tolist() == made.runner.collect(whole).token_ids.tolist()
     assert made.runner.collect(made.runner.launch(StepPlan((rows[3],)))).hidden is None
     made.runner.close()

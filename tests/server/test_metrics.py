@@ -11,18 +11,33 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.records import EngineRecords
 from jaxserve.runner.buckets import Buckets
 from jaxserve.server.metrics.endpoint import Metrics, MetricsServer, metrics_router
 from jaxserve.server.metrics.names import COMPAT_CHOICES, MetricNames, token_bounds
+from jaxserve.server.metrics.totals import Totals
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.testing.fake_engine import fake_sync_engine
 from tests.server.exposition import check_exposition, samples
 
 # Gateway API Inference Extension: what its endpoint picker asks a model server for.
 GAIE_GAUGES = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
+
+# The dashboard in vLLM's own examples, in its newer and its older form.
+VLLMS_BOARD = (
+    "vllm:e2e_request_latency_seconds_bucket", "vllm:e2e_request_latency_seconds_sum",
+    "vllm:generation_tokens_total", "vllm:gpu_cache_usage_perc",
+    "vllm:inter_token_latency_seconds_bucket", "vllm:kv_cache_usage_perc",
+    "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:prompt_tokens_total",
+    "vllm:request_decode_time_seconds_sum", "vllm:request_generation_tokens_bucket",
+    "vllm:request_max_num_generation_tokens_sum", "vllm:request_prefill_time_seconds_sum",
+    "vllm:request_prompt_tokens_bucket", "vllm:request_queue_time_seconds_sum",
+    "vllm:request_success_total", "vllm:time_per_output_token_seconds_bucket",
+    "vllm:time_to_first_token_seconds_bucket",
+)  # fmt: skip
 
 
 def fetch(address: str) -> str:
@@ -40,6 +55,7 @@ class StillEngine:
     """As much of an `AsyncEngine` as metrics need, over an engine that the test steps."""
 
     is_ready = True
+    has_store = False
 
     def __init__(self, engine: Engine) -> None:
         self.model_info, self.records, self.load = engine.info, engine.records, engine.load
@@ -128,6 +144,7 @@ def test_counts_of_a_scripted_run() -> None:
     assert seen["jaxserve:request_params_n_sum",] == 3
     assert seen["jaxserve:prefix_cache_queries_total",] == 23
     assert seen["jaxserve:prefix_cache_hits_total",] == 0
+    assert seen["jaxserve:external_prefix_cache_queries_total",] == 0  # there is no store
 
 
 def test_times_of_a_scripted_run() -> None:
@@ -183,6 +200,21 @@ def test_preemptions_and_aborts_are_seen() -> None:
     assert seen["jaxserve:e2e_request_latency_seconds_count",] == 2  # not of the aborted one
 
 
+def test_a_request_for_its_prompt_alone_is_counted() -> None:
+    totals = Totals(max_model_len=512)
+    engine, _ = scripted()
+    add(engine, "a", 9, 1)
+    engine.abort("a")
+    [record] = engine.records.requests()
+    request = Request(
+        request_id="a", prompt_token_ids=[1], params=SamplingParams(), max_tokens=1
+    )  # only read
+    totals.request_done(record, request)
+    assert totals.counts["prompt_tokens"] == 0
+    totals.request_done(record._replace(finish_reason=FinishReason.STOP), request)
+    assert totals.counts["prompt_tokens"] == 9
+
+
 def test_gauges_while_requests_run() -> None:
     engine, metrics = scripted(max_num_seqs=1, num_pages=10, page_size=4, max_model_len=40)
     add(engine, "a", 12, 8)
@@ -229,6 +261,12 @@ def test_a_gateway_finds_what_it_asks_for() -> None:
     [info] = families["vllm:cache_config_info"].samples
     assert info.value == 1
     assert (info.labels["block_size"], info.labels["num_gpu_blocks"]) == ("4", "64")
+
+
+def test_vllms_dashboard_finds_what_it_asks_for() -> None:
+    _, metrics = scripted("vllm")
+    served = {name for name, *_ in scrape(metrics)}
+    assert set(VLLMS_BOARD) <= served
 
 
 def test_the_checker_finds_faults() -> None:

@@ -30,11 +30,10 @@ def test_contents_become_one_text():
             [
                 {"role": "user", "content": parts, "name": "Ann"},
                 {"role": "assistant", "content": refusal, "annotations": [], "audio": None},
-                {"role": "user", "content": []},
             ]
         )
     ]
-    assert contents == ["a\nb\nc", "no", ""]
+    assert contents == ["a\nb\nc", "no"]
 
 
 def test_calls_and_results():
@@ -59,6 +58,8 @@ def test_reasoning_keeps_one_name():
     [
         ("Hi", r"messages\[0\] must be an object"),
         ({"content": "Hi"}, r"messages\[0\].role must be"),
+        ({"role": "user", "content": None}, r"messages\[0\].content is required"),
+        ({"role": "user", "content": []}, r"messages\[0\].content is required"),
         ({"role": "user", "content": 3}, r"messages\[0\].content must be a string or"),
         ({"role": "user", "content": "", "weight": 1}, r"messages\[0\].weight is not supported"),
         ({"role": "user", "content": "", "name": 1}, r"messages\[0\].name must be a string"),

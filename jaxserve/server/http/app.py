@@ -23,6 +23,7 @@ from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
 from jaxserve.server.http.responses import responses_router
 from jaxserve.server.http.tokens import tokens_router
+from jaxserve.server.log_format import about_request
 from jaxserve.server.page.router import page_router
 
 log = logging.getLogger(__name__)
@@ -114,17 +115,18 @@ class _Guard:
                 MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
             await send(message)
 
-        try:
-            if given is not None:
-                request_id = uuid.uuid4().hex  # for a refusal of the given one
-                request_id = checked_id(given, "X-Request-Id")
-            await self._app(scope, receive, send_marked)
-        except errors.ClientGone:
-            log.debug("%s: the client went away", scope["path"])
-        except Exception as error:
-            if started:  # too late to say anything: the connection is cut
-                raise
-            await _refusal(error, scope)(scope, receive, send_marked)
+        with about_request(request_id):
+            try:
+                if given is not None:
+                    request_id = uuid.uuid4().hex  # for a refusal of the given one
+                    request_id = checked_id(given, "X-Request-Id")
+                await self._app(scope, receive, send_marked)
+            except errors.ClientGone:
+                log.debug("%s: the client went away", scope["path"])
+            except Exception as error:
+                if started:  # too late to say anything: the connection is cut
+                    raise
+                await _refusal(error, scope)(scope, receive, send_marked)
 
 
 def _refusal(error: Exception, scope: Scope) -> Response:

@@ -1,7 +1,6 @@
 """`/v1/chat/completions`."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -10,9 +9,12 @@ from starlette.responses import Response
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.answer_plan import AnswerPlan
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
+from jaxserve.server.http.answer_parser import AnswerParser
 from jaxserve.server.http.chat_answer import ChatAnswer, ChatEvents, ChatHead
+from jaxserve.server.http.conversation import Messages, conversation_prompt
 from jaxserve.server.http.generation import (
     Job,
     begin,
@@ -22,37 +24,32 @@ from jaxserve.server.http.generation import (
     traceparent_of,
 )
 from jaxserve.server.http.logprobs import TokenNames
-from jaxserve.server.http.message_parser import PlainText
+from jaxserve.server.http.message_parser import MessageParser, PlainText
 from jaxserve.server.http.sse import EventStream
-from jaxserve.server.prompts import chat_token_ids
+from jaxserve.server.prompts import ChatPrompt
 from jaxserve.server.security.caller import on_account
-
-
-class TextPart(fields.Body):
-    """A piece of a message's content. There are no others: the model reads only text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(fields.Body):
-    """One turn of a conversation."""
-
-    role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart]
-    name: str | None = None
+from jaxserve.server.tools.tool import read_tool_choice, read_tools
+from jaxserve.tokenizers.messages import template_messages
 
 
 class ChatRequest(fields.GenerationFields):
     """The body of a chat completion request."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 def chat_router(context: ServerContext) -> APIRouter:
@@ -63,13 +60,15 @@ def chat_router(context: ServerContext) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         engine = context.engine_for(body.model or "")
-        job = await _job(body, request, context, engine)
+        plan = _plan(body, context)
+        prompt = await conversation_prompt(body.messages, body, plan, context)
+        job = _job(body, request, context, engine, plan, prompt)
         head = ChatHead(
             id=f"chatcmpl-{job.request_id}",
             model=engine.model_info.name,
             names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
             job=job,
-            parsers=[PlainText() for _ in range(job.num_choices)],
+            parsers=[_parser(body, plan, prompt) for _ in range(job.num_choices)],
             with_token_ids=bool(body.return_token_ids),
             echo=_echoed(body),
         )
@@ -81,8 +80,31 @@ def chat_router(context: ServerContext) -> APIRouter:
     return router
 
 
-async def _job(
-    body: ChatRequest, request: Request, context: ServerContext, engine: AsyncEngine
+def _plan(body: ChatRequest, context: ServerContext) -> AnswerPlan:
+    tools = read_tools(body.tools, context.limits)
+    return AnswerPlan(
+        form=context.answer_format(),
+        tools=tools,
+        choice=read_tool_choice(body.tool_choice, tools),
+        is_parallel=body.parallel_tool_calls is not False,
+        thinking_budget=body.thinking_token_budget,
+    )
+
+
+def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ChatPrompt) -> MessageParser:
+    if plan.is_plain:
+        return PlainText()
+    reader = plan.reader(prompt.text, is_whole=not body.stream)
+    return AnswerParser(reader, with_reasoning=body.include_reasoning is not False)
+
+
+def _job(
+    body: ChatRequest,
+    request: Request,
+    context: ServerContext,
+    engine: AsyncEngine,
+    plan: AnswerPlan,
+    prompt: ChatPrompt,
 ) -> Job:
     fields.check_stream_options(body)
     context.limits.check("max_n", body.n or 1, "n")
@@ -95,19 +117,11 @@ async def _job(
         prompt_logprobs=body.prompt_logprobs,
         grammar=fields.response_format_grammar(body.response_format),
     )
-    service = on_account(fields.service_params(body, traceparent_of(request)))
-    answer = True if body.add_generation_prompt is None else body.add_generation_prompt
-    prompt = await chat_token_ids(
-        plain_messages(body.messages),
-        engine.tokenizer,
-        context.limits,
-        add_generation_prompt=answer,
-    )
     return Job(
         request_id=request_id_of(request, body.request_id),
-        prompts=[prompt],
-        params=params,
-        service=service,
+        prompts=[prompt.token_ids],
+        params=plan.shaped(params, prompt.text),
+        service=on_account(fields.service_params(body, traceparent_of(request))),
         n=body.n or 1,
     )
 
@@ -130,21 +144,7 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages with text for content; the pieces of one become lines, as in vLLM."""
-    return [
-        {
-            "role": message.role,
-            "content": message.content
-            if isinstance(message.content, str)
-            else "\n".join(part.text for part in message.content),
-            **({"name": message.name} if message.name is not None else {}),
-        }
-        for message in messages
-    ]
-
-
 def _echoed(body: ChatRequest) -> str:
     """What the answer begins with if the request has `echo`: the message that it continues."""
-    last = plain_messages(body.messages[-1:])[0]
+    last = template_messages(body.messages[-1:])[0]
     return last["content"] if body.echo and last["role"] == "assistant" else ""

@@ -34,14 +34,11 @@ from jaxserve.tokenizers.base import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
-TokenIds = list[fields.TokenId]
-Prompt = str | list[str] | TokenIds | list[TokenIds]
-
 
 class CompletionRequest(fields.GenerationFields):
     """The body of a completion request."""
 
-    prompt: Prompt
+    prompt: fields.Prompt
     logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
@@ -92,7 +89,7 @@ def completions_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def as_prompts(given: Prompt, *, param: str = "prompt") -> Sequence[str | TokenIds]:
+def as_prompts(given: fields.Prompt, *, param: str = "prompt") -> Sequence[str | fields.TokenIds]:
     """The prompts that a request has, whichever of the four forms they come in.
 
     Raises:
@@ -108,7 +105,7 @@ def as_prompts(given: Prompt, *, param: str = "prompt") -> Sequence[str | TokenI
 
 
 async def prompt_token_ids(
-    prompt: str | TokenIds,
+    prompt: str | fields.TokenIds,
     engine: AsyncEngine,
     context: ServerContext,
     *,
@@ -154,7 +151,7 @@ def _params(body: CompletionRequest, engine: AsyncEngine, context: ServerContext
 
 
 def _echoes(
-    texts: Sequence[str | TokenIds], prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
+    texts: Sequence[str | fields.TokenIds], prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
 ) -> list[str]:
     """The prompts as texts."""
     return [

@@ -39,6 +39,7 @@ KINDS: dict[type[errors.JaxserveError], Kind] = {
     errors.RateLimited: Kind(429, "rate_limit_error", "rate_limit_exceeded"),
     errors.QueueFull: Kind(429, "rate_limit_error", "queue_full"),
     errors.TargetMissed: Kind(429, "rate_limit_error", "target_missed"),
+    errors.RequestFailed: Kind(422, "invalid_request_error", "request_failed"),
     errors.Draining: Kind(503, "server_error", "unavailable"),
     errors.EngineDead: Kind(500, "server_error", "engine_dead"),
     errors.JaxserveError: Kind(500, "server_error"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
@@ -17,6 +17,29 @@ from jaxserve.server.limits import RequestLimits
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+TokenIds = Annotated[
+    list[TokenId], Field(fail_fast=True)
+]  # one complaint, whatever a list of millions has
+Strings = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _form_of_prompt(value: Any) -> str:
+    """Which form a prompt has, by its first element: trying all of them takes long."""
+    if not isinstance(value, list):
+        return "[text]"
+    first = value[0] if value else ""
+    if isinstance(first, str):
+        return "[texts]"
+    return "[lists of ids]" if isinstance(first, list) else "[ids]"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("[text]")]
+    | Annotated[Strings, Tag("[texts]")]
+    | Annotated[TokenIds, Tag("[ids]")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("[lists of ids]")],
+    Discriminator(_form_of_prompt),
+]
 
 
 class Body(pydantic.BaseModel):
@@ -59,7 +82,7 @@ class StructuredOutputs(Body):
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Strings | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -86,7 +109,7 @@ class SamplingFields(ServiceFields):
 
     temperature: Number | None = None
     top_p: Number | None = None
-    stop: str | list[str] | None = None
+    stop: str | Strings | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
@@ -96,16 +119,16 @@ class SamplingFields(ServiceFields):
     min_p: Number | None = None
     repetition_penalty: Number | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    allowed_token_ids: list[TokenId] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Strings | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Strings | None = None
     guided_grammar: str | None = None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from jaxserve.server.server import ServerOptions
 
 _BACKLOG = 2048
 _STOP_SECONDS = 0.5
-_LEAST_GRACE = 0.05
+_LAST_RESORT_SECONDS = 10  # for tasks that do not end with their connection
 
 
 class HttpServer:
@@ -40,6 +41,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 backlog=_BACKLOG,
+                timeout_graceful_shutdown=_LAST_RESORT_SECONDS + math.ceil(options.grace_period),
             )
         )
         self._serving: asyncio.Task[None] | None = None
@@ -73,17 +75,34 @@ class HttpServer:
         """Close the port; answers still under way after `grace` seconds are cut off."""
         if self._serving is None:
             return
+        self._server.grace = grace
         self._server.should_exit = True
-        # At no grace at all uvicorn would complain, even if there is nothing to wait for.
-        self._server.config.timeout_graceful_shutdown = max(grace, _LEAST_GRACE)  # type: ignore
         await self._serving
         self._serving = None
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, which leaves signals to us."""
+    """uvicorn's server, which leaves signals to us and cuts connections rather than tasks.
+
+    A task that uvicorn cancels is an error in its log, with a traceback for each. One whose
+    connection is gone ends as if the client had left.
+    """
+
+    grace = _STOP_SECONDS
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, wait for answers under way, cut off what is left."""
+        cut = asyncio.get_running_loop().call_later(self.grace, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

@@ -1,18 +1,24 @@
 """`/tokenize` and `/detokenize`, as vLLM has them."""
 
-from typing import Annotated
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
 from starlette.responses import Response
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.server.answer_plan import AnswerPlan
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
-from jaxserve.server.http.chat import Message, plain_messages
+from jaxserve.server.http.conversation import conversation_prompt
 from jaxserve.server.http.generation import json_response
 from jaxserve.server.http.logprobs import TokenNames
-from jaxserve.server.prompts import chat_token_ids, off_loop, text_token_ids
+from jaxserve.server.prompts import off_loop, text_token_ids
+from jaxserve.server.tools.tool import read_tool_choice, read_tools
+
+_OF_MESSAGES = (
+    "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort",
+    "tools",
+)  # fmt: skip
 
 
 class TokenizeRequest(fields.Body):
@@ -20,9 +26,13 @@ class TokenizeRequest(fields.Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    tools: list[Any] | None = None
     return_token_strs: bool | None = None
 
 
@@ -30,7 +40,7 @@ class DetokenizeRequest(fields.Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[fields.TokenId]
+    tokens: fields.TokenIds
 
 
 def tokens_router(context: ServerContext) -> APIRouter:
@@ -74,10 +84,9 @@ async def _token_ids(body: TokenizeRequest, context: ServerContext) -> list[int]
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("there must be either a prompt or messages", param="prompt")
     if body.prompt is not None:
-        if body.add_generation_prompt is not None:
-            raise InvalidRequest(
-                "add_generation_prompt applies only to messages", param="add_generation_prompt"
-            )
+        for name in _OF_MESSAGES:
+            if getattr(body, name) is not None:
+                raise InvalidRequest(f"{name} applies only to messages", param=name)
         special = True if body.add_special_tokens is None else body.add_special_tokens
         if not body.prompt:  # no prompt to answer, but a text like any other
             return tokenizer.encode("", add_special_tokens=special)
@@ -89,10 +98,8 @@ async def _token_ids(body: TokenizeRequest, context: ServerContext) -> list[int]
             "add_special_tokens does not apply to messages: the template decides",
             param="add_special_tokens",
         )
-    answer = True if body.add_generation_prompt is None else body.add_generation_prompt
-    return await chat_token_ids(
-        plain_messages(body.messages or []),
-        tokenizer,
-        context.limits,
-        add_generation_prompt=answer,
+    tools = read_tools(body.tools, context.limits)
+    plan = AnswerPlan(
+        form=context.answer_format(), tools=tools, choice=read_tool_choice(None, tools)
     )
+    return (await conversation_prompt(body.messages or [], body, plan, context)).token_ids

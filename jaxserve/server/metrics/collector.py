@@ -50,7 +50,7 @@ class EngineCollector(Collector):
         write = _Writer(self._names, (engine.model_info.name, ENGINE))
         load, now = engine.load(), totals.snapshot()
         yield from _gauges(write, load)
-        yield from _counters(write, load, now)
+        yield from _counters(write, load, now, engine.has_store)
         yield from _steps(write, now, engine.records)
         for name, text in HISTOGRAMS.items():
             yield write.histogram(name, text, now)
@@ -116,7 +116,9 @@ def _usage(load: EngineLoad) -> float:
     return load.num_used_pages / load.num_total_pages if load.num_total_pages else 0.0
 
 
-def _counters(write: _Writer, load: EngineLoad, totals: Totals) -> Iterator[Metric]:
+def _counters(
+    write: _Writer, load: EngineLoad, totals: Totals, has_store: bool
+) -> Iterator[Metric]:
     counts = totals.counts
     yield write.counter("num_preemptions", load.num_preemptions)
     yield write.counter("prompt_tokens", counts["prompt_tokens"])
@@ -133,7 +135,7 @@ def _counters(write: _Writer, load: EngineLoad, totals: Totals) -> Iterator[Metr
     yield write.counter("prefix_cache_queries", load.num_queried_tokens)
     yield write.counter("prefix_cache_hits", load.num_device_hit_tokens)
     missed = load.num_queried_tokens - load.num_device_hit_tokens
-    yield write.counter("external_prefix_cache_queries", missed)
+    yield write.counter("external_prefix_cache_queries", missed if has_store else 0)
     yield write.counter("external_prefix_cache_hits", load.num_store_hit_tokens)
     yield write.counter("corrupt_pages", load.num_corrupt_pages)
     yield write.counter("length_predictions", load.num_predictions)

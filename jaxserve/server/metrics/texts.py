@@ -18,7 +18,7 @@ GAUGES = {
 
 COUNTERS = {
     "num_preemptions": "Requests put back to waiting for lack of pages, or for others.",
-    "prompt_tokens": "Tokens of prompts whose first answer token has come.",
+    "prompt_tokens": "Tokens of prompts that have been computed or found in a cache.",
     "prompt_tokens_cached": "Those of them whose KV was found in a cache.",
     "prompt_tokens_by_source": "Tokens of prompts by where their KV came from.",
     "generation_tokens": "Tokens of answers.",

@@ -91,6 +91,9 @@ class Totals:
         with self._lock:
             self.finished[record.finish_reason] += 1
             if record.finish_reason in ENDED_WELL:
+                if record.first_token is None:  # only its prompt was wanted, as for an embedding
+                    self.counts["prompt_tokens"] += record.num_prompt_tokens
+                    self.counts["prompt_tokens_cached"] += record.num_cached_tokens
                 for name, value in _measures(record).items():
                     if value is not None:
                         self.histograms[name].observe(value)

@@ -5,7 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.grammar import Grammar
 from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.grammar_rules import answer_rules
 from jaxserve.server.tools.tool import Tool
 
 MAX_PARALLEL_CALLS = 32
@@ -31,21 +34,45 @@ class ToolFormat(abc.ABC):
     call_parts: ClassVar[tuple[str, str, str]]
     separator: ClassVar[str]
 
-    def forced_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
-        """Rules of Lark, in llguidance's dialect, whose `answer` is a call of one of these tools.
+    def forced(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
+        """An answer that is a call of one of these tools.
 
         Arguments fit the tools' schemas, and have no properties but those named there.
 
         Args:
             tools: one or more.
             is_parallel: whether several calls may follow each other.
+
+        Raises:
+            InvalidRequest: all of it is too long for a grammar.
         """
-        several = f" ({_quoted(self.separator)} call){{0,{MAX_PARALLEL_CALLS - 1}}}"
-        return f"answer: call{several if is_parallel else ''}\n{self._call_rules(tools)}"
+        return lark(f"start: {self._calls(is_parallel)}", self._call_rules(tools))
+
+    def or_else(self, answer: Grammar, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
+        """The same, or else an answer of this grammar.
+
+        Raises:
+            InvalidRequest: both would be JSON from the first character on, which llguidance
+                cannot tell apart.
+        """
+        has_json = answer.kind.startswith("json") or "%json" in answer.source
+        if has_json and not self.marks.anywhere:
+            raise InvalidRequest(
+                "with this model an answer cannot be either a tool call or JSON of a given form: "
+                "set tool_choice to none or required",
+                param="tool_choice",
+            )
+        calls = self._calls(is_parallel)
+        return lark(f"start: {calls} | answer", self._call_rules(tools), answer_rules(answer))
 
     @abc.abstractmethod
-    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
-        """Like `forced_rules`, but the answer may also be, or have, any text that is no call."""
+    def auto(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
+        """The same, or any text; beside calls too, where the format has that."""
+
+    def _calls(self, is_parallel: bool) -> str:
+        """In Lark, one call or several."""
+        several = f" ({json.dumps(self.separator)} call){{0,{MAX_PARALLEL_CALLS - 1}}}"
+        return f"call{several if is_parallel else ''}"
 
     def _call_rules(self, tools: Sequence[Tool], already: str = "") -> str:
         """Rules of which `call` is one call, without the beginning that is there already."""
@@ -53,8 +80,8 @@ class ToolFormat(abc.ABC):
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
         for i, tool in enumerate(tools):
             schema = json.dumps({**_closed(tool.parameters), "x-guidance": _LAYOUT})
-            head = _quoted((before + tool.name + between).removeprefix(already))
-            rules.append(f"call_{i}: {head} %json {schema} {_quoted(after)}")
+            head = json.dumps((before + tool.name + between).removeprefix(already))
+            rules.append(f"call_{i}: {head} %json {schema} {json.dumps(after)}")
         return "\n".join(rules)
 
     @abc.abstractmethod
@@ -88,6 +115,6 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "additionalProperties": False}
 
 
-def _quoted(text: str) -> str:
-    """A string of Lark, whose escapes are JSON's."""
-    return json.dumps(text)
+def lark(*rules: str) -> Grammar:
+    """Rules in llguidance's dialect of Lark, whose strings are escaped like JSON's."""
+    return Grammar("lark", "\n".join(rules))

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxserve.core.grammar import Grammar
 from jaxserve.server.tools.call_stream import CallMarks
-from jaxserve.server.tools.format import ToolFormat, tool_list
+from jaxserve.server.tools.format import ToolFormat, lark, tool_list
 from jaxserve.server.tools.tool import Tool
 
 
@@ -18,14 +19,15 @@ class HermesFormat(ToolFormat):
     call_parts = ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
     separator = "\n"
 
-    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+    def auto(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
         """Free text, in which a tag has to be followed by a call."""
         opener = self.marks.openers[0]
-        return (
-            f"answer: {'text_call* TEXT' if is_parallel else 'text_call | TEXT'}\n"
-            "text_call: opener call\n"
-            f"opener[lazy]: /(?s:.*){opener}/\n"
-            f"TEXT: /(?s:.*)/\n{self._call_rules(tools, already=opener)}"
+        return lark(
+            f"start: {'text_call* TEXT' if is_parallel else 'text_call | TEXT'}",
+            "text_call: opener call",
+            f"opener[lazy]: /(?s:.*){opener}/",
+            "TEXT: /(?s:.*)/",
+            self._call_rules(tools, already=opener),
         )
 
     def instructions(self, tools: Sequence[Tool]) -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxserve.core.grammar import Grammar
 from jaxserve.server.tools.call_stream import CallMarks
-from jaxserve.server.tools.format import ToolFormat, tool_list
+from jaxserve.server.tools.format import ToolFormat, lark, tool_list
 from jaxserve.server.tools.tool import Tool
 
 
@@ -18,10 +19,13 @@ class Llama3Format(ToolFormat):
     call_parts = ('{"name": "', '", "parameters": ', "}")
     separator = "; "
 
-    def auto_rules(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
-        """Text that does not begin as calls may, or calls."""
-        forced = self.forced_rules(tools, is_parallel=is_parallel)
-        return forced.replace("answer:", "answer: TEXT? |", 1) + "\nTEXT: /[^\\s{\\[<](?s:.*)/"
+    def auto(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
+        """Calls, or text that does not begin as calls may."""
+        return lark(
+            f"start: {self._calls(is_parallel)} | TEXT?",
+            "TEXT: /[^\\s{\\[<](?s:.*)/",
+            self._call_rules(tools),
+        )
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         """How to call, and descriptions."""

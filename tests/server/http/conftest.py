@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -67,11 +67,12 @@ async def _serving(
     engine: AsyncEngine | None,
     *,
     limits: RequestLimits | None = None,
+    parsers: Mapping[str, Any] | None = None,
     routers: Sequence[APIRouter] = (),
     middlewares: Sequence[Middleware] = (),
     **options: Any,
 ) -> AsyncIterator[Serving]:
-    context = ServerContext(limits)
+    context = ServerContext(limits, **(parsers or {}))
     context.engine = engine
     app = make_app(context, routers=routers, middlewares=middlewares)
     server = HttpServer(ServerOptions(**{"http_port": 0, **options}), app)
@@ -100,7 +101,7 @@ def make_engine() -> Iterator[Callable[..., AsyncEngine]]:
 
 @pytest.fixture
 def serving() -> Callable[..., contextlib.AbstractAsyncContextManager[Serving]]:
-    """`async with serving(engine, limits=, routers=, middlewares=, **ServerOptions) as s`."""
+    """`async with serving(engine, limits=, parsers=, routers=, ..., **ServerOptions) as s`."""
     return _serving
 
 
@@ -133,13 +134,13 @@ def wait_idle() -> Callable[..., object]:
 
 
 @contextlib.contextmanager
-def running_in_a_thread(engine: AsyncEngine) -> Iterator[str]:
+def running_in_a_thread(engine: AsyncEngine, **options: Any) -> Iterator[str]:
     """A server on an event loop of its own, for clients that block; gives its base URL."""
     ready, end, urls = threading.Event(), asyncio.Event(), []
     loop = asyncio.new_event_loop()
 
     async def main() -> None:
-        async with _serving(engine) as s:
+        async with _serving(engine, **options) as s:
             urls.append(f"http://{s.server.address}")
             ready.set()
             await end.wait()
@@ -153,6 +154,12 @@ def running_in_a_thread(engine: AsyncEngine) -> Iterator[str]:
         loop.call_soon_threadsafe(end.set)
         thread.join()
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def serve_in_a_thread() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """`with serve_in_a_thread(engine, parsers=, ...) as base_url`."""
+    return running_in_a_thread
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,22 @@ def test_what_outlives_the_grace_period_is_not_taken_for_complete(make_engine, s
     asyncio.run(main())
 
 
+def test_stopping_cuts_off_what_does_not_end(make_engine, serving, wait_idle, caplog) -> None:
+    async def main() -> None:
+        engine = make_engine(step_seconds=0.02)
+        async with serving(engine) as s:
+            async with s.client.stream("POST", CHAT, json=body(400, stream=True)) as response:
+                chunks = response.aiter_bytes()
+                await anext(chunks)
+                await asyncio.wait_for(s.server.stop(0.05), 2)
+                with pytest.raises(httpx.TransportError):
+                    _ = [chunk async for chunk in chunks]
+            await wait_idle(engine)
+
+    asyncio.run(main())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_beside_grpc_in_one_process(make_engine) -> None:
     engine = make_engine()
     lines: list[str] = []

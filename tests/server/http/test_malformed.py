@@ -34,6 +34,19 @@ def test_is_a_400_in_openais_shape(base_url: str, content: bytes) -> None:
     assert len(response.content) < 2000 and response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [(5, "prompt"), ({"a": 1}, "prompt"), ([1, "a"], "prompt[1]"), (["a", 1], "prompt[1]"),
+     ([[1], "a"], "prompt[1]"), ([[1, 2.5]], "prompt[0][1]"), ([None] * 1000, "prompt[0]"),
+     ([True], "prompt[0]"), ([2**31], "prompt[0]")],
+)  # fmt: skip
+def test_the_place_of_an_error_is_named(base_url: str, prompt: object, param: str) -> None:
+    response = httpx.post(f"{base_url}/v1/completions", json={"prompt": prompt}, trust_env=False)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == param, error
+    assert error["message"].startswith(f"{param}: ")
+
+
 def test_unknown_routes_methods_and_types(make_engine, serving) -> None:
     async def main() -> None:
         async with serving(make_engine()) as s:
@@ -57,7 +70,7 @@ def test_a_bug_is_500_and_tells_the_client_nothing(
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("jaxserve.server.http.chat.chat_token_ids", bug)
+    monkeypatch.setattr("jaxserve.server.http.chat.conversation_prompt", bug)
 
     async def main() -> None:
         async with serving(make_engine()) as s:

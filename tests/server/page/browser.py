@@ -1,35 +1,12 @@
-"""Chromium for the page's tests: where it is, and a page that reports all that goes wrong."""
+"""The page in a browser that reports all that goes wrong."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# The last three: it would call home.
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 PHONE = {"width": 360, "height": 740}
 SECONDS = 15  # that anything may take, on a machine with much else to do
-
-
-def find_chromium() -> str | None:
-    """The path of a Chromium or Chrome of this machine."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-@contextlib.contextmanager
-def launched() -> Iterator[Browser]:
-    """A headless browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_chromium(), args=ARGUMENTS, timeout=60_000
-        )
-        yield browser
-        browser.close()
 
 
 class Complaints:

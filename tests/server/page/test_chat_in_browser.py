@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxserve.core.errors import Unauthenticated
 from jaxserve.server.page.router import PUBLIC_PATHS
+from jaxserve.testing.browser import find_chromium, launched
 from jaxserve.testing.fake_executor import FakeModel
-from tests.server.page.browser import PHONE, SECONDS, find_chromium, launched, opened
+from tests.server.page.browser import PHONE, SECONDS, opened
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here: see scripts/install_chromium.sh"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.page.browser import PHONE, SECONDS, find_chromium, launched, opened
+from jaxserve.testing.browser import find_chromium, launched
+from tests.server.page.browser import PHONE, SECONDS, opened
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here: see scripts/install_chromium.sh"

@@ -13,8 +13,11 @@ from jaxserve.server.v1 import responses
 DELTA = TokenDelta("id-3", "text", (1, 2), FinishReason.STOP, 3, 2, 1)
 
 
-# A request that is shed ends with a status.
-@pytest.mark.parametrize("reason", sorted(set(FinishReason) - {FinishReason.SHED}))
+# A request that is shed or fails ends with a status.
+STATUS = {FinishReason.SHED, FinishReason.ERROR}
+
+
+@pytest.mark.parametrize("reason", sorted(set(FinishReason) - STATUS))
 def test_the_last_message_has_reason_and_usage(reason: FinishReason) -> None:
     delta = dataclasses.replace(DELTA, finish_reason=reason)
     response = responses.generate_response(delta, "id", 3)

@@ -11,6 +11,13 @@ const ENDS = {
   abort: "aborted",
 };
 
+/** Say something to screen readers. */
+function announce(text) {
+  const announcer = byId("announcer");
+  announcer.append(el("p", {}, text));
+  while (announcer.children.length > 20) announcer.firstElementChild.remove();
+}
+
 /** The reader's message. */
 export function userMessage(text) {
   return el(
@@ -107,7 +114,7 @@ export class Answer {
     const parts = [how || (ENDS[this._finish] ?? this._finish), this._rates(), this._counts()];
     this._meta.textContent = parts.filter(Boolean).join(" · ");
     this._speak(true);
-    byId("announcer").append(el("p", {}, `Answer ${how || "complete"}.`));
+    announce(`Answer ${how || "complete"}.`);
   }
 
   _rates() {
@@ -133,7 +140,7 @@ export class Answer {
     const cut = isEnd ? unspoken.length : unspoken.search(/[.!?\n:;]\s[^]*$/) + 1;
     if (cut <= 0) return;
     this._spoken += cut;
-    byId("announcer").append(el("p", {}, unspoken.slice(0, cut)));
+    announce(unspoken.slice(0, cut));
   }
 }
 

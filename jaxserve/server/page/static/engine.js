@@ -114,17 +114,18 @@ function showSteps(steps) {
   const rows = steps.map((step) => ({ filled: step.rows, size: step.rowBucket }));
   stepBars(byId("steps-chart"), tokens, short);
   stepBars(byId("rows-chart"), rows, short);
-  byId("steps-text").textContent = paddingText(tokens, "tokens", steps.length);
-  byId("rows-text").textContent = paddingText(rows, "rows", steps.length);
+  byId("steps-text").textContent = paddingText(tokens);
+  byId("rows-text").textContent = paddingText(rows);
 }
 
-function paddingText(bars, unit, numSteps) {
+function paddingText(bars) {
+  const numSteps = bars.length;
   if (!numSteps) return "No step has run yet.";
   const size = bars.reduce((sum, bar) => sum + bar.size, 0);
   const filled = bars.reduce((sum, bar) => sum + bar.filled, 0);
   const { filled: last, size: bucket } = bars.at(-1);
   const share = size ? percent(1 - filled / size) : "–";
-  return `${whole(last)} of ${whole(bucket)} ${unit}; padding ${share} of ${whole(numSteps)} steps`;
+  return `last ${whole(last)} of ${whole(bucket)}; padding ${share} of ${whole(numSteps)} steps`;
 }
 
 function showRequests({ moments, now }) {
@@ -140,15 +141,16 @@ function showRequests({ moments, now }) {
     whole: true,
   });
   const { num_running: running, num_waiting: waiting } = now.load;
-  byId("requests-text").textContent = `${whole(running)} running, ${whole(waiting)} waiting; last ${SPAN / 60} minutes`;
+  byId("requests-text").textContent = `${whole(running)} running, ${whole(waiting)} waiting; over ${SPAN / 60} minutes`;
 }
 
 function showPages({ load, pages }) {
   const binPages = pages.device[0]?.bin_pages ?? 1;
-  const cell = binPages === 1 ? "a cell is a page" : `a cell is ${whole(binPages)} pages`;
+  byId("cell-text").textContent =
+    binPages === 1 ? "a cell is a page" : `a cell is ${whole(binPages)} pages`;
   byId("pages-text").textContent =
-    `${short(load.num_used_pages)} used, ${short(load.num_cached_pages)} cached, ` +
-    `${short(load.num_free_pages)} free on the device; ${cell}`;
+    `on the device ${short(load.num_used_pages)} used, ` +
+    `${short(load.num_cached_pages)} cached, ${short(load.num_free_pages)} free`;
   pageGrid(byId("pages-chart"), pages.device);
 }
 

@@ -1,4 +1,4 @@
-"""Grammars of calls and of answers after thoughts, as llguidance understands them."""
+"""Grammars of calls, as llguidance understands them."""
 
 import json
 from typing import Any
@@ -6,16 +6,13 @@ from typing import Any
 import llguidance
 import pytest
 
+from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
-from jaxserve.server.answer_grammar import after_thinking, answer_rules, whole_grammar
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.reasoning.think import ThinkFormat
 from jaxserve.server.tools.registry import TOOL_FORMATS, tool_format
 from jaxserve.server.tools.tool import read_tools
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 
 VOCABULARY = llguidance.LLTokenizer("byte")
-THINK = ThinkFormat("<think>", "</think>")
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -45,8 +42,8 @@ def test_forced_calls(name: str):
     form = tool_format(name, chat_template=None, family="")
     one = form.written_call("get_weather", {"city": "Paris"})
     two = one + form.separator + form.written_call("get", {})
-    several = whole_grammar(form.forced_rules(TOOLS, is_parallel=True))
-    single = whole_grammar(form.forced_rules(TOOLS, is_parallel=False))
+    several = form.forced(TOOLS, is_parallel=True)
+    single = form.forced(TOOLS, is_parallel=False)
     assert accepts(several, one)
     assert accepts(several, two)
     assert accepts(single, one)
@@ -65,8 +62,8 @@ def test_free_text_or_calls(name: str):
     form = tool_format(name, chat_template=None, family="")
     one = form.written_call("get_weather", {"city": "Paris"})
     two = one + form.separator + form.written_call("get", {})
-    several = whole_grammar(form.auto_rules(TOOLS, is_parallel=True))
-    single = whole_grammar(form.auto_rules(TOOLS, is_parallel=False))
+    several = form.auto(TOOLS, is_parallel=True)
+    single = form.auto(TOOLS, is_parallel=False)
     assert accepts(several, two)
     assert not accepts(single, two)
     for grammar in (several, single):
@@ -83,13 +80,13 @@ def test_open_schemas_stay_open():
     schema = {**SCHEMA, "additionalProperties": {"type": "integer"}}
     tools = read_tools([function("get_weather", schema)], RequestLimits())
     form = tool_format("llama3", chat_template=None, family="")
-    grammar = whole_grammar(form.forced_rules(tools, is_parallel=False))
+    grammar = form.forced(tools, is_parallel=False)
     assert accepts(grammar, form.written_call("get_weather", {"city": "Paris", "more": 1}))
     assert not accepts(grammar, form.written_call("get_weather", {"city": "Paris", "more": ""}))
 
 
 GRAMMARS = [
-    (Grammar("json_object"), '{"a": [1]}', "[1]"),
+    (Grammar("json_schema", json.dumps(SCHEMA)), '{"city": "Paris"}', '{"city": 1}'),
     (Grammar("json_schema", json.dumps({"type": "integer"})), "17", "x"),
     (Grammar("regex", "a/b\\/c\n[/]+"), "a/b/c\n//", "a/b"),
     (Grammar("lark", 'start: "}" /x}/ | y{2,3}\ny: "{"'), "{{", "{"),
@@ -97,36 +94,22 @@ GRAMMARS = [
 ]
 
 
+@pytest.mark.parametrize("name", sorted(TOOL_FORMATS))
 @pytest.mark.parametrize(("grammar", "good", "bad"), GRAMMARS)
-def test_thoughts_are_free_and_the_answer_is_not(grammar: Grammar, good: str, bad: str):
-    rules = answer_rules(grammar)
-    assert accepts(whole_grammar(rules), good)
-    assert not accepts(whole_grammar(rules), bad)
-    begun = after_thinking(rules, THINK, ByteTokenizer(), is_open=True)
-    fresh = after_thinking(rules, THINK, ByteTokenizer(), is_open=False)
-    for gap in ("", "\n\n"):
-        assert accepts(begun, f"Hm {{\n</th</think>{gap}{good}")
-        assert accepts(fresh, f"<think>Hm {{\n</th</think>{gap}{good}")
-    assert accepts(fresh, good)
-    assert not accepts(begun, "Hm")
-    assert not accepts(begun, f"Hm</think>{bad}")
-    assert not accepts(fresh, f"<think>Hm</think>{bad}")
-    assert not accepts(fresh, f"Hm</think>{good}")
-    assert not accepts(begun, f"Hm</think></think>{good}")
+def test_calls_or_an_answer_of_its_own_grammar(name: str, grammar: Grammar, good: str, bad: str):
+    form = tool_format(name, chat_template=None, family="")
+    if grammar.kind == "json_schema" and not form.marks.anywhere:
+        with pytest.raises(InvalidRequest, match="either a tool call or JSON"):
+            form.or_else(grammar, TOOLS, is_parallel=False)
+        return
+    both = form.or_else(grammar, TOOLS, is_parallel=False)
+    assert accepts(both, good)
+    assert accepts(both, form.written_call("get", {}))
+    assert not accepts(both, bad)
+    assert not accepts(both, form.written_call("get", {"a": 1}))
 
 
-def test_markers_that_are_tokens_without_text():
-    markers = ThinkFormat("<bos>", "<eos>")
-    rules = answer_rules(Grammar.choice(["a"]))
-    source = after_thinking(rules, markers, ByteTokenizer(), is_open=False).source
-    assert source.startswith("start: answer | <[256]> thoughts GAP answer\n")
-    assert "THOUGHTS <[257]>" in source
-
-
-def test_forced_calls_after_thoughts():
+def test_a_schema_that_is_no_json():
     form = tool_format("hermes", chat_template=None, family="")
-    rules = form.forced_rules(TOOLS, is_parallel=True)
-    grammar = after_thinking(rules, THINK, ByteTokenizer(), is_open=True)
-    call = form.written_call("get", {})
-    assert accepts(grammar, f"Shall I? <tool_call>\n</think>\n\n{call}")
-    assert not accepts(grammar, call)
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        form.or_else(Grammar("json_schema", "{} | call"), TOOLS, is_parallel=False)

@@ -1,0 +1,206 @@
+"""Compiles grammars over the served tokenizer's vocabulary, with the `llguidance` library."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import llguidance
+import numpy as np
+
+from jaxserve.core.errors import InvalidRequest, RequestFailed
+from jaxserve.core.grammar import Grammar
+from jaxserve.engine.token_masks import num_words
+from jaxserve.tokenizers.base import Tokenizer
+
+MAX_CACHED_GRAMMARS = 128
+MAX_MESSAGE_CHARS = 500
+
+# Between two parts of a JSON text. Without a bound a model may write blanks for ever.
+_JSON_BLANKS = r"[\x20\x0A\x0D\x09]{1,40}"
+
+# The model chooses how forced text is cut into tokens. llguidance would ask the tokenizer for the
+# one right way; but not every tokenizer can encode a text that goes on in the middle of a word.
+_OPTIONS = '\n%llguidance {"no_forcing": true}'
+
+
+class GrammarCompiler:
+    """Makes matchers of grammars, and keeps those that were compiled last.
+
+    Safe to call from several threads, which wait for each other only for the tokenizer.
+
+    Args:
+        tokenizer: the served model's.
+        vocab_size: the model's; ids that the tokenizer does not have are never allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> "GrammarMatcher":
+        """A matcher at the grammar's beginning.
+
+        Raises:
+            InvalidRequest: it is no valid grammar, uses what llguidance does not support, or is
+                too large; the message says which and where.
+        """
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+                return GrammarMatcher(compiled.deep_copy())
+            vocabulary = self._vocabulary = self._vocabulary or self._read_vocabulary()
+        compiled = llguidance.LLMatcher(vocabulary, _lark(grammar), log_level=0)
+        if not compiled.is_error():
+            compiled.compute_bitmask()  # what is too complex to begin with is refused now
+        if compiled.is_error():
+            raise InvalidRequest(
+                f"the {grammar.kind} grammar cannot be used: {_shortened(compiled.get_error())}",
+                param="grammar",
+            )
+        with self._lock:
+            self._compiled[grammar] = compiled
+            self._compiled.move_to_end(grammar)
+            while len(self._compiled) > MAX_CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+            return GrammarMatcher(compiled.deep_copy())
+
+    def _read_vocabulary(self) -> llguidance.LLTokenizer:
+        return llguidance.LLTokenizer(_Vocabulary(self._tokenizer, self._vocab_size))  # type: ignore[arg-type]
+
+
+class _Vocabulary:
+    """A tokenizer's tokens as llguidance asks for them; see its `TokenizerWrapper`.
+
+    Without an EOS of its own llguidance takes the first id after the vocabulary for one, and
+    allows it where the grammar is complete: `GrammarMatcher` reads that off the mask.
+    """
+
+    is_tokenizer_wrapper = True
+    eos_token_id = None
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokens = [
+            tokenizer.token_bytes(i, skip_special_tokens=False) for i in range(vocab_size)
+        ]
+        self.special_token_ids = sorted(i for i in tokenizer.special_ids if i < vocab_size)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        raise NotImplementedError("no text is encoded where no tokens are forced")
+
+
+class GrammarMatcher:
+    """How far an answer has come in its grammar.
+
+    Args:
+        matcher: llguidance's; nobody else's from now on.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    def push(self, token_id: int) -> None:
+        """Take the answer's next token.
+
+        Raises:
+            RequestFailed: the grammar has become too complex, or does not allow the token.
+        """
+        if not self._matcher.consume_token(token_id):
+            raise self.error()
+
+    def error(self) -> RequestFailed:
+        """What went wrong, if anything did."""
+        cause = _shortened(self._matcher.get_error())
+        return RequestFailed(f"the request's grammar cannot be followed further: {cause}")
+
+
+class GrammarState(NamedTuple):
+    """What may come next in a grammar.
+
+    Attributes:
+        mask: uint32 [words], see `token_masks`; without tokens that only end the answer.
+        is_complete: whether the answer may end here.
+    """
+
+    mask: np.ndarray
+    is_complete: bool
+
+
+class MaskFiller:
+    """Asks many matchers at once what may come next, on threads of llguidance's own.
+
+    Args:
+        vocab_size: the model's.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._threads: llguidance.LLExecutor | None = None
+
+    def fill(self, matchers: Sequence[GrammarMatcher]) -> list[GrammarState | RequestFailed]:
+        """For each matcher what may come next, or why that cannot be told."""
+        if not matchers:
+            return []
+        self._threads = self._threads or llguidance.LLExecutor()
+        # The id after the vocabulary is llguidance's EOS.
+        words = num_words(self._vocab_size + 1)
+        masks = np.zeros((len(matchers), words), np.uint32)
+        self._threads.unsafe_compute_mask_ptr(
+            [(matcher._matcher, i) for i, matcher in enumerate(matchers)],
+            masks.ctypes.data,
+            words * 4,
+            len(matchers),
+        )
+        word, bit = divmod(self._vocab_size, 32)
+        complete = (masks[:, word] >> np.uint32(bit) & 1).astype(bool)
+        masks[:, word] &= np.uint32((1 << bit) - 1)
+        masks = masks[:, : num_words(self._vocab_size)]
+        return [
+            matcher.error()
+            if matcher._matcher.is_error()
+            else GrammarState(mask, bool(is_complete))
+            for matcher, mask, is_complete in zip(matchers, masks, complete, strict=True)
+        ]
+
+
+def _lark(grammar: Grammar) -> str:
+    """The grammar in llguidance's dialect of Lark, in the JSON in which it takes one."""
+    if grammar.kind == "lark":
+        lark = grammar.source + _OPTIONS
+    elif grammar.kind == "regex":
+        lark = f"start: /{llguidance.regex_to_lark(grammar.source, '')}/{_OPTIONS}"
+    elif grammar.kind == "choice":
+        options = " | ".join(json.dumps(option) for option in json.loads(grammar.source))
+        lark = f"start: {options}{_OPTIONS}"
+    else:
+        lark = f"start: %json {json.dumps(_schema(grammar))}{_OPTIONS}"
+    return llguidance.LLMatcher.grammar_from_lark(lark)
+
+
+def _schema(grammar: Grammar) -> object:
+    """The JSON schema, with our settings where it does not bring its own (`x-guidance`)."""
+    if grammar.kind == "json_object":
+        return {"type": "object", "x-guidance": {"whitespace_pattern": _JSON_BLANKS}}
+    try:
+        schema = json.loads(grammar.source)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the schema is not valid JSON: {error}", param="grammar") from error
+    if not isinstance(schema, dict):
+        raise InvalidRequest("a JSON schema is a JSON object", param="grammar")
+    own = schema.get("x-guidance")
+    settings = {"whitespace_pattern": _JSON_BLANKS} | (own if isinstance(own, dict) else {})
+    return schema | {"x-guidance": settings}
+
+
+def _shortened(message: str) -> str:
+    # After this line llguidance prints its whole state.
+    message = message.split("\n<state>")[0].strip()
+    if message == "NoExtensionBias":
+        return "no text fits it"
+    return message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."

@@ -1,0 +1,252 @@
+"""How the answers to one request are asked for and read: with tools, with thoughts, or plain."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.grammar import Grammar
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.server.answer_events import AnswerEvent, CallEnd, Content, TextReader
+from jaxserve.server.reasoning.registry import think_format
+from jaxserve.server.reasoning.think import ThinkFormat, ThinkStream
+from jaxserve.server.tools.call_stream import CallStream
+from jaxserve.server.tools.format import ToolFormat
+from jaxserve.server.tools.prompting import with_tools_as_text
+from jaxserve.server.tools.registry import tool_format
+from jaxserve.server.tools.tool import Tool, ToolChoice
+from jaxserve.tokenizers.base import Tokenizer
+
+_NO_LIMIT = 2**31 - 1
+
+
+def check_parsers(tool_call_parser: str, reasoning_parser: str) -> None:
+    """See that there are parsers of these names.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    tool_format(tool_call_parser, chat_template=None, family="")
+    think_format(reasoning_parser)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerFormat:
+    """How the served model writes what is not plain content.
+
+    Attributes:
+        calls: tool calls.
+        thoughts: thoughts, if they are to be told apart.
+        tokenizer: the model's.
+    """
+
+    calls: ToolFormat
+    thoughts: ThinkFormat | None
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of_model(
+        cls, tool_call_parser: str, reasoning_parser: str, tokenizer: Tokenizer, family: str
+    ) -> "AnswerFormat":
+        """The format that the server's options name, for a model.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        calls = tool_format(tool_call_parser, chat_template=tokenizer.chat_template, family=family)
+        return cls(calls, think_format(reasoning_parser), tokenizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerPlan:
+    """What one request wants of its answers, beside what the sampler knows.
+
+    Attributes:
+        form: how the model writes.
+        tools: those that the request offers.
+        choice: whether they are used.
+        is_parallel: there may be several calls in an answer.
+        thinking_budget: tokens of thought at most.
+    """
+
+    form: AnswerFormat
+    tools: Sequence[Tool] = ()
+    choice: ToolChoice = dataclasses.field(default_factory=ToolChoice)
+    is_parallel: bool = True
+    thinking_budget: int | None = None
+
+    def messages(self, given: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The messages for the chat template; with the tools, where it knows of none.
+
+        Raises:
+            InvalidRequest: a message has a wrong shape.
+        """
+        if "tools" in self.form.tokenizer.chat_variables:
+            return given
+        has_calls = any(m.get("tool_calls") or m.get("role") == "tool" for m in given)
+        if not self._offered and not has_calls:
+            return given
+        return with_tools_as_text(given, self._offered, self.form.calls)
+
+    def template_tools(self) -> list[dict[str, Any]]:
+        """The tools for the chat template."""
+        return [tool.for_template() for tool in self._offered]
+
+    def shaped(self, params: SamplingParams, prompt: str) -> SamplingParams:
+        """The sampler's parameters with what the calls and thoughts need.
+
+        A call that is required, or is to fit its schema in any case, is a matter of a grammar, and
+        so is that there is only one. A grammar is for what comes after thoughts.
+
+        Args:
+            params: with the request's own grammar, if it has one.
+            prompt: the text that the model goes on from.
+
+        Raises:
+            InvalidRequest: a required call and another grammar exclude each other, the grammar
+                is too long, or the model is not known to think and has a budget for it.
+        """
+        grammar = self._grammar(params.grammar)
+        thoughts = self.form.thoughts
+        if thoughts is None and self.thinking_budget is not None:
+            raise InvalidRequest(
+                "thinking_token_budget: the server has no reasoning parser that says where this "
+                "model's thoughts end",
+                param="thinking_token_budget",
+            )
+        thinking = None
+        if thoughts is not None and (grammar is not None or self.thinking_budget is not None):
+            thinking = thoughts.budget(
+                _NO_LIMIT if self.thinking_budget is None else self.thinking_budget,
+                self.form.tokenizer,
+                is_open=thoughts.is_open(prompt),
+            )
+        return dataclasses.replace(
+            params,
+            grammar=grammar,
+            thinking=thinking,
+            skip_special_tokens=params.skip_special_tokens and not self._has_special_markers(),
+        )
+
+    def reader(self, prompt: str, *, is_whole: bool) -> TextReader:
+        """Reads one answer.
+
+        Args:
+            prompt: the text that the model goes on from.
+            is_whole: nobody sees the answer before its end, so a call that broke off can still
+                be told as the content that it is.
+        """
+        thoughts = self.form.thoughts
+        think = None
+        if thoughts is not None:
+            think = ThinkStream(thoughts, is_open=thoughts.is_open(prompt))
+        calls = None
+        if self._offered:
+            names = [tool.name for tool in self._offered]
+            calls = CallStream(self.form.calls.marks, names, is_parallel=self.is_parallel)
+        reader = AnswerReader(think, calls)
+        return WholeReader(reader) if is_whole and calls is not None else reader
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether answers are nothing but content."""
+        return self.form.thoughts is None and not self._offered
+
+    @property
+    def _offered(self) -> Sequence[Tool]:
+        return () if self.choice.mode == "none" else self.tools
+
+    def _grammar(self, own: Grammar | None) -> Grammar | None:
+        tools, calls = self._offered, self.form.calls
+        if not tools:
+            return own
+        if self.choice.is_forced:
+            if own is not None:
+                raise InvalidRequest(
+                    "a required tool call leaves nothing that another grammar, schema or choice "
+                    "could shape",
+                    param="tool_choice",
+                )
+            named = [tool for tool in tools if tool.name == self.choice.name]
+            return calls.forced(named or tools, is_parallel=self.is_parallel and not named)
+        if own is not None:
+            return calls.or_else(own, tools, is_parallel=self.is_parallel)
+        if any(tool.is_strict for tool in tools) or not self.is_parallel:
+            return calls.auto(tools, is_parallel=self.is_parallel)
+        return None
+
+    def _has_special_markers(self) -> bool:
+        """Whether a marker is a token that stands for no text, unless such are spelled out."""
+        markers: list[str] = []
+        if self.form.thoughts is not None:
+            markers += [self.form.thoughts.start, self.form.thoughts.end]
+        if self._offered and self.form.calls.marks.anywhere:
+            markers += self.form.calls.marks.openers
+        tokenizer = self.form.tokenizer
+        return any(tokenizer.token_to_id(marker) in tokenizer.special_ids for marker in markers)
+
+
+class AnswerReader:
+    """Thoughts first, then content and calls; see `TextReader`.
+
+    Args:
+        thoughts: tells thoughts, if there may be any.
+        calls: tells calls, if there may be any.
+    """
+
+    def __init__(self, thoughts: TextReader | None, calls: TextReader | None) -> None:
+        self._thoughts = thoughts
+        self._calls = calls
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """Take the next piece; what has become certain."""
+        if self._thoughts is None:
+            return self._read(text)
+        return self._refined(self._thoughts.push(text))
+
+    def finish(self) -> list[AnswerEvent]:
+        """The text is over; what was held back."""
+        events = self._refined(self._thoughts.finish()) if self._thoughts is not None else []
+        return events + (self._calls.finish() if self._calls is not None else [])
+
+    def _refined(self, events: Sequence[AnswerEvent]) -> list[AnswerEvent]:
+        return [
+            finer
+            for event in events
+            for finer in (self._read(event.text) if isinstance(event, Content) else [event])
+        ]
+
+    def _read(self, text: str) -> list[AnswerEvent]:
+        if self._calls is not None:
+            return self._calls.push(text)
+        return [Content(text)] if text else []
+
+
+class WholeReader:
+    """Holds everything back to the end, where a call that broke off becomes content.
+
+    Args:
+        reader: reads the answer.
+    """
+
+    def __init__(self, reader: TextReader) -> None:
+        self._reader = reader
+        self._events: list[AnswerEvent] = []
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """Take the next piece; nothing comes of it yet."""
+        self._events += self._reader.push(text)
+        return []
+
+    def finish(self) -> list[AnswerEvent]:
+        """All of the answer."""
+        events = self._events + self._reader.finish()
+        broken = {e.index: e for e in events if isinstance(e, CallEnd) and not e.is_valid}
+        result: list[AnswerEvent] = []
+        for event in events:
+            index = None if isinstance(event, Content) else getattr(event, "index", None)
+            if index not in broken:
+                result.append(event)
+            elif isinstance(event, CallEnd):
+                result.append(Content(event.source))
+        return result

@@ -1,0 +1,1 @@
+"""Grafana dashboards, made by `scripts/make_dashboard.py`."""
