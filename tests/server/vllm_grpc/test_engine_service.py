@@ -217,7 +217,7 @@ def test_the_tokenizer_arrives_as_an_archive(make_engine, serving, tmp_path: Pat
 
 def test_kv_events_tell_what_a_prompt_could_share(make_engine, serving) -> None:
     async def main() -> None:
-        async with serving(make_engine(num_pages=16)) as s:
+        async with asyncio.timeout(30), serving(make_engine(num_pages=16)) as s:
             stub = stub_of(s)
             call = stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest())
             await call.initial_metadata()
@@ -237,13 +237,13 @@ def test_kv_events_tell_what_a_prompt_could_share(make_engine, serving) -> None:
             assert blocks[first] == ([0, 1, 2, 3], None)
             assert blocks[second] == ([4, 5, 6, 7], first)
             assert blocks[third][1] == second
-            _ = [m async for m in stub.Generate(request([200] * 40, 4))]  # evicts them
+            _ = [m async for m in stub.Generate(request([200] * 60, 4))]  # evicts them
             removed: set[int] = set()
             while not {first, second, third} <= removed:
                 for event in (await call.read()).events:
                     removed |= set(event.removed.block_hashes)
             await s.server.drain()
-            assert await call.read() is grpc.aio.EOF
+            assert not await call.read()  # the end
 
             code, _ = await refusal(
                 stub.SubscribeKvEvents(
@@ -277,3 +277,25 @@ def test_every_method_of_the_protocol_is_answered() -> None:
 
     service = pb.DESCRIPTOR.services_by_name["VllmEngine"]
     assert {method.name for method in service.methods} <= set(vars(VllmEngineServicer))
+
+
+def test_embeddings_and_prompt_logprobs(make_engine, serving, wait_idle) -> None:
+    async def main() -> None:
+        engine = make_engine()
+        async with serving(engine) as s:
+            stub = stub_of(s)
+            asked = pb.EmbedRequest(tokenized=pb.TokenizedInput(input_ids=[1, 2, 3]))
+            answer = await stub.Embed(asked)
+            assert answer.prompt_tokens == 3 and answer.embedding_dim == len(answer.embedding) > 0
+            code, _ = await refusal(stub.Embed(pb.EmbedRequest()))
+            assert code is CODES.INVALID_ARGUMENT
+            for stream in (False, True):
+                generate = request([5, 6, 7], prompt_logprobs=2, stream=stream)
+                first, *_ = [m async for m in stub.Generate(generate)]
+                told = (first.chunk if stream else first.complete).input_logprobs
+                assert list(told.token_ids) == [5, 6, 7]
+                assert [p.HasField("value") for p in told.token_logprobs] == [False, True, True]
+                assert [len(top.token_ids) for top in told.top_logprobs] == [0, 2, 2]
+            await wait_idle(engine)
+
+    asyncio.run(main())
