@@ -2,45 +2,43 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest, QueueFull
-from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.llm_results import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    Logprob,
+    RequestOutput,
+    append,
+)
 from jaxserve.tokenizers.base import Tokenizer
 
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "Logprob",
+    "RequestOutput",
+]
+
 Prompt = str | Mapping[str, Any]  # text, or {"prompt_token_ids": [...]}
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 T = TypeVar("T", SamplingParams, ServiceParams)
-
-
-@dataclasses.dataclass
-class CompletionOutput:
-    """One answer to a prompt."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    finish_reason: str | None = None
-
-
-@dataclasses.dataclass
-class RequestOutput:
-    """A prompt and its answers."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    finished: bool = False
 
 
 class LLM:
@@ -87,6 +85,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         service_params: ServiceParams | Sequence[ServiceParams] | None = None,
         *,
+        n: int = 1,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete prompts, all in one continuous batch.
@@ -95,6 +94,76 @@ class LLM:
             prompts: text or {"prompt_token_ids": [...]}, one or many.
             sampling_params: one for all, or one per prompt.
             service_params: tenants, priorities and the like: one for all, or one per prompt.
+            n: answers per prompt; with a seed, the i-th is sampled with seed + i.
+            use_tqdm: show a progress bar on stderr.
+
+        Returns:
+            One result per prompt, in order. An answer that could not go on (its grammar became
+            too complex, say) has the `finish_reason` "error".
+
+        Raises:
+            InvalidRequest: a prompt cannot be served; the others are not answered either.
+        """
+        if n < 1:
+            raise InvalidRequest(f"n must be at least 1, got {n}")
+        results = [self._result(prompt, n) for prompt in _as_list(prompts)]
+        params = _one_each(sampling_params, SamplingParams(), len(results))
+        services = _one_each(service_params, ServiceParams(), len(results))
+        requests: list[_Request] = []
+        for result, sampling, service in zip(results, params, services, strict=True):
+            for index in range(n):
+                name = result.request_id if n == 1 else f"{result.request_id}-{index}"
+                add = functools.partial(
+                    self._engine.add,
+                    name,
+                    result.prompt_token_ids,
+                    _of_answer(sampling, index),
+                    service,
+                )
+                take = functools.partial(append, result, index, decode=self._token_text)
+                requests.append(_Request(name, add, take))
+        self._run(requests, "generating", use_tqdm)
+        return results
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        service_params: ServiceParams | Sequence[ServiceParams] | None = None,
+        *,
+        n: int = 1,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several; otherwise as `generate`.
+
+        Args:
+            messages: a list of {"role": ..., "content": ...}, or a list of such lists.
+            sampling_params, service_params, n, use_tqdm: see `generate`.
+            tools: functions that the model may call, as in OpenAI's API; its calls are part of
+                the text.
+            chat_template_kwargs: more variables for the chat template.
+        """
+        chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        ids = [
+            self.tokenizer.apply_chat_template(
+                chat,  # type: ignore[arg-type]
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for chat in chats
+        ]
+        prompts = [{"prompt_token_ids": prompt} for prompt in ids]
+        return self.generate(prompts, sampling_params, service_params, n=n, use_tqdm=use_tqdm)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector per text: the model's last hidden states, pooled (`embedding_pooling`).
+
+        Args:
+            prompts: text or {"prompt_token_ids": [...]}, one or many.
             use_tqdm: show a progress bar on stderr.
 
         Returns:
@@ -103,31 +172,22 @@ class LLM:
         Raises:
             InvalidRequest: a prompt cannot be served; the others are not answered either.
         """
-        if isinstance(prompts, str | Mapping):
-            prompts = [prompts]
-        results = [self._result(prompt) for prompt in prompts]
-        params = _one_each(sampling_params, SamplingParams(), len(results))
-        services = _one_each(service_params, ServiceParams(), len(results))
-        return self._run(results, params, services, use_tqdm)
-
-    def chat(
-        self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        service_params: ServiceParams | Sequence[ServiceParams] | None = None,
-        *,
-        use_tqdm: bool = True,
-    ) -> list[RequestOutput]:
-        """Answer one conversation, or several; otherwise as `generate`.
-
-        Args:
-            messages: a list of {"role": ..., "content": ...}, or a list of such lists.
-            sampling_params, service_params, use_tqdm: see `generate`.
-        """
-        chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        ids = [self.tokenizer.apply_chat_template(chat) for chat in chats]  # type: ignore[arg-type]
-        prompts = [{"prompt_token_ids": prompt} for prompt in ids]
-        return self.generate(prompts, sampling_params, service_params, use_tqdm=use_tqdm)
+        results: list[EmbeddingRequestOutput] = []
+        requests: list[_Request] = []
+        for prompt in _as_list(prompts):
+            given = self._result(prompt, 0)
+            output = EmbeddingOutput(np.zeros(0, np.float32))
+            results.append(
+                EmbeddingRequestOutput(
+                    given.request_id, given.prompt, given.prompt_token_ids, output
+                )
+            )
+            add = functools.partial(
+                self._engine.add_embedding, given.request_id, given.prompt_token_ids
+            )
+            requests.append(_Request(given.request_id, add, functools.partial(_embedded, output)))
+        self._run(requests, "embedding", use_tqdm)
+        return results
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -146,10 +206,13 @@ class LLM:
         Raises:
             InvalidRequest: the prompt cannot be served.
         """
-        result = self._result(prompt)
+        result = self._result(prompt, 0)
+        params = sampling_params or SamplingParams()
         deltas: deque[TokenDelta] = deque()
         with self._requests({result.request_id: deltas.append}):
-            self._add(result, sampling_params or SamplingParams(), ServiceParams())
+            self._engine.add(
+                result.request_id, result.prompt_token_ids, params, now=time.monotonic()
+            )
             finished = False
             while not finished:
                 while not deltas:
@@ -158,7 +221,7 @@ class LLM:
                 finished = delta.finish_reason is not None
                 yield delta
 
-    def _result(self, prompt: Prompt) -> RequestOutput:
+    def _result(self, prompt: Prompt, n: int) -> RequestOutput:
         if isinstance(prompt, str):
             text, ids = prompt, self.tokenizer.encode(prompt)
         elif isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
@@ -166,32 +229,30 @@ class LLM:
         else:
             raise InvalidRequest("a prompt is a string or {'prompt_token_ids': [...]}")
         self._num_requests += 1
-        return RequestOutput(str(self._num_requests - 1), text, ids, [CompletionOutput(0)])
+        outputs = [CompletionOutput(index) for index in range(n)]
+        return RequestOutput(str(self._num_requests - 1), text, ids, outputs)
 
-    def _run(
-        self,
-        results: list[RequestOutput],
-        params: list[SamplingParams],
-        services: list[ServiceParams],
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        bar = tqdm(total=len(results), desc="generating", unit="request", disable=not use_tqdm)
-        unfinished = {result.request_id for result in results}
+    def _token_text(self, token_id: int) -> str:
+        return self.tokenizer.decode([token_id], skip_special_tokens=False)
 
-        def taker(result: RequestOutput) -> Callable[[TokenDelta], None]:
+    def _run(self, requests: "Sequence[_Request]", doing: str, use_tqdm: bool) -> None:
+        bar = tqdm(total=len(requests), desc=doing, unit="request", disable=not use_tqdm)
+        unfinished = {request.name for request in requests}
+
+        def taker(request: _Request) -> Callable[[TokenDelta], None]:
             def take(delta: TokenDelta) -> None:
-                if _append(result, delta):
-                    unfinished.remove(delta.request_id)
+                request.take(delta)
+                if delta.finish_reason is not None:
+                    unfinished.remove(request.name)
                     bar.update()
 
             return take
 
-        with bar, self._requests({result.request_id: taker(result) for result in results}):
-            for arguments in zip(results, params, services, strict=True):
-                self._add_when_room(*arguments)
+        with bar, self._requests({request.name: taker(request) for request in requests}):
+            for request in requests:
+                self._add_when_room(request)
             while unfinished:
                 self._step()
-        return results
 
     @contextlib.contextmanager
     def _requests(self, takers: Mapping[str, Callable[[TokenDelta], object]]) -> Iterator[None]:
@@ -206,17 +267,10 @@ class LLM:
             while self._engine.has_work and not self._takers:  # a step that was under way
                 self._step()
 
-    def _add(self, result: RequestOutput, params: SamplingParams, service: ServiceParams) -> None:
-        self._engine.add(
-            result.request_id, result.prompt_token_ids, params, service, now=time.monotonic()
-        )
-
-    def _add_when_room(
-        self, result: RequestOutput, params: SamplingParams, service: ServiceParams
-    ) -> None:
+    def _add_when_room(self, request: "_Request") -> None:
         while True:
             try:
-                return self._add(result, params, service)
+                return request.add(now=time.monotonic())
             except QueueFull:
                 self._step()
 
@@ -225,15 +279,30 @@ class LLM:
             self._takers[delta.request_id](delta)
 
 
-def _append(result: RequestOutput, delta: TokenDelta) -> bool:
-    output = result.outputs[0]
-    output.text += delta.text
-    output.token_ids.extend(delta.token_ids)
-    if delta.finish_reason is None:
-        return False
-    output.finish_reason = delta.finish_reason.value
-    result.finished = True
-    return True
+class _Request(NamedTuple):
+    """A request's name in the engine, what queues it there (`now=`), and who takes its deltas."""
+
+    name: str
+    add: Callable[..., None]
+    take: Callable[[TokenDelta], object]
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    return [prompts] if isinstance(prompts, str | Mapping) else prompts
+
+
+def _of_answer(params: SamplingParams, index: int) -> SamplingParams:
+    """The params of a prompt's answer of that index."""
+    if not index:
+        return params
+    seed = None if params.seed is None else (params.seed + index) % (MAX_SEED + 1)
+    # The first one's are everybody's.
+    return dataclasses.replace(params, seed=seed, prompt_logprobs=None)
+
+
+def _embedded(output: EmbeddingOutput, delta: TokenDelta) -> None:
+    assert delta.embedding is not None
+    output.embedding = delta.embedding.values
 
 
 def _one_each(given: T | Sequence[T] | None, default: T, count: int) -> list[T]:

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # From nothing to a streamed answer over gRPC; then it keeps serving until Ctrl-C.
-# Usage: scripts/quickstart.sh [--port PORT] [--exit]
-#   --port PORT  gRPC port (50051; 0 takes a free one)
-#   --exit       stop the server and leave once the answer is there
+# Usage: scripts/quickstart.sh [--port PORT] [--http-port PORT] [--exit]
+#   --port PORT       gRPC port (50051; 0 takes a free one)
+#   --http-port PORT  port of the OpenAI-compatible API and the page (8000; 0 takes a free one)
+#   --exit            stop the server and leave once the answer is there
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 model=smollm2-135m
 question="What is the capital of France, and what is it known for?"
 port=50051
+http_port=8000
 leave=false
 while (($#)); do
   case "$1" in
     --port) port="${2:?--port needs a number}"; shift 2 ;;
+    --http-port) http_port="${2:?--http-port needs a number}"; shift 2 ;;
     --exit) leave=true; shift ;;
-    *) sed -n '3,5s/^# //p' "$0" >&2; exit 2 ;;
+    *) sed -n '3,6s/^# //p' "$0" >&2; exit 2 ;;
   esac
 done
 
@@ -39,7 +42,7 @@ jaxserve pull "$model" >/dev/null
 
 echo "starting the server (the first start compiles, later ones load what was compiled)" >&2
 set -m  # a process group of its own: Ctrl-C reaches this script, which then drains the server
-jaxserve serve "$model" --port "$port" >"$output" &
+jaxserve serve "$model" --port "$port" --http-port "$http_port" >"$output" &
 server=$!
 set +m
 until grep -q '^READY' "$output"; do
@@ -53,6 +56,7 @@ until grep -q '^READY' "$output"; do
 done
 cat "$output"
 read -r _ address _ <"$output"
+http="$(sed -n 's/^READY.* http=\([^ ]*\).*/\1/p' "$output")"
 
 printf '\n> %s\n' "$question"
 python scripts/chat_client.py "$question" --target "$address"
@@ -60,13 +64,22 @@ if $leave; then exit 0; fi
 
 cat <<HELP
 
-Serving on $address until Ctrl-C. Call it:
+Serving on $address until Ctrl-C. Look at it in a browser: http://$http/
+
+Call it over gRPC:
 
   .venv/bin/python scripts/chat_client.py "Tell me a joke." --target $address
 
   grpcurl -plaintext -d '{"chat": {"messages": [{"role": "user", "content": "Tell me a joke."}]},
     "sampling_params": {"temperature": 0.7, "max_tokens": 64}}' \\
     $address jaxserve.v1.Jaxserve/Generate
+
+as any client of OpenAI's API does:
+
+  curl http://$http/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"model": "$model", "messages": [{"role": "user", "content": "Tell me a joke."}]}'
+
+or measure it:
 
   .venv/bin/jaxserve bench serve --host ${address%:*} --port ${address##*:} --num-prompts 32 --max-concurrency 8
 HELP

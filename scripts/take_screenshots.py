@@ -27,7 +27,7 @@ from jaxserve.testing.browser import find_chromium, launched
 
 QUESTIONS = ("Give me a short fact about whales.", "Why is the sky blue? Three sentences.")
 TOPICS = ("rain", "bread", "the moon", "trains", "a lighthouse", "bees", "chess", "salt", "maps")
-WIDE: ViewportSize = {"width": 1440, "height": 1080}
+WIDE: ViewportSize = {"width": 1440, "height": 1100}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 SERVER = ("--max-num-seqs", "12", "--num-pages", "256", "--host-cache-memory", "0.25")
 

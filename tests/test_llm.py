@@ -1,13 +1,15 @@
 """The offline class: vLLM's shapes, streaming, and nothing left behind."""
 
 import asyncio
+import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxserve
-from jaxserve import LLM, SamplingParams
+from jaxserve import LLM, Grammar, SamplingParams
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
@@ -33,7 +35,7 @@ def nothing_is_left(llm: LLM):
 
 
 def test_public_names() -> None:
-    assert sorted(jaxserve.__all__) == ["LLM", "SamplingParams"]
+    assert sorted(jaxserve.__all__) == ["Grammar", "LLM", "SamplingParams"]
     with pytest.raises(AttributeError, match="nonsense"):
         jaxserve.nonsense  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -127,3 +129,94 @@ def test_a_stream_loses_nothing_to_calls_in_between(llm: LLM) -> None:
     llm.generate(["between", "them"], GREEDY, use_tqdm=False)
     got += [d.token_ids for d in stream]
     assert got == expected
+
+
+# Everything that can be asked for.
+
+
+def test_several_answers_to_a_prompt(llm: LLM) -> None:
+    params = SamplingParams(temperature=1, seed=5, max_tokens=6, ignore_eos=True)
+    results = llm.generate(["one", "two"], params, n=3, use_tqdm=False)
+    for result in results:
+        assert result.finished and [output.index for output in result.outputs] == [0, 1, 2]
+        assert len({tuple(output.token_ids) for output in result.outputs}) == 3
+    second = dataclasses.replace(params, seed=6)
+    (alone,) = llm.generate("one", second, use_tqdm=False)
+    assert alone.outputs[0].token_ids == results[0].outputs[1].token_ids
+    with pytest.raises(InvalidRequest, match="n must be at least 1"):
+        llm.generate("one", params, n=0, use_tqdm=False)
+
+
+def test_logprobs_have_vllms_shape(llm: LLM) -> None:
+    params = dataclasses.replace(GREEDY, logprobs=3, prompt_logprobs=2)
+    (result,) = llm.generate("hello", params, n=2, use_tqdm=False)
+    for output in result.outputs:
+        assert output.logprobs is not None and len(output.logprobs) == 8
+        for token, at in zip(output.token_ids, output.logprobs, strict=True):
+            assert len(at) == 3 and next(iter(at)) == token  # greedy: it is the likeliest
+            assert [entry.rank for entry in at.values()] == [1, 2, 3]
+            assert at[token].decoded_token == llm.tokenizer.decode([token])
+        total = sum(at[t].logprob for t, at in zip(output.token_ids, output.logprobs, strict=True))
+        assert output.cumulative_logprob == pytest.approx(total)
+    assert result.prompt_logprobs is not None
+    first, *rest = result.prompt_logprobs
+    assert first is None and len(rest) == 5
+    for token, at in zip(result.prompt_token_ids[1:], rest, strict=True):
+        assert at is not None and token in at and 2 <= len(at) <= 3
+    (plain,) = llm.generate("hello", GREEDY, use_tqdm=False)
+    assert plain.prompt_logprobs is None and plain.outputs[0].logprobs is None
+    assert plain.outputs[0].token_ids == result.outputs[0].token_ids
+
+
+def test_prompt_logprobs_are_those_of_the_answer(llm: LLM) -> None:
+    """Given back as a prompt, an answer's tokens are as likely as they were."""
+    params = dataclasses.replace(GREEDY, logprobs=0, prompt_logprobs=0)
+    (said,) = llm.generate("what", params, use_tqdm=False)
+    prompt = said.prompt_token_ids + said.outputs[0].token_ids
+    (scored,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+    assert said.outputs[0].logprobs and scored.prompt_logprobs
+    for before, after in zip(said.outputs[0].logprobs, scored.prompt_logprobs[-8:], strict=True):
+        assert after is not None
+        (token,) = before
+        assert after[token].logprob == pytest.approx(before[token].logprob, abs=1e-4)
+        assert after[token].rank == before[token].rank == 1
+
+
+def test_grammars(llm: LLM) -> None:
+    params = SamplingParams(temperature=1, max_tokens=40, grammar=Grammar.choice(["yes", "no"]))
+    results = llm.generate(["a", "b", "c", "d"], params, n=3, use_tqdm=False)
+    assert {output.text for result in results for output in result.outputs} <= {"yes", "no"}
+    with pytest.raises(InvalidRequest, match="unclosed group"):
+        llm.generate("a", SamplingParams(grammar=Grammar("regex", "(a")), use_tqdm=False)
+
+
+def test_what_ended_an_answer(llm: LLM) -> None:
+    (free,) = llm.generate("hi", GREEDY, use_tqdm=False)
+    token = free.outputs[0].token_ids[3]
+    at = free.outputs[0].token_ids.index(token)
+    params = dataclasses.replace(GREEDY, stop_token_ids=(token,))
+    (stopped,) = llm.generate("hi", params, use_tqdm=False)
+    assert stopped.outputs[0].stop_reason == token
+    assert stopped.outputs[0].token_ids == free.outputs[0].token_ids[: at + 1]
+
+
+def test_an_answer_that_cannot_go_on_leaves_the_others(llm: LLM) -> None:
+    stuck = SamplingParams(allowed_token_ids=(97,), grammar=Grammar("regex", "ab+"))
+    bad, good = llm.generate(["x", "y"], [stuck, GREEDY], use_tqdm=False)
+    assert bad.outputs[0].finish_reason == "error" and bad.outputs[0].text == "a"
+    assert "no token can come next" in (bad.outputs[0].error or "")
+    assert good.outputs[0].finish_reason == "length" and good.outputs[0].error is None
+
+
+def test_embeddings(llm: LLM) -> None:
+    texts = ["the same words", "the same words", "x" * 100, {"prompt_token_ids": [1]}]
+    results = llm.embed(texts, use_tqdm=False)
+    vectors = np.stack([result.outputs.embedding for result in results])
+    assert vectors.shape == (4, 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+    assert abs(vectors[0] @ vectors[2]) < 0.99
+    (alone,) = llm.embed("x" * 100, use_tqdm=False)
+    np.testing.assert_allclose(alone.outputs.embedding, vectors[2], atol=1e-5)
+    with pytest.raises(InvalidRequest, match="leaves no room"):
+        llm.embed(["fine", "x" * 600], use_tqdm=False)

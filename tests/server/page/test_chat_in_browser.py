@@ -243,10 +243,10 @@ def test_tints_say_how_unlikely_a_token_was(browser: Browser, server):
         scripted(page, [chunk({"content": "abc"}, tokens, "stop")])
         say(page)
         script = "e => getComputedStyle(e).backgroundColor"
-        colours = [page.locator(".token").nth(i).evaluate(script) for i in range(3)]
+        colours = [page.locator(".token .ink").nth(i).evaluate(script) for i in range(3)]
         assert colours[0] == "rgba(0, 0, 0, 0)" and len(set(colours)) == 3
         page.uncheck("#tint")
-        assert page.locator(".token").nth(2).evaluate(script) == colours[0]
+        assert page.locator(".token .ink").nth(2).evaluate(script) == colours[0]
 
 
 def test_text_that_does_not_keep_step_with_its_tokens(browser: Browser, server):

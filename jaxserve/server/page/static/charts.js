@@ -1,7 +1,7 @@
 // The charts, on canvas. Each function draws one picture of some data; none keeps anything.
 
 const FONT = "11px system-ui, sans-serif";
-const LEFT = 38; // room for the scale's numbers
+const LEFT = 44; // room for the scale's numbers
 
 /** The palette of the current colour scheme. */
 function colours() {

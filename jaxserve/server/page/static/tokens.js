@@ -78,7 +78,10 @@ export class TokenText {
   _append(text, entries) {
     const probability = Math.exp(Math.min(...entries.map((entry) => entry.logprob)));
     const tint = TINTS.findIndex((bound) => probability < bound);
-    const span = el("span", { className: "token", tabIndex: -1 }, text);
+    // The space before a word is not painted: it may stand at the end of the line before.
+    const space = text.match(/^\s*(?=\S)/)?.[0] ?? "";
+    const ink = el("span", { className: "ink" }, text.slice(space.length));
+    const span = el("span", { className: "token", tabIndex: -1 }, space, ink);
     if (tint >= 0) span.classList.add(`tint-${tint}`);
     span.tokenEntries = entries;
     if (!this.parent.querySelector(".token")) span.tabIndex = 0; // one tab stop per answer
@@ -150,7 +153,8 @@ function show(token) {
   tip.replaceChildren(...token.tokenEntries.flatMap(entryRows));
   token.setAttribute("aria-describedby", "tip");
   tip.hidden = false;
-  const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
+  const ink = token.querySelector(".ink");
+  const box = ink.getClientRects()[0] ?? ink.getBoundingClientRect();
   const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
   tip.style.left = `${Math.max(8, left)}px`;
   const below = box.bottom + 6;
