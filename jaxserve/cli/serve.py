@@ -10,10 +10,13 @@ import click
 
 from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
+from jaxserve.cli.security_options import security_options
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.observability import ObservabilityOptions
 from jaxserve.server.reasoning.registry import REASONING_PARSER_NAMES
+from jaxserve.server.security.options import SecurityOptions
+from jaxserve.server.security.tls import Tls
 from jaxserve.server.serve import serve as serve_engine
 from jaxserve.server.server import ServerOptions
 from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
@@ -37,15 +40,24 @@ from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
               "a second signal stops at once.")  # fmt: skip
 @click.option("--max-message-mib", type=float, default=16.0, show_default=True, metavar="MIB",
               help="Largest message, either way.")  # fmt: skip
+@click.option("--max-connections", type=int, default=4096, show_default=True, metavar="N",
+              help="Clients connected to a port at a time; more are turned away.")  # fmt: skip
+@click.option("--read-timeout", type=float, default=30.0, show_default=True, metavar="SECONDS",
+              help="Time in which a client must have sent what it began.")  # fmt: skip
+@click.option("--write-timeout", type=float, default=30.0, show_default=True, metavar="SECONDS",
+              help="A stream whose client reads nothing for so long is cut off.")  # fmt: skip
 @click.option("--metrics-port", type=int, default=None, metavar="PORT",
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
 @click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
               help="On exit write how large steps were, for `jaxserve bench buckets`.")  # fmt: skip
 @observability_options
+@security_options
 @engine_options
 def serve(
     config: EngineConfig,
     observability: ObservabilityOptions,
+    security: SecurityOptions,
+    tls: Tls | None,
     host: str,
     port: int,
     http_port: int | None,
@@ -53,6 +65,9 @@ def serve(
     reasoning_parser: str,
     grace_period: float,
     max_message_mib: float,
+    max_connections: int,
+    read_timeout: float,
+    write_timeout: float,
     metrics_port: int | None,
     step_histogram: Path | None,
 ) -> None:
@@ -67,6 +82,10 @@ def serve(
         port=port,
         grace_period=grace_period,
         max_message_mib=max_message_mib,
+        max_connections=max_connections,
+        read_timeout=read_timeout,
+        write_timeout=write_timeout,
+        tls=tls,
         metrics_port=metrics_port,
         http_port=http_port,
         tool_call_parser=tool_call_parser,
@@ -82,7 +101,9 @@ def serve(
         return engines[0]
 
     try:
-        asyncio.run(serve_engine(make_engine, options, observability=observability))
+        asyncio.run(
+            serve_engine(make_engine, options, observability=observability, security=security)
+        )
     finally:
         if step_histogram is not None and engines:
             engines[0].histogram.save(step_histogram)

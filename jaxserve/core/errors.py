@@ -2,6 +2,7 @@
 
     JaxserveError
     ├── InvalidRequest      the caller asked for something that cannot be served
+    │   └── RequestTooLarge     it has more bytes than are taken
     ├── Unauthenticated     the caller brought no valid API key
     ├── PermissionDenied    the caller may not do this
     ├── Unsupported         a protocol has a call for this, and this server does not offer it
@@ -34,6 +35,10 @@ class InvalidRequest(JaxserveError, ValueError):
     def __init__(self, message: str = "", *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class RequestTooLarge(InvalidRequest):
+    """A request has more bytes than are taken."""
 
 
 class Unauthenticated(JaxserveError):

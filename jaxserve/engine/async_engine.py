@@ -21,7 +21,14 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import Embedding, EngineLoad, KvMap, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import (
+    ActiveRequest,
+    Embedding,
+    EngineLoad,
+    KvMap,
+    ModelInfo,
+    TokenDelta,
+)
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import SamplingRules
 from jaxserve.tokenizers.base import Tokenizer
@@ -40,6 +47,7 @@ class _Subscriber:
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[TokenDelta | JaxserveError]"
     tenant: str
+    arrived: float  # seconds, `time.monotonic`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +155,15 @@ class AsyncEngine:
         """Gauges and counters as of now."""
         return self._engine.load()
 
+    def active_requests(self) -> list[ActiveRequest]:
+        """The requests under way, the oldest first; safe to call from any thread."""
+        now = time.monotonic()
+        active = [
+            ActiveRequest(request_id, subscriber.tenant, now - subscriber.arrived)
+            for request_id, subscriber in self._subscribers.copy().items()
+        ]
+        return sorted(active, key=lambda request: -request.seconds)
+
     def kv_map(self, max_bins: int) -> KvMap:
         """Where KV pages are as of now; see `Engine.kv_map`."""
         return self._engine.kv_map(max_bins)
@@ -213,7 +230,9 @@ class AsyncEngine:
             raise Draining("the server is shutting down and takes no new requests")
         request_id = request_id or f"req-{uuid.uuid4().hex}"
         service = service or ServiceParams()
-        subscriber = _Subscriber(asyncio.get_running_loop(), asyncio.Queue(), service.tenant)
+        subscriber = _Subscriber(
+            asyncio.get_running_loop(), asyncio.Queue(), service.tenant, arrived
+        )
         account = self._enter(service.tenant, len(prompt_token_ids))
         with self._open_lock:
             self._num_open += 1

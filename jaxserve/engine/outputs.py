@@ -12,6 +12,20 @@ from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
 
 
+class ActiveRequest(NamedTuple):
+    """A request under way.
+
+    Attributes:
+        request_id: its id.
+        tenant: on whose account it is served.
+        seconds: since it came.
+    """
+
+    request_id: str
+    tenant: str
+    seconds: float
+
+
 class Embedding(NamedTuple):
     """A text as one vector.
 

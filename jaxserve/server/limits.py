@@ -5,24 +5,27 @@ import dataclasses
 from jaxserve.core.errors import ConfigError, InvalidRequest
 
 
+def _limit(default: int, help: str) -> int:
+    """A limit that is also a command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestLimits:
     """Bounds on single requests; larger ones are refused before they cost anything.
 
-    Attributes:
-        max_n: answers to one prompt.
-        max_prompts: prompts in one HTTP request.
-        max_prompt_chars: characters of one prompt, or of all messages of a chat.
-        max_grammar_chars: characters of a grammar, a JSON schema or a tool's parameters.
+    Each is a flag of `jaxserve serve`, whose help says what it bounds.
 
     Raises:
         ConfigError: a limit is not positive.
     """
 
-    max_n: int = 16
-    max_prompts: int = 256
-    max_prompt_chars: int = 2**20
-    max_grammar_chars: int = 2**16
+    max_n: int = _limit(16, "answers to one prompt")
+    max_prompts: int = _limit(256, "prompts in one HTTP request")
+    max_prompt_chars: int = _limit(2**20, "characters of a prompt, or of all messages of a chat")
+    max_grammar_chars: int = _limit(
+        2**16, "characters of a grammar, a JSON schema or a tool's parameters"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

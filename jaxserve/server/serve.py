@@ -1,6 +1,7 @@
 """`serve`: from nothing to READY, and on to a clean end at a signal."""
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import signal
@@ -15,6 +16,8 @@ from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
 from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.observability import Observability, ObservabilityOptions
+from jaxserve.server.security.admin import ADMIN_HOST, make_admin_app
+from jaxserve.server.security.options import SecurityOptions, allow_many_files
 from jaxserve.server.server import GrpcServer, ServerOptions
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ async def serve(
     options: ServerOptions,
     *,
     observability: ObservabilityOptions | None = None,
+    security: SecurityOptions | None = None,
     announce: Callable[[str], None] = _announce,
 ) -> None:
     """Serve an engine over gRPC, and over HTTP if asked to, until SIGTERM or SIGINT.
@@ -43,28 +47,37 @@ async def serve(
         make_engine: builds the engine, blocking until it is compiled and warm.
         options: where and how to listen.
         observability: what is told of the engine beside metrics, and how.
+        security: who may call, and how much they may ask for.
         announce: takes the READY line.
 
     Raises:
-        ConfigError: a port cannot be listened on, or a package for traces is missing.
+        ConfigError: a port cannot be listened on, a package for traces is missing, or the file
+            of API keys is wrong.
         EngineDead: the engine failed while serving.
         Exception: whatever `make_engine` raises.
     """
     started = time.monotonic()
     signals = _Signals()
+    security = security or SecurityOptions()
+    allow_many_files()
     context = ServerContext(
+        security.limits,
+        security.load_keys(),
         observability=Observability(observability),
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
     )
     server = GrpcServer(options, context)
     http = _http_server(options, context)
+    admin = _admin_server(security, options, context, signals.trigger)
     engine: AsyncEngine | None = None
     with signals:
         try:
             await server.start()
             if http is not None:
                 await http.start()
+            if admin is not None:
+                await admin.start()
             building = _on_daemon_thread(make_engine)
             if not await signals.unless_first(building):
                 log.warning("stopped during start-up")
@@ -72,7 +85,7 @@ async def serve(
             engine = building.result()
             await server.attach(engine)
             gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
-            announce(_ready_line(server, http, engine, time.monotonic() - started))
+            announce(_ready_line(server, http, admin, engine, time.monotonic() - started))
             if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
                 log.warning("draining: up to %g s; a second signal stops", options.grace_period)
                 await signals.unless_second(asyncio.ensure_future(server.drain()))
@@ -80,7 +93,7 @@ async def serve(
             raise EngineDead("the engine has stopped; its traceback is in the log above")
         finally:
             grace = 0.0 if signals.count > 1 else 0.5
-            await asyncio.gather(server.stop(grace), *([http.stop(grace)] if http else []))
+            await asyncio.gather(*(s.stop(grace) for s in (server, http, admin) if s is not None))
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
             await asyncio.to_thread(context.observability.close)
@@ -90,11 +103,28 @@ def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer |
     if options.http_port is None:
         return None
     routers = [metrics_router(context.observability.metrics)]
-    return HttpServer(options, make_app(context, routers=routers))
+    max_bytes = int(options.max_message_mib * 2**20)
+    return HttpServer(options, make_app(context, routers=routers, max_body_bytes=max_bytes))
+
+
+def _admin_server(
+    security: SecurityOptions,
+    options: ServerOptions,
+    context: ServerContext,
+    drain: Callable[[], None],
+) -> HttpServer | None:
+    if security.admin_port is None:
+        return None
+    options = dataclasses.replace(options, host=ADMIN_HOST, http_port=security.admin_port, tls=None)
+    return HttpServer(options, make_admin_app(context, drain))
 
 
 def _ready_line(
-    server: GrpcServer, http: HttpServer | None, engine: AsyncEngine, seconds: float
+    server: GrpcServer,
+    http: HttpServer | None,
+    admin: HttpServer | None,
+    engine: AsyncEngine,
+    seconds: float,
 ) -> str:
     line = (
         f"READY {server.address} model={engine.model_info.name} seconds={seconds:.1f} "
@@ -102,7 +132,10 @@ def _ready_line(
     )
     if server.metrics_address:
         line += f" metrics={server.metrics_address}"
-    return f"{line} http={http.address}" if http is not None else line
+    for name, front_end in (("http", http), ("admin", admin)):
+        if front_end is not None:
+            line += f" {name}={front_end.address}"
+    return line
 
 
 async def _engine_end(engine: AsyncEngine) -> None:
@@ -150,7 +183,7 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+                asyncio.get_running_loop().add_signal_handler(number, self.trigger)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -158,7 +191,8 @@ class _Signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().remove_signal_handler(number)
 
-    def _on_signal(self) -> None:
+    def trigger(self) -> None:
+        """Do what a signal does."""
         self.count += 1
         (self._first if self.count == 1 else self._second).set()
 

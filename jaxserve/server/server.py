@@ -9,6 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_reflection.v1alpha import reflection
+from smg_grpc_proto.generated import vllm_engine_pb2
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
@@ -21,11 +22,13 @@ from jaxserve.server.security.interceptor import KeyInterceptor
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.v1 import jaxserve_pb2
 from jaxserve.server.v1.servicer import JaxserveServicer
+from jaxserve.server.vllm_grpc.servicer import VllmEngineServicer
 
 # The services of this server, and what answers each; all over the same engine.
 SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer,
+    vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"]: VllmEngineServicer,
 }
 MAX_TIMEOUT = 86_400.0
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message

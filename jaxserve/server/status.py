@@ -8,6 +8,7 @@ from jaxserve.core import errors
 MAX_MESSAGE_CHARS = 1000
 
 STATUS_CODES: dict[type[errors.JaxserveError], grpc.StatusCode] = {
+    errors.RequestTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself has it
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -24,9 +25,13 @@ from jaxserve.server.http.info import info_router
 from jaxserve.server.http.responses import responses_router
 from jaxserve.server.http.tokens import tokens_router
 from jaxserve.server.log_format import about_request
-from jaxserve.server.page.router import page_router
+from jaxserve.server.page.router import PUBLIC_PATHS, page_router
+from jaxserve.server.security.http_guard import LimitBody, RequireKey
 
 log = logging.getLogger(__name__)
+
+DEFAULT_MAX_BODY_BYTES = 16 * 2**20
+_OPEN_PATHS = ("/health", *PUBLIC_PATHS)
 
 _ROUTERS = (
     page_router, info_router, chat_router, completions_router, responses_router,
@@ -39,26 +44,28 @@ def make_app(
     *,
     routers: Sequence[APIRouter] = (),
     middlewares: Sequence[Middleware] = (),
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
 ) -> FastAPI:
-    """The application.
+    """The application; whoever calls it needs an API key if the context has any.
 
     Args:
         context: the server's; requests are answered with 503 until it has an engine.
         routers: more routes.
         middlewares: ASGI applications around all routes, the outermost first. What they raise
             is answered as if a route had raised it.
+        max_body_bytes: larger bodies are refused with 413.
     """
+    guards = [Middleware(AnswerErrors)]
+    if context.keys is not None:
+        guards.append(Middleware(RequireKey, keys=context.keys, open_paths=_OPEN_PATHS))
+    guards.append(Middleware(LimitBody, max_bytes=max_body_bytes))
     app = FastAPI(
         title="jaxserve",
         version=importlib.metadata.version("jaxserve"),
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
-        middleware=[Middleware(_Guard), *middlewares],
-        exception_handlers={
-            JaxserveError: _on_error,
-            RequestValidationError: _on_validation_error,
-            HTTPException: _on_http_exception,
-        },
+        middleware=[*guards, *middlewares],
+        exception_handlers=EXCEPTION_HANDLERS,
     )
     for make_router in _ROUTERS:
         app.include_router(make_router(context))
@@ -82,6 +89,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return errors.response_to_http_exception(error)
 
 
+# What routes raise, and how it is answered.
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    JaxserveError: _on_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+}
+
+
 def _answer_to(error: JaxserveError, scope: Scope) -> Response:
     status = errors.kind_of(error).status
     log.debug("%s: %d: %s", scope["path"], status, error)
@@ -90,7 +105,7 @@ def _answer_to(error: JaxserveError, scope: Scope) -> Response:
     return errors.response_to(error)
 
 
-class _Guard:
+class AnswerErrors:
     """The outermost layer: every answer has an `X-Request-Id`, and every failure an answer.
 
     Args:
@@ -101,6 +116,7 @@ class _Guard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on to the application, and answer what it raises."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -2,16 +2,18 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from jaxserve.core.errors import JaxserveError
-from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
 from jaxserve.engine.outputs import TokenDelta
+from jaxserve.server.answer_events import Content, TextReader
 from jaxserve.server.http.errors import kind_of
-from jaxserve.server.http.logprobs import TokenNames, response_logprobs
+from jaxserve.server.http.logprobs import TokenNames
+from jaxserve.server.http.response_items import OutputItems, Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class ResponseHead:
         model: its name.
         names: what tokens are called.
         settings: what the answer repeats of its request.
+        reader: tells what is in the text, or None if it is all content.
         created: seconds since 1970.
     """
 
@@ -30,12 +33,8 @@ class ResponseHead:
     model: str
     names: TokenNames
     settings: dict[str, Any]
+    reader: TextReader | None = None
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
-
-    @property
-    def message_id(self) -> str:
-        """Of the answer's only message."""
-        return "msg_" + self.id.removeprefix("resp_")
 
 
 class ResponseAnswer:
@@ -43,25 +42,47 @@ class ResponseAnswer:
 
     def __init__(self, head: ResponseHead) -> None:
         self._head = head
-        self._texts: list[str] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._items = OutputItems(head.id.removeprefix("resp_"), head.names)
         self._last: TokenDelta | None = None
 
     def push(self, choice: int, delta: TokenDelta) -> None:
         """Take a delta."""
-        self._texts.append(delta.text)
-        self._logprobs += delta.logprobs
+        self.take(delta)
+
+    def take(self, delta: TokenDelta) -> list[Step]:
+        """Take a delta; what to tell of it."""
         self._last = delta
+        reader = self._head.reader
+        if reader is not None:
+            return self._items.take(reader.push(delta.text))
+        if not delta.text and not delta.logprobs:
+            return []
+        return self._items.take([Content(delta.text)], delta.logprobs)
+
+    def begin(self) -> list[Step]:
+        """What is certain before the first token: that all is one message, if it is."""
+        return self._items.open_message() if self._head.reader is None else []
+
+    def end(self) -> list[Step]:
+        """What there is to tell once all deltas are taken."""
+        reader = self._head.reader
+        steps = self._items.take(reader.finish()) if reader is not None else []
+        return steps + self._items.finish(self.status)
 
     def finish(self) -> dict[str, Any]:
         """The answer, as it ended."""
-        status = _status(self._last)
+        self.end()
+        return self.ended()
+
+    def ended(self) -> dict[str, Any]:
+        """The answer after `end`."""
+        status = self.status
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
             **self.begun(status),
             "completed_at": int(time.time()) if status == "completed" else None,
             "incomplete_details": cut,
-            "output": [self.message(status)],
+            "output": self._items.output(),
             "usage": _usage(self._last),
         }
 
@@ -81,28 +102,6 @@ class ResponseAnswer:
             **self._head.settings,
         }
 
-    def message(self, status: str | None = None) -> dict[str, Any]:
-        """The only item of the output."""
-        if status not in ("in_progress", "completed"):
-            status = "incomplete"
-        content = [] if status == "in_progress" else [self.part()]
-        return {
-            "id": self._head.message_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    def part(self) -> dict[str, Any]:
-        """The only part of the message: the text so far."""
-        return {
-            "type": "output_text",
-            "text": "".join(self._texts),
-            "annotations": [],
-            "logprobs": response_logprobs(self._logprobs, self._head.names),
-        }
-
     @property
     def status(self) -> str:
         """How the answer ended."""
@@ -110,79 +109,40 @@ class ResponseAnswer:
 
 
 class ResponseEvents:
-    """Turns deltas into the events of a streamed response; see `EventWriter`.
-
-    A delta's event is joined from ready-made bytes.
-    """
+    """Turns deltas into the events of a streamed response; see `EventWriter`."""
 
     def __init__(self, head: ResponseHead) -> None:
-        self._head = head
         self._answer = ResponseAnswer(head)
         self._number = 0  # of the next event
-        self._place = {"item_id": head.message_id, "output_index": 0, "content_index": 0}
-        self._delta_start = b"event: response.output_text.delta\ndata: " + orjson.dumps(
-            {"type": "response.output_text.delta", **self._place}
-        )[:-1]  # fmt: skip
 
     def push(self, choice: int, delta: TokenDelta) -> bytes:
-        """The event of a delta's text, and all that come before the first one."""
-        start = self._start() if not self._number else b""
-        self._answer.push(choice, delta)
-        if not delta.text and not delta.logprobs:
-            return start
-        logprobs = response_logprobs(delta.logprobs, self._head.names)
-        event = b"".join(
-            (
-                start,
-                self._delta_start,
-                b',"delta":',
-                orjson.dumps(delta.text),
-                b',"logprobs":',
-                orjson.dumps(logprobs),
-                b',"sequence_number":%d}\n\n' % self._number,
-            )
-        )
-        self._number += 1
-        return event
+        """The events of a delta, and all that come before the first one."""
+        steps = [] if self._number else self._start()
+        return self._events([*steps, *self._answer.take(delta)])
 
     def finish(self) -> bytes:
-        """The events that end the text, its part, its message and the response."""
-        answer, place = self._answer, self._place
-        part, status = answer.part(), answer.status
-        done = {"text": part["text"], "logprobs": part["logprobs"]}
-        last = "completed" if status == "completed" else "incomplete"
-        return b"".join(
-            (
-                self._event("output_text.done", {**place, **done}),
-                self._event("content_part.done", {**place, "part": part}),
-                self._event(
-                    "output_item.done", {"output_index": 0, "item": answer.message(status)}
-                ),
-                self._event(last, {"response": answer.finish()}),
-            )
-        )
+        """The events that end the last item and the response."""
+        answer = self._answer
+        steps = answer.end()
+        last = "completed" if answer.status == "completed" else "incomplete"
+        return self._events([*steps, Step(last, {"response": answer.ended()})])
 
     def fail(self, error: JaxserveError) -> bytes:
         """The response, failed."""
         failure = {"code": kind_of(error).code or "server_error", "message": str(error)}
         response = {**self._answer.begun("failed"), "error": failure}
-        return self._event("failed", {"response": response})
+        return self._events([Step("failed", {"response": response})])
 
-    def _start(self) -> bytes:
-        answer = self._answer
-        item = {"output_index": 0, "item": answer.message("in_progress")}
-        return b"".join(
-            (
-                self._event("created", {"response": answer.begun()}),
-                self._event("in_progress", {"response": answer.begun()}),
-                self._event("output_item.added", item),
-                self._event("content_part.added", {**self._place, "part": answer.part()}),
-            )
-        )
+    def _start(self) -> list[Step]:
+        begun = {"response": self._answer.begun()}
+        return [Step("created", begun), Step("in_progress", begun), *self._answer.begin()]
 
-    def _event(self, name: str, fields: dict[str, Any]) -> bytes:
-        kind = f"response.{name}"
-        data = {"type": kind, **fields, "sequence_number": self._number}
+    def _events(self, steps: Sequence[Step]) -> bytes:
+        return b"".join(map(self._event, steps))
+
+    def _event(self, step: Step) -> bytes:
+        kind = f"response.{step.name}"
+        data = {"type": kind, **step.fields, "sequence_number": self._number}
         self._number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(data))
 

@@ -1,15 +1,16 @@
-"""`/v1/responses`: text in, text out; nothing is stored between requests."""
+"""`/v1/responses`: text and calls of functions; nothing is stored between requests."""
 
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.answer_plan import AnswerPlan
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
 from jaxserve.server.http.generation import (
@@ -23,8 +24,9 @@ from jaxserve.server.http.generation import (
 from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.response_answer import ResponseAnswer, ResponseEvents, ResponseHead
 from jaxserve.server.http.sse import EventStream
-from jaxserve.server.prompts import chat_token_ids
+from jaxserve.server.prompts import ChatPrompt, chat_prompt
 from jaxserve.server.security.caller import on_account
+from jaxserve.server.tools.tool import read_tool_choice, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -47,6 +49,58 @@ class InputMessage(fields.Body):
     id: str | None = None
     status: str | None = None
     phase: str | None = None
+
+
+class InputCall(fields.Body):
+    """A call of a tool; an answer's own can be sent back as it came."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class InputResult(fields.Body):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+
+
+class ReasoningText(fields.Body):
+    """A piece of what the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputReasoning(fields.Body):
+    """What the model thought before a message or a call; can be sent back as it came."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+    summary: Annotated[list[Any], Field(max_length=0)] | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+def _kind_of(item: Any) -> Any:
+    """An item's type; a message need not have one."""
+    return item.get("type") or "message" if isinstance(item, dict) else "message"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[InputCall, Tag("function_call")]
+    | Annotated[InputResult, Tag("function_call_output")]
+    | Annotated[InputReasoning, Tag("reasoning")],
+    Discriminator(_kind_of),
+]
 
 
 class TextFormat(fields.Body):
@@ -74,7 +128,10 @@ class ResponsesStreamOptions(fields.Body):
 class ResponsesRequest(fields.SamplingFields):
     """The body of a response request."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[InputItem], Field(min_length=1), Tag("items")],
+        Discriminator(lambda given: "text" if isinstance(given, str) else "items"),
+    ]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -83,6 +140,12 @@ class ResponsesRequest(fields.SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     metadata: dict[str, str] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    # As in vLLM
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = None
 
 
 def responses_router(context: ServerContext) -> APIRouter:
@@ -93,12 +156,22 @@ def responses_router(context: ServerContext) -> APIRouter:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a text or a conversation."""
         engine = context.engine_for(body.model or "")
-        job = await _job(body, request, context, engine)
+        plan = _plan(body, context)
+        prompt = await chat_prompt(
+            plan.messages(_messages(body)),
+            engine.tokenizer,
+            context.limits,
+            tools=plan.template_tools(),
+            chat_template_kwargs=body.chat_template_kwargs,
+        )
+        job = _job(body, request, context, engine, plan, prompt)
+        is_whole = not body.stream
         head = ResponseHead(
             id=f"resp_{job.request_id}",
             model=engine.model_info.name,
             names=TokenNames(engine.tokenizer),
             settings=_settings(body),
+            reader=None if plan.is_plain else plan.reader(prompt.text, is_whole=is_whole),
         )
         generation = await begin(request, context, engine, job)
         if body.stream:
@@ -108,8 +181,30 @@ def responses_router(context: ServerContext) -> APIRouter:
     return router
 
 
-async def _job(
-    body: ResponsesRequest, request: Request, context: ServerContext, engine: AsyncEngine
+def _plan(body: ResponsesRequest, context: ServerContext) -> AnswerPlan:
+    tools = read_tools(body.tools, context.limits, is_flat=True)
+    plan = AnswerPlan(
+        form=context.answer_format(),
+        tools=tools,
+        choice=read_tool_choice(body.tool_choice, tools),
+        is_parallel=body.parallel_tool_calls is not False,
+        thinking_budget=body.thinking_token_budget,
+    )
+    if LOGPROBS in (body.include or ()) and not plan.is_plain:
+        raise InvalidRequest(
+            f"include: {LOGPROBS!r} is not supported with tools or a reasoning parser",
+            param="include",
+        )
+    return plan
+
+
+def _job(
+    body: ResponsesRequest,
+    request: Request,
+    context: ServerContext,
+    engine: AsyncEngine,
+    plan: AnswerPlan,
+    prompt: ChatPrompt,
 ) -> Job:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(
@@ -123,13 +218,11 @@ async def _job(
         logprobs=_logprobs(body),
         grammar=_grammar(body.text),
     )
-    service = on_account(fields.service_params(body, traceparent_of(request)))
-    prompt = await chat_token_ids(_messages(body), engine.tokenizer, context.limits)
     return Job(
         request_id=request_id_of(request, body.request_id),
-        prompts=[prompt],
-        params=params,
-        service=service,
+        prompts=[prompt.token_ids],
+        params=plan.shaped(params, prompt.text),
+        service=on_account(fields.service_params(body, traceparent_of(request))),
     )
 
 
@@ -150,18 +243,44 @@ def _grammar(text: TextConfig | None) -> Grammar | None:
     return fields.schema_grammar(given.schema_, "text.format.schema")
 
 
-def _messages(body: ResponsesRequest) -> list[dict[str, str]]:
-    """The conversation as chat templates know it: they have no role `developer`."""
-    messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
+def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
+    """The conversation in the chat API's shape."""
+    messages: list[dict[str, Any]] = []
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
         return [*messages, {"role": "user", "content": body.input}]
-    for message in body.input:
-        content = message.content
-        if not isinstance(content, str):
-            content = "\n".join(part.text for part in content)
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": content})
+    for item in body.input:
+        if isinstance(item, InputMessage):
+            _add_turn(messages, {"role": item.role, "content": _text(item.content)})
+        elif isinstance(item, InputResult):
+            result = {"tool_call_id": item.call_id, "content": _text(item.output)}
+            messages.append({"role": "tool", **result})
+        elif isinstance(item, InputCall):
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            _add_turn(messages, {"role": "assistant", "content": "", "tool_calls": [call]})
+        else:
+            thoughts = "".join(part.text for part in item.content or ())
+            _add_turn(messages, {"role": "assistant", "content": "", "reasoning_content": thoughts})
     return messages
+
+
+def _add_turn(messages: list[dict[str, Any]], turn: dict[str, Any]) -> None:
+    """Add a message; thoughts and calls of one turn, which are items here, are one message."""
+    last = messages[-1] if messages else {}
+    if turn["role"] != "assistant" or last.get("role") != "assistant":
+        messages.append(turn)
+    elif "tool_calls" in turn:
+        last.setdefault("tool_calls", []).extend(turn["tool_calls"])
+    elif "reasoning_content" not in turn and not last["content"] and "tool_calls" not in last:
+        last["content"] = turn["content"]
+    else:
+        messages.append(turn)
+
+
+def _text(content: str | list[InputText]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def _settings(body: ResponsesRequest) -> dict[str, Any]:
@@ -172,7 +291,7 @@ def _settings(body: ResponsesRequest) -> dict[str, Any]:
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None, "summary": None},
@@ -184,8 +303,8 @@ def _settings(body: ResponsesRequest) -> dict[str, Any]:
             if format_
             else {"type": "text"}
         },
-        "tool_choice": "auto",
-        "tools": [],
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",

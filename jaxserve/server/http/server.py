@@ -10,9 +10,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.server.http.connections import ConnectionLimits, Connections
 from jaxserve.server.server import ServerOptions
 
 _BACKLOG = 2048
+_MAX_HEADER_BYTES = 16 * 1024
 _STOP_SECONDS = 0.5
 _LAST_RESORT_SECONDS = 10  # for tasks that do not end with their connection
 
@@ -24,7 +26,8 @@ class HttpServer:
     (see `ServerContext`); so is waiting for the last answers when draining.
 
     Args:
-        options: where to listen: `host` and `http_port`.
+        options: where to listen: `host` and `http_port`; with what `tls`; for whom to wait how
+            long.
         app: the application.
     """
 
@@ -32,9 +35,22 @@ class HttpServer:
         if options.http_port is None:
             raise ConfigError("http_port is off")
         self._options = options
+        tls = options.tls
+        self._connections = Connections(
+            ConnectionLimits(
+                max_connections=options.max_connections,
+                read_timeout=options.read_timeout,
+                write_timeout=options.write_timeout,
+            )
+        )
+        self._watch: asyncio.Task[None] | None = None
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
+                http=self._connections.connection,  # type: ignore[arg-type] - as good as a class
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                ssl_context_factory=None if tls is None else lambda *_: tls.ssl_context(),
+                proxy_headers=False,  # nothing here goes by the client's address
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -68,6 +84,7 @@ class HttpServer:
             raise ConfigError(f"cannot serve HTTP on {self.address}: {error}") from error
         self.port = listener.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        self._watch = asyncio.create_task(self._connections.watch())
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0)
 
@@ -79,6 +96,8 @@ class HttpServer:
         self._server.should_exit = True
         await self._serving
         self._serving = None
+        if self._watch is not None:
+            self._watch.cancel()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -1,18 +1,15 @@
 """Tools and thoughts through the `openai` package, over a model that says what it is told to."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.testing.echo_model import EchoModel
 from jaxserve.testing.fake_engine import fake_engine
-from jaxserve.testing.fake_executor import FakeModel
 
 TOOLS: Any = [
     {
@@ -38,24 +35,12 @@ CALL = f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_ca
 TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EchoModel(FakeModel):
-    """Answers with the text of the last message, and ends."""
-
-    def next_token(self, history: Sequence[int] | np.ndarray, seed: int) -> int:
-        """The next byte of that text."""
-        text = bytes(token for token in np.asarray(history).tolist() if token < 256)
-        prompt, _, answer = text.rpartition(b"\nassistant:")
-        said = prompt.rpartition(b"user: ")[2]
-        return said[len(answer)] if len(answer) < len(said) else ByteTokenizer.EOS
-
-
 @pytest.fixture(scope="module")
 def clients(
     serve_in_a_thread: Callable[..., AbstractContextManager[str]],
 ) -> Iterator[dict[str, openai.OpenAI]]:
     """Of servers with and without a reasoning parser."""
-    model = EchoModel(vocab_size=258)
+    model = EchoModel()
     engines = [fake_engine(model=model, num_pages=4096, max_model_len=4096) for _ in range(2)]
     parsers = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
     try:

@@ -149,20 +149,21 @@ def test_the_keyboard_is_enough(browser: Browser, server):
         expect(page.locator(".message.user .body")).to_have_text("one\ntwo", use_inner_text=True)
         expect(page.locator(".message.model:not(.streaming)")).to_have_count(1)
         # Everything that can be operated is reached by Tab, has a name and shows its focus.
-        page.evaluate("document.activeElement.blur()")
         seen: set[str] = set()
         for _ in range(80):
             page.keyboard.press("Tab")
             at = page.evaluate(
                 """() => {
                   const at = document.activeElement;
-                  if (at === document.body) return null; // past the last one
+                  if (at === document.body) return null; // past the last, before the first
                   const framed = [at, at.querySelector(".ink"), at.closest(".composer")];
                   const ring = framed.some((e) => e && getComputedStyle(e).outlineStyle !== "none");
                   return [at.id || at.textContent.trim(), ring];
                 }"""
             )
-            if at is None or at[0] in seen:
+            if at is None:
+                continue
+            if at[0] in seen:
                 break
             seen.add(at[0])
             assert at[1], f"{at[0]} shows no focus"

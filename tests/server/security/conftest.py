@@ -1,14 +1,23 @@
 """Keys files, certificates for an hour, and servers that use them."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import trustme
+from fastapi import FastAPI
 
+from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http.app import make_app
+from jaxserve.server.http.server import HttpServer
+from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tls import Tls
+from jaxserve.server.server import ServerOptions
 
 ACME_KEY = "acme-key-0123456789"
 GLOBEX_KEY = "globex-key-0123456789"
@@ -69,3 +78,42 @@ def keys_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class HttpServing(NamedTuple):
+    """A running HTTP server and a client of it."""
+
+    server: HttpServer
+    context: ServerContext
+    client: httpx.AsyncClient
+
+
+@contextlib.asynccontextmanager
+async def _http_serving(
+    engine: AsyncEngine | None = None,
+    *,
+    keys: ApiKeys | None = None,
+    make: Callable[..., FastAPI] = make_app,
+    verify: Any = True,
+    **options: Any,
+) -> AsyncIterator[HttpServing]:
+    context = ServerContext(keys=keys)
+    if engine is not None:
+        context.engine = engine
+    server = HttpServer(ServerOptions(**{"http_port": 0, **options}), make(context))
+    await server.start()
+    try:
+        scheme = "https" if options.get("tls") else "http"
+        url = f"{scheme}://{server.address}"
+        async with httpx.AsyncClient(
+            base_url=url, timeout=20, trust_env=False, verify=verify
+        ) as client:
+            yield HttpServing(server, context, client)
+    finally:
+        await server.stop(0)
+
+
+@pytest.fixture
+def http_serving() -> Callable[..., contextlib.AbstractAsyncContextManager[HttpServing]]:
+    """`async with http_serving(engine, keys=, make=, verify=, **ServerOptions) as s`."""
+    return _http_serving

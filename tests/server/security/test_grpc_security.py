@@ -31,7 +31,8 @@ async def health_over(server: GrpcServer, credentials: grpc.ChannelCredentials |
     )
     async with channel:
         request = health_pb2.HealthCheckRequest()
-        return (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)).status
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # it has no types
+        return (await stub.Check(request, timeout=5)).status
 
 
 async def refused(server: GrpcServer, credentials: grpc.ChannelCredentials | None) -> None:
@@ -106,7 +107,8 @@ def test_every_call_but_health_needs_a_key(keyed, make_request) -> None:
         watch = s.health_stub.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == 1
         watch.cancel()
-        reflect = reflection_pb2_grpc.ServerReflectionStub(s.channel).ServerReflectionInfo
+        reflection_stub: Any = reflection_pb2_grpc.ServerReflectionStub(s.channel)
+        reflect = reflection_stub.ServerReflectionInfo
         for metadata in (None, (("authorization", "Bearer no-such-key-01234567"),)):
             for call in (
                 s.stub.Generate(make_request(), metadata=metadata),

@@ -1,0 +1,186 @@
+"""HTTP connections that stand still, and how many there may be."""
+
+import asyncio
+import dataclasses
+import logging
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PERIOD = 1.0
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+    b"connection: close\r\ncontent-length: 91\r\n\r\n"
+    b'{"error":{"message":"too many connections","type":"server_error","param":null,"code":null}}'
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """What clients may take their time for.
+
+    Attributes:
+        max_connections: open at the same time; more are answered with 503 and closed.
+        read_timeout: seconds from a request's first byte, or from connecting, to its last byte.
+        write_timeout: seconds in which a client that has something to read must read some of it.
+    """
+
+    max_connections: int
+    read_timeout: float
+    write_timeout: float
+
+
+class Connections:
+    """The open connections of one HTTP server, looked over regularly.
+
+    A stream to a client that does not read costs the bytes of asyncio's write buffer (64 KiB),
+    then the application waits; what the engine says meanwhile is merged into one delta. Neither
+    that nor a client that never ends its request may last.
+
+    Args:
+        limits: what clients may take their time for.
+    """
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.open: set[Connection] = set()
+        self.num_cut = 0
+
+    def connection(self, **uvicorns: Any) -> "Connection":
+        """A protocol for uvicorn, which calls this for each connection."""
+        return Connection(self, **uvicorns)
+
+    async def watch(self) -> None:
+        """Look the connections over until cancelled."""
+        shortest = min(self.limits.read_timeout, self.limits.write_timeout)
+        period = min(_LONGEST_PERIOD, shortest / 4)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(period)
+            self.look_over(loop.time())
+
+    def look_over(self, now: float) -> None:
+        """Cut off who has stood still for too long."""
+        for connection in list(self.open):
+            reason = connection.standstill(now)
+            if reason:
+                log.info("cut off %s: %s", connection.client, reason)
+                self.num_cut += 1
+                connection.transport.abort()
+
+
+class _CountedTransport(asyncio.Transport):
+    """A transport that knows how much was written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self.num_written = 0
+        # Bound once: every event of every stream goes through here.
+        self._write = transport.write
+
+    @property
+    def num_read(self) -> int:
+        """Bytes that the client, or the kernel on its behalf, has taken."""
+        return self.num_written - self._transport.get_write_buffer_size()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something left that the client has not taken."""
+        return self._transport.get_write_buffer_size() > 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.num_written += len(data)
+        self._write(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, which knows since when its client has stood still.
+
+    Args:
+        connections: those of the server.
+        uvicorns: uvicorn's own arguments.
+    """
+
+    def __init__(self, connections: Connections, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._others = connections
+        self._is_refused = False
+        self._state: tuple[str, object] = ("", None)
+        self._since = 0.0  # it has been in that state
+        self._num_read = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, unless there are too many."""
+        self.transport: _CountedTransport = _CountedTransport(transport)
+        others, limits = self._others.open, self._others.limits
+        self._is_refused = len(others) >= limits.max_connections
+        others.add(self)
+        if self._is_refused:
+            log.warning("there are %d connections already: refused one", limits.max_connections)
+            self.transport.write(_BUSY)
+            self.transport.close()
+        else:
+            super().connection_made(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of a request."""
+        if not self._is_refused:
+            super().data_received(data)
+
+    def eof_received(self) -> None:
+        """The client has no more to say; it may still want its answer."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._others.open.discard(self)
+        if not self._is_refused:
+            super().connection_lost(exc)
+
+    def standstill(self, now: float) -> str | None:
+        """Why the client is to be cut off, if it is; to be asked regularly.
+
+        Args:
+            now: seconds, on the event loop's clock.
+        """
+        limits, state = self._others.limits, self._current_state()
+        if state != self._state:
+            self._state, self._since = state, now
+            self._num_read = self.transport.num_read
+        elif state[0] == "reading" and self.transport.num_read > self._num_read:
+            self._since, self._num_read = now, self.transport.num_read
+        stood = now - self._since
+        if state[0] == "reading" and stood > limits.write_timeout:
+            return f"it has read nothing for {stood:.1f} s"
+        if state[0] == "asking" and stood > limits.read_timeout:
+            return f"its request is incomplete after {stood:.1f} s"
+        return None
+
+    def _current_state(self) -> tuple[str, object]:
+        """What the client is about to do, if it is its turn; in which request."""
+        if self.transport.is_behind:
+            return ("reading", None)
+        # Between requests uvicorn's own timer runs as well, but only until the next byte.
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return ("asking", self.cycle)
+        return ("listening", self.cycle)

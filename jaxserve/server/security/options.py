@@ -1,0 +1,55 @@
+"""What the command line says of security, and what a server needs of its process for it."""
+
+import contextlib
+import dataclasses
+import resource
+from pathlib import Path
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.server.limits import RequestLimits
+from jaxserve.server.security.keys import ApiKeys
+from jaxserve.server.security.tenants import TenantLimits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecurityOptions:
+    """Who may call, and how much they may ask for.
+
+    Attributes:
+        limits: on single requests.
+        api_keys: file of API keys; None lets everybody call.
+        tenant_limits: of tenants for whom that file names none.
+        admin_port: port of the admin surface, on the loopback interface; None for none.
+
+    Raises:
+        ConfigError: options contradict each other.
+    """
+
+    limits: RequestLimits = dataclasses.field(default_factory=RequestLimits)
+    api_keys: Path | None = None
+    tenant_limits: TenantLimits = dataclasses.field(default_factory=TenantLimits)
+    admin_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tenant_limits.any and self.api_keys is None:
+            raise ConfigError(
+                "limits of tenants need --api-keys: without keys anybody could be anyone"
+            )
+        if self.admin_port is not None and not 0 <= self.admin_port < 65536:
+            raise ConfigError(f"admin_port must be in [0, 65535], got {self.admin_port}")
+
+    def load_keys(self) -> ApiKeys | None:
+        """The API keys, if there is a file of them.
+
+        Raises:
+            ConfigError: the file is wrong.
+        """
+        return None if self.api_keys is None else ApiKeys(self.api_keys, self.tenant_limits)
+
+
+def allow_many_files() -> None:
+    """Let this process have as many connections open as its user may give it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # then fewer connections it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
