@@ -13,6 +13,7 @@ from typing import NamedTuple
 from jaxserve.cache.page_keys import extend_keys, root_key
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.request import Request
+from jaxserve.core.service_params import ServiceParams
 from jaxserve.scheduling.page_traffic import PageTraffic
 
 _PROCESS = os.urandom(8).hex()  # a store outlives processes, and request keys start anew in each
@@ -85,7 +86,7 @@ class RequestPages:
         named = len(request.page_keys) * self._page_size
         if request.num_known_tokens - named >= self._page_size:
             tokens = request.known_tokens(named, request.num_known_tokens)
-            extend_keys(request.page_keys, _root(request), tokens, self._page_size)
+            extend_keys(request.page_keys, root_of(request.service), tokens, self._page_size)
 
     def adopt(self, request: Request, found: Found, now: float) -> None:
         """Give a starting request what was found; its `shared` pages are its own already.
@@ -233,15 +234,14 @@ class RequestPages:
         request.swapped_keys, request.num_swapped_tokens = [], 0
 
 
-def _root(request: Request) -> bytes:
-    """The parent of a request's first page: tenants share pages only by a common salt."""
-    service = request.service
+def root_of(service: ServiceParams) -> bytes:
+    """The parent of first pages: tenants share pages only by a common salt."""
     return root_key(f"salt:{service.cache_salt}" if service.cache_salt else f"of:{service.tenant}")
 
 
 def _parent(request: Request, index: int) -> bytes:
     """The key of the page before a request's page of that number."""
-    return request.page_keys[index - 1] if index else _root(request)
+    return request.page_keys[index - 1] if index else root_of(request.service)
 
 
 def _private_key(request: Request, index: int) -> bytes:

@@ -1,5 +1,6 @@
 """One gRPC server: its life from an open port over READY and draining to the end."""
 
+import asyncio
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_reflection.v1alpha import reflection
+from smg_grpc_proto.generated import vllm_engine_pb2
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
@@ -18,14 +20,17 @@ from jaxserve.server.kserve import open_inference_pb2
 from jaxserve.server.kserve.servicer import InferenceServicer
 from jaxserve.server.metrics.endpoint import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
+from jaxserve.server.security.streams import StreamWatch
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.v1 import jaxserve_pb2
 from jaxserve.server.v1.servicer import JaxserveServicer
+from jaxserve.server.vllm_grpc.servicer import VllmEngineServicer
 
 # The services of this server, and what answers each; all over the same engine.
 SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     jaxserve_pb2.DESCRIPTOR.services_by_name["Jaxserve"]: JaxserveServicer,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer,
+    vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"]: VllmEngineServicer,
 }
 MAX_TIMEOUT = 86_400.0
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
@@ -134,6 +139,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=(*guards, *interceptors), options=options.channel_options()
         )
+        self._streams = StreamWatch(options.write_timeout)
+        self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self.port = options.port
 
@@ -155,7 +162,10 @@ class GrpcServer:
             ConfigError: an address cannot be listened on.
         """
         self._server.add_generic_rpc_handlers(
-            tuple(generic_handler(s, make(self._context)) for s, make in SERVICERS.items())
+            tuple(
+                generic_handler(service, make(self._context), self._streams)
+                for service, make in SERVICERS.items()
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = [service.full_name for service in SERVICERS]
@@ -177,6 +187,7 @@ class GrpcServer:
                 self._options.host, self._options.metrics_port, self._context.observability.metrics
             )
         await self._server.start()
+        self._watch = asyncio.create_task(self._streams.watch())
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
@@ -194,6 +205,8 @@ class GrpcServer:
         """Close the ports; calls still open after `grace` seconds are cut off."""
         await self._set_health(serving=False)
         await self._server.stop(grace)
+        if self._watch is not None:
+            self._watch.cancel()
         if self._metrics is not None:
             self._metrics.stop()
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
@@ -52,9 +53,10 @@ def fake_sync_engine(
         profiler: what takes profiles, if anything.
     """
     tokenizer = ByteTokenizer()
+    events = EventLog()
     model = model or FakeModel(vocab_size=tokenizer.vocab_size)
     scheduler = Scheduler(
-        page_pools=[PagePool(num_pages)],
+        page_pools=[PagePool(num_pages, events=events)],
         page_size=page_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -88,4 +90,5 @@ def fake_sync_engine(
         profiler=profiler,
         overlap=overlap,
         embedding_pooling=embedding_pooling,
+        events=events,
     )

@@ -39,12 +39,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--tokens-per-second", type=float, default=20_000)
     parser.add_argument("--grace-period", type=float, default=30.0)
+    parser.add_argument("--read-timeout", type=float, default=30.0)
     parser.add_argument("--write-timeout", type=float, default=30.0)
     given = parser.parse_args()
     options = ServerOptions(
         port=given.port,
         http_port=given.http_port,
         grace_period=given.grace_period,
+        read_timeout=given.read_timeout,
         write_timeout=given.write_timeout,
     )
     asyncio.run(serve(lambda: paced_engine(given.rows, given.tokens_per_second), options))

@@ -112,6 +112,7 @@ def test_reflection_lists_the_services_and_describes_them(serving) -> None:
             assert names == {
                 "jaxserve.v1.Jaxserve",
                 "inference.GRPCInferenceService",
+                "vllm.grpc.engine.VllmEngine",
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1alpha.ServerReflection",
             }

@@ -44,6 +44,11 @@ class JaxserveStub:
                 request_serializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortRequest.SerializeToString,
                 response_deserializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/jaxserve.v1.Jaxserve/Embed',
+                request_serializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/jaxserve.v1.Jaxserve/Tokenize',
                 request_serializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.TokenizeRequest.SerializeToString,
@@ -75,6 +80,14 @@ class JaxserveServicer:
     def Abort(self, request, context):
         """Stops a running or waiting request of any connection; its Generate stream ends with
         FINISH_REASON_ABORT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """One vector for a text: the model's last hidden states, pooled (--embedding-pooling) and scaled
+        to length 1. Cancelling the call stops it, as Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +126,11 @@ def add_JaxserveServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortRequest.FromString,
                     response_serializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedRequest.FromString,
+                    response_serializer=jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -184,6 +202,33 @@ class Jaxserve:
             '/jaxserve.v1.Jaxserve/Abort',
             jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortRequest.SerializeToString,
             jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jaxserve.v1.Jaxserve/Embed',
+            jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedRequest.SerializeToString,
+            jaxserve_dot_server_dot_v1_dot_jaxserve__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

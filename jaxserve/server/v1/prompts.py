@@ -6,7 +6,7 @@ from jaxserve.server.prompts import chat_token_ids, given_token_ids, text_token_
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.tokenizers.base import Tokenizer
 
-Request = pb.GenerateRequest | pb.TokenizeRequest
+Request = pb.GenerateRequest | pb.EmbedRequest | pb.TokenizeRequest
 
 
 async def prompt_token_ids(

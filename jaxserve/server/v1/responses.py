@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
-from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.outputs import Embedding, EngineLoad, ModelInfo, TokenDelta
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 
 _FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
@@ -48,6 +48,13 @@ def generate_response(delta: TokenDelta, request_id: str, index: int = 0) -> pb.
 
 def _logprobs(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
     return pb.TokenLogprobs(**logprobs._asdict())  # the same names
+
+
+def embed_response(embedding: Embedding) -> pb.EmbedResponse:
+    """A text's vector."""
+    return pb.EmbedResponse(
+        values=embedding.values, usage=pb.Usage(prompt_tokens=embedding.num_prompt_tokens)
+    )
 
 
 def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:

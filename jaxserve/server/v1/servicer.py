@@ -64,6 +64,18 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
             raise InvalidRequest("request_id is empty", param="request_id")
         return pb.AbortResponse(aborted=self._context.abort(request.request_id))
 
+    async def Embed(
+        self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext
+    ) -> pb.EmbedResponse:
+        """The vector of a text or a chat."""
+        engine, limits = self._context.engine_for(request.model), self._context.limits
+        rid = request_id(request.request_id, context)
+        service = service_params(request.service_params, context)
+        max_model_len = engine.model_info.max_model_len
+        prompt = await prompt_token_ids(request, engine.tokenizer, max_model_len, limits)
+        with self._context.answering():
+            return responses.embed_response(await engine.embed(rid, prompt, service))
+
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizeResponse:

@@ -6,6 +6,8 @@ import grpc
 import pytest
 
 from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.testing.fake_engine import fake_engine
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -106,3 +108,69 @@ def test_the_metadata_may_name_the_request(make_engine, serving, make_request) -
             assert {message.request_id async for message in call} == {"theirs"}
 
     asyncio.run(main())
+
+
+def test_embed_takes_all_forms_of_a_prompt(make_engine, serving, wait_idle) -> None:
+    async def main() -> None:
+        engine = make_engine()
+        async with serving(engine) as s:
+            ids = ByteTokenizer().encode("hi")
+            forms = [
+                pb.EmbedRequest(text="hi", model="fake"),
+                pb.EmbedRequest(token_ids=pb.TokenIds(ids=ids), request_id="mine"),
+            ]
+            embedded = [await s.stub.Embed(request) for request in forms]
+            assert embedded[0] == embedded[1]
+            assert sum(v * v for v in embedded[0].values) == pytest.approx(1, abs=1e-5)
+            assert embedded[0].usage == pb.Usage(prompt_tokens=3)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await s.stub.Embed(pb.EmbedRequest())
+            assert caught.value.code() is INVALID
+            await wait_idle(engine)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_embedding_frees_its_pages(make_engine, serving, wait_for, wait_idle) -> None:
+    async def main() -> None:
+        engine = make_engine(step_seconds=0.1, max_num_batched_tokens=16)
+        async with serving(engine) as s:
+            call = s.stub.Embed(pb.EmbedRequest(token_ids=pb.TokenIds(ids=[1] * 500)))
+            await wait_for(engine, lambda load: load.num_running == 1)
+            call.cancel()
+            await wait_idle(engine)
+            assert engine.load().num_aborted == 1
+
+    asyncio.run(main())
+
+
+def test_prompt_logprobs_come_once(make_engine, serving, make_request) -> None:
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            request = make_request([5, 6, 7], n=2)
+            request.sampling_params.prompt_logprobs = 1
+            messages = await s.ask(request)
+            [first] = [m for m in messages if m.prompt_logprobs]
+            assert first.index == 0
+            assert [p.token_id for p in first.prompt_logprobs] == [6, 7]
+
+    asyncio.run(main())
+
+
+def test_a_grammar_holds(serving, make_request) -> None:
+    engine = fake_engine()  # of a model that can end an answer
+
+    async def main() -> None:
+        async with serving(engine) as s:
+            request = make_request(max_tokens=50)
+            request.sampling_params.grammar.choice.options.extend(["yes", "no"])
+            messages = await s.ask(request)
+            assert "".join(m.text for m in messages) in ("yes", "no")
+            request.sampling_params.grammar.regex = "("
+            code, details = await s.refusal(request)
+            assert code is INVALID and details
+
+    try:
+        asyncio.run(main())
+    finally:
+        engine.shutdown()
