@@ -44,7 +44,9 @@ def test_calls_and_results():
     functions = [each["function"] for each in first["tool_calls"]]
     assert functions == [{"name": "get", "arguments": {"a": [1]}}, {"name": "get", "arguments": {}}]
     assert first["tool_calls"][0]["id"] == "c1"
-    assert second == result
+    assert second == {**result, "name": "get"}
+    [alone] = template_messages([result])
+    assert alone == result
 
 
 def test_reasoning_keeps_one_name():

@@ -143,6 +143,12 @@ def test_calls_that_break_in_their_arguments_say_so(name: str, text: str, argume
     assert text.startswith(end.source)
 
 
+def test_a_broken_call_hides_no_other():
+    text = f'<tool_call>{{"name": "ge {tagged(call())}'
+    for pieces in ([text], text):
+        assert joined(read("hermes", *pieces))[:2] == ('<tool_call>{"name": "ge ', ONE)
+
+
 def test_arguments_are_streamed():
     reader = stream("hermes")
     assert reader.push('<tool_call>{"name": "get", "argum') == []
