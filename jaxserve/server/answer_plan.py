@@ -66,7 +66,7 @@ class AnswerPlan:
         tools: those that the request offers.
         choice: whether they are used.
         is_parallel: there may be several calls in an answer.
-        thinking_budget: tokens of thought at most.
+        thinking_budget: tokens of thought at most; None or -1, as in vLLM, for as many as it likes.
     """
 
     form: AnswerFormat
@@ -108,16 +108,17 @@ class AnswerPlan:
         """
         grammar = self._grammar(params.grammar)
         thoughts = self.form.thoughts
-        if thoughts is None and self.thinking_budget is not None:
+        budget = None if self.thinking_budget == -1 else self.thinking_budget
+        if thoughts is None and budget is not None:
             raise InvalidRequest(
                 "thinking_token_budget: the server has no reasoning parser that says where this "
                 "model's thoughts end",
                 param="thinking_token_budget",
             )
         thinking = None
-        if thoughts is not None and (grammar is not None or self.thinking_budget is not None):
+        if thoughts is not None and (grammar is not None or budget is not None):
             thinking = thoughts.budget(
-                _NO_LIMIT if self.thinking_budget is None else self.thinking_budget,
+                _NO_LIMIT if budget is None else budget,
                 self.form.tokenizer,
                 is_open=thoughts.is_open(prompt),
             )

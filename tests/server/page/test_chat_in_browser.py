@@ -239,12 +239,13 @@ def test_probabilities_on_hover_focus_and_tap(browser: Browser, server):
 
 def test_tints_say_how_unlikely_a_token_was(browser: Browser, server):
     with opened(browser, server.url) as (page, _):
-        tokens = [token("a", -0.01), token("b", -1.0), token("c", -6.0)]
-        scripted(page, [chunk({"content": "abc"}, tokens, "stop")])
+        tokens = [token("a", -0.01), token("b", -1.0), token(" c", -6.0)]
+        scripted(page, [chunk({"content": "ab c"}, tokens, "stop")])
         say(page)
         script = "e => getComputedStyle(e).backgroundColor"
         colours = [page.locator(".token .ink").nth(i).evaluate(script) for i in range(3)]
         assert colours[0] == "rgba(0, 0, 0, 0)" and len(set(colours)) == 3
+        assert page.locator(".token").nth(2).evaluate(script) == colours[0]  # not the space
         page.uncheck("#tint")
         assert page.locator(".token .ink").nth(2).evaluate(script) == colours[0]
 
