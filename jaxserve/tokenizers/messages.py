@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import is_too_deep
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _STRINGS = ("name", "tool_call_id", "reasoning_content")
@@ -117,6 +118,8 @@ def _arguments(arguments: Any, where: str) -> Mapping[str, Any]:
             raise _error(where, f"is not valid JSON: {error}") from error
     if not isinstance(arguments, Mapping):
         raise _error(where, "must be a JSON object, as text")
+    if is_too_deep(arguments):
+        raise _error(where, "is nested too deep")
     return arguments
 
 

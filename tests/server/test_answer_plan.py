@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.core.errors import ConfigError, InvalidRequest
@@ -120,6 +120,7 @@ def read(plan: AnswerPlan, pieces: list[str], *, is_whole: bool = False) -> list
     return [event for piece in pieces for event in reader.push(piece)] + reader.finish()
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(

@@ -75,6 +75,7 @@ def test_reasoning_keeps_one_name():
         ({"role": "assistant", "tool_calls": [call(id=1)]}, r"tool_calls\[0\].id must be"),
         ({"role": "assistant", "tool_calls": [call("{")]}, "arguments is not valid JSON"),
         ({"role": "assistant", "tool_calls": [call("[" * 99999)]}, "is not valid JSON"),
+        ({"role": "assistant", "tool_calls": [call('{"a":' * 99 + "1" + "}" * 99)]}, "too deep"),
         ({"role": "assistant", "tool_calls": [call("[1]")]}, "arguments must be a JSON object"),
     ],
 )
@@ -113,6 +114,7 @@ def test_variables():
 def test_developers_are_the_system():
     messages = [{"role": "developer", "content": ""}]
     assert render("{{ messages[0].role }}", messages) == "system"
+    assert render("{{ messages[0].role }}", [{"role": "developers", "content": ""}]) == "developers"
     assert render("{# developer #}{{ messages[0].role }}", messages) == "developer"
 
 

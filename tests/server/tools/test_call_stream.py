@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.server.answer_events import AnswerEvent, CallArguments, CallBegin, CallEnd, Content
@@ -187,6 +187,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     parts=st.lists(FRAGMENTS | st.text(max_size=3), max_size=12),
@@ -208,6 +209,7 @@ def test_cuts_make_no_difference(name: str, parts: list[str], cuts: list[int], i
         assert content == text
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     calls=st.lists(
