@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,10 @@ from jaxserve.server.server import GrpcServer, ServerOptions
 log = logging.getLogger(__name__)
 
 _ENGINE_CHECK_SECONDS = 0.5
+# The engine's thread is awake for some milliseconds per step and must not wait for the event
+# loop's to give way, which it does after 5 ms by default: with 20,000 tokens/s over gRPC the engine
+# made 66, 67 and 64 of 78 steps/s with that, and 78, 71 and 72 with this (on a busy machine).
+_SWITCH_SECONDS = 1e-4
 
 
 def _announce(line: str) -> None:
@@ -60,6 +65,7 @@ async def serve(
     signals = _Signals()
     security = security or SecurityOptions()
     allow_many_files()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     context = ServerContext(
         security.limits,
         security.load_keys(),
