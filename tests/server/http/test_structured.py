@@ -41,7 +41,7 @@ def client(serve_in_thread) -> Iterator[openai.OpenAI]:
 
 
 def test_json_schema(client: openai.OpenAI) -> None:
-    named = {"name": "thing", "schema": SCHEMA, "strict": True}
+    named: Any = {"name": "thing", "schema": SCHEMA, "strict": True}
     chat: Any = client.chat.completions.create(
         model="fake", messages=USER, n=4, seed=1,
         response_format={"type": "json_schema", "json_schema": named},
