@@ -81,7 +81,7 @@ class AnswerPlan:
         Raises:
             InvalidRequest: a message has a wrong shape.
         """
-        if "tools" in self.form.tokenizer.chat_variables:
+        if self._template_knows_tools:
             return given
         has_calls = any(m.get("tool_calls") or m.get("role") == "tool" for m in given)
         if not self._offered and not has_calls:
@@ -89,8 +89,8 @@ class AnswerPlan:
         return with_tools_as_text(given, self._offered, self.form.calls)
 
     def template_tools(self) -> list[dict[str, Any]]:
-        """The tools for the chat template."""
-        return [tool.for_template() for tool in self._offered]
+        """The tools for the chat template, if it knows of any."""
+        return [tool.for_template() for tool in self._offered if self._template_knows_tools]
 
     def shaped(self, params: SamplingParams, prompt: str) -> SamplingParams:
         """The sampler's parameters with what the calls and thoughts need.
@@ -152,6 +152,10 @@ class AnswerPlan:
     def is_plain(self) -> bool:
         """Whether answers are nothing but content."""
         return self.form.thoughts is None and not self._offered
+
+    @property
+    def _template_knows_tools(self) -> bool:
+        return "tools" in self.form.tokenizer.chat_variables
 
     @property
     def _offered(self) -> Sequence[Tool]:

@@ -184,7 +184,11 @@ class GrpcServer:
             ) from error
         if self._options.metrics_port:
             self._metrics = MetricsServer(
-                self._options.host, self._options.metrics_port, self._context.observability.metrics
+                self._options.host,
+                self._options.metrics_port,
+                self._context.observability.metrics,
+                tls=self._options.tls,
+                keys=self._context.keys,
             )
         await self._server.start()
         self._watch = asyncio.create_task(self._streams.watch())

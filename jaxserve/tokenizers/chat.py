@@ -90,10 +90,12 @@ class ChatTemplate:
 
         Raises:
             InvalidRequest: the template refuses the messages or fails on them, its result is
-                longer than `max_chars`, it does not read one of the variables, or a message is
-                not as `template_messages` wants it.
+                longer than `max_chars`, it does not read the tools or one of the variables, or a
+                message is not as `template_messages` wants it.
         """
         chat = template_messages(messages)
+        if tools and "tools" not in self.variables:
+            raise InvalidRequest("the model's chat template knows of no tools", param="tools")
         if not self._knows_developers:
             for message in chat:
                 if message["role"] == "developer":

@@ -53,7 +53,8 @@ def test_templates_get_what_they_know():
     knowing = plan(tokenizer=knows_tools())
     assert knowing.messages(USER) is USER
     assert [tool["function"]["name"] for tool in knowing.template_tools()] == ["get", "put"]
-    assert plan(mode="none").template_tools() == []
+    assert plan().template_tools() == []
+    assert plan(mode="none", tokenizer=knows_tools()).template_tools() == []
 
 
 @pytest.mark.parametrize(

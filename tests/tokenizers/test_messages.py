@@ -96,6 +96,8 @@ def test_templates_see_tools_and_calls():
     text = '{"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}'
     assert render(source, messages, tools=[TOOL]) == f'get{text}{{"a": [1]}}'
     assert render("{{ tools is none }}", tools=[]) == "True"
+    with pytest.raises(InvalidRequest, match="knows of no tools"):
+        render("{{ messages }}", tools=[TOOL])
 
 
 def test_variables():
