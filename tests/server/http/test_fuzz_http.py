@@ -177,7 +177,7 @@ def near_served(draw: st.DrawFn, path: str) -> bytes:
             if isinstance(place, dict) and draw(st.integers(0, 5)) == 0:
                 del place[key]
             else:
-                place[key] = draw(st.sampled_from(ODD) | JSON)
+                place[key] = copy.deepcopy(draw(st.sampled_from(ODD) | JSON))  # may be next
             break
     if draw(st.integers(0, 3)) == 0:
         body[draw(st.sampled_from(FIELDS))] = draw(st.sampled_from(ODD) | JSON)
