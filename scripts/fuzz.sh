@@ -14,9 +14,8 @@ fi
 export PATH="$PWD/.venv/bin:$PATH"
 
 # Rounds with seeds of their own; what fails prints its seed.
-end=$((SECONDS + minutes * 60)) round=0
+end=$((SECONDS + minutes * 60)) rounds=0
 while ((SECONDS < end)); do
-  round=$((round + 1))
   seed=$((RANDOM * 32768 + RANDOM))
   status=0
   timeout $((end - SECONDS + 1)) pytest -q -x -p no:cacheprovider --hypothesis-profile=rounds \
@@ -26,8 +25,9 @@ while ((SECONDS < end)); do
     break
   elif ((status)); then
     cat "${TMPDIR:-/tmp}/jaxserve-fuzz.log"
-    echo "round $round failed; again: pytest --hypothesis-profile=rounds --hypothesis-seed=$seed" >&2
+    echo "round $((rounds + 1)) failed; again: pytest --hypothesis-profile=rounds --hypothesis-seed=$seed" >&2
     exit "$status"
   fi
+  rounds=$((rounds + 1))
 done
-echo "$round rounds in $minutes minutes: nothing found"
+echo "$minutes minutes, $rounds whole rounds and a part of one: nothing found"

@@ -52,8 +52,15 @@ class PacedExecutor:
     def collect(self, handle: _Step) -> StepResult:
         """Wait until a step is over."""
         time.sleep(max(0.0, handle.done_at - time.monotonic()))
-        samples = np.fromiter((row.samples for row in handle.plan.rows), bool)
-        return StepResult(np.where(samples, self._token_id, -1).astype(np.int32))
+        rows = handle.plan.rows
+        samples = np.fromiter((row.samples for row in rows), bool)
+        token_hidden = {
+            i: np.ones((row.num_tokens, 1), np.float32)
+            for i, row in enumerate(rows)
+            if row.wants_hidden
+        }
+        token_ids = np.where(samples, self._token_id, -1).astype(np.int32)
+        return StepResult(token_ids, token_hidden=token_hidden)
 
     def poll(self, *, wait: bool = False) -> list[LoadDone]:
         """There are no loads."""

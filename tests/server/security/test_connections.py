@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -144,5 +145,20 @@ def test_too_many_connections_are_turned_away(http_serving, make_engine) -> None
                 assert await end_of(reader) == b""
                 writer.close()
             assert (await s.client.get("/health")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_small_writes_do_not_wait_for_the_client(http_serving, make_engine) -> None:
+    async def main() -> None:
+        async with http_serving(make_engine()) as s:
+            _, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+            async with asyncio.timeout(5):
+                while not s.server._connections.open:
+                    await asyncio.sleep(0.01)
+            (connection,) = s.server._connections.open
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
 
     asyncio.run(main())
