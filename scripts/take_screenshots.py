@@ -86,6 +86,7 @@ def load(url: str, num_clients: int) -> Iterator[None]:
     end = threading.Event()
 
     def ask_on(client: int) -> None:
+        end.wait(0.7 * client)  # they do not all come at once
         for i in itertools.count(client):
             if end.is_set():
                 return

@@ -12,8 +12,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 import pytest
+from hypothesis import settings
 
 from jaxserve.checkpoints.pull import pull
+
+# `--hypothesis-profile=fuzz`: many minutes of what the fuzz tests do for seconds.
+settings.register_profile("fuzz", max_examples=20_000, deadline=None)
+settings.register_profile("rounds", max_examples=100, deadline=None)  # see scripts/fuzz.sh
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ def measure_grammars(
     """
     source = SchemaSource(spec.seed, spec.max_depth)
     schemas = [source.draw() for _ in range(spec.num_schemas)]
-    counts = dict.fromkeys(("finished", "parsed", "valid", "cut", "refused"), 0)
+    counts: dict[str, int] = dict.fromkeys(("finished", "parsed", "valid", "cut", "refused"), 0)
     sides = {"with_grammars": _Side(), "without": _Side()}
     compile_ms: list[float] = []
     invalid: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ import click
 from jaxserve.cli.bench_buckets import buckets
 from jaxserve.cli.bench_chunked_prefill import chunked_prefill
 from jaxserve.cli.bench_fairness import fairness
+from jaxserve.cli.bench_frontend import frontend
 from jaxserve.cli.bench_grammars import grammars
 from jaxserve.cli.bench_host_cost import host_cost
 from jaxserve.cli.bench_offline import latency, startup, throughput
@@ -24,7 +25,7 @@ def bench() -> None:
 _COMMANDS: tuple[click.Command, ...] = (
     throughput, latency, serve, startup, peers,
     prefix_cache, chunked_prefill, policies, predictor, fairness, padding, buckets, host_cost,
-    grammars,
+    frontend, grammars,
 )  # fmt: skip
 for _command in _COMMANDS:
     bench.add_command(_command)

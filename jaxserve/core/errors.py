@@ -11,6 +11,7 @@
     ├── QueueFull           the waiting queue is at its limit; try again later
     ├── TargetMissed        the request was given up: it could not meet its target any more
     ├── RequestFailed       the request could not go on; others are not affected
+    ├── StreamStalled       the client reads nothing of its answer
     ├── Draining            the server is shutting down and takes no new work
     ├── EngineDead          the engine loop has stopped; every request fails
     ├── ConfigError         an option, mesh or model configuration is wrong
@@ -79,6 +80,10 @@ class TargetMissed(JaxserveError):
 
 class RequestFailed(JaxserveError):
     """One request could not go on for a reason of its own, after it had been taken."""
+
+
+class StreamStalled(JaxserveError):
+    """The client of a stream has read nothing for so long that it was cut off."""
 
 
 class Draining(JaxserveError):

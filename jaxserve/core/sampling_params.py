@@ -13,6 +13,7 @@ MAX_SEED = 2**64 - 1
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300  # entries, as in OpenAI's API
 MAX_BAD_WORDS = 64
+MAX_STRING_CHARS = 4096  # of a stop string or a bad word: the engine's thread goes through them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,7 @@ class SamplingParams:
             raise InvalidRequest(f"at most {MAX_STOP_STRINGS} stop strings, got {len(stop)}")
         if any(not isinstance(s, str) or not s for s in stop):
             raise InvalidRequest("stop strings must be non-empty strings")
+        _check_lengths("stop", stop)
         _check_token_ids("stop_token_ids", self.stop_token_ids)
         self._check_shaping()
         self._check_logprobs()
@@ -168,6 +170,7 @@ class SamplingParams:
             raise InvalidRequest(f"at most {MAX_BAD_WORDS} bad_words, got {len(self.bad_words)}")
         if any(not isinstance(word, str) or not word for word in self.bad_words):
             raise InvalidRequest("bad_words must be non-empty strings")
+        _check_lengths("bad_words", self.bad_words)
 
     def _check_logprobs(self) -> None:
         for field in ("logprobs", "prompt_logprobs"):
@@ -210,6 +213,15 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+
+def _check_lengths(field: str, strings: Iterable[str]) -> None:
+    longest = max(map(len, strings), default=0)
+    if longest > MAX_STRING_CHARS:
+        raise InvalidRequest(
+            f"a string of {field} may have {MAX_STRING_CHARS} characters, one has {longest}",
+            param=field,
+        )
 
 
 def _check_token_ids(field: str, ids: Iterable[int]) -> None:

@@ -21,6 +21,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.accounts import Account, Accounts
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.mailbox import Mailbox
 from jaxserve.engine.outputs import (
     ActiveRequest,
     Embedding,
@@ -42,10 +43,10 @@ _TOO_LATE = "the request could not meet its target any more; try again later"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Subscriber:
-    """Where one request's deltas go: a queue that belongs to the caller's event loop."""
+    """Where one request's deltas go: a mailbox that belongs to the caller's event loop."""
 
     loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[TokenDelta | JaxserveError]"
+    mailbox: Mailbox
     tenant: str
     arrived: float  # seconds, `time.monotonic`
 
@@ -230,9 +231,7 @@ class AsyncEngine:
             raise Draining("the server is shutting down and takes no new requests")
         request_id = request_id or f"req-{uuid.uuid4().hex}"
         service = service or ServiceParams()
-        subscriber = _Subscriber(
-            asyncio.get_running_loop(), asyncio.Queue(), service.tenant, arrived
-        )
+        subscriber = _Subscriber(asyncio.get_running_loop(), Mailbox(), service.tenant, arrived)
         account = self._enter(service.tenant, len(prompt_token_ids))
         with self._open_lock:
             self._num_open += 1
@@ -246,7 +245,7 @@ class AsyncEngine:
             if self._closed:  # maybe since before the put: then nobody reads the inbox any more
                 self._raise_dead()
             while not done:
-                item = _merged(await subscriber.queue.get(), subscriber.queue)
+                item = await subscriber.mailbox.get()
                 if isinstance(item, JaxserveError):
                     done = True
                     raise item
@@ -380,7 +379,7 @@ class AsyncEngine:
     def _deliver(self, items: "list[tuple[_Subscriber, TokenDelta | JaxserveError]]") -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list] = {}
         for subscriber, item in items:
-            by_loop.setdefault(subscriber.loop, []).append((subscriber.queue, item))
+            by_loop.setdefault(subscriber.loop, []).append((subscriber.mailbox, item))
         for loop, batch in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, batch)
@@ -406,24 +405,6 @@ def _error_of(delta: TokenDelta) -> JaxserveError | None:
     return TargetMissed(_TOO_LATE) if delta.finish_reason is FinishReason.SHED else delta.error
 
 
-def _merged(
-    item: TokenDelta | JaxserveError, waiting: "asyncio.Queue[TokenDelta | JaxserveError]"
-) -> TokenDelta | JaxserveError:
-    """`item` and the deltas that have queued up behind it, as one: slow readers catch up."""
-    while isinstance(item, TokenDelta) and not waiting.empty():
-        later = waiting.get_nowait()
-        if isinstance(later, JaxserveError):
-            return later
-        item = dataclasses.replace(
-            later,
-            text=item.text + later.text,
-            token_ids=item.token_ids + later.token_ids,
-            logprobs=item.logprobs + later.logprobs,
-            prompt_logprobs=item.prompt_logprobs,
-        )
-    return item
-
-
-def _put_all(batch: "list[tuple[asyncio.Queue, TokenDelta | JaxserveError]]") -> None:
-    for target, item in batch:
-        target.put_nowait(item)
+def _put_all(batch: Sequence[tuple[Mailbox, TokenDelta | JaxserveError]]) -> None:
+    for mailbox, item in batch:
+        mailbox.put(item)

@@ -177,7 +177,8 @@ def _lark(grammar: Grammar) -> str:
         lark = f"start: /{llguidance.regex_to_lark(grammar.source, '')}/{_OPTIONS}"
     elif grammar.kind == "choice":
         options = " | ".join(json.dumps(option) for option in json.loads(grammar.source))
-        lark = f"start: {options}{_OPTIONS}"
+        # A name in capitals is one automaton; as a rule, each option would be a state of its own.
+        lark = f"start: CHOICE\nCHOICE: {options}{_OPTIONS}"
     else:
         lark = f"start: %json {json.dumps(_schema(grammar))}{_OPTIONS}"
     return llguidance.LLMatcher.grammar_from_lark(lark)

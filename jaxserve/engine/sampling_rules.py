@@ -1,11 +1,12 @@
 """What the host adds to the sampling of one request: which tokens may come next."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.errors import InvalidRequest, RequestFailed
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.bad_words import banned_next, spellings
 from jaxserve.engine.grammars import GrammarCompiler, GrammarMatcher, GrammarState
@@ -39,6 +40,7 @@ class SamplingRules:
         end_ids: tokens that end the answer.
         bad_words: the token sequences that must not come to be.
         matcher: of the grammar.
+        token_bytes: the text of a token; see `ThinkingMeter`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SamplingRules:
         end_ids: frozenset[int],
         bad_words: Sequence[tuple[int, ...]],
         matcher: GrammarMatcher | None,
+        token_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._end = mask_of(end_ids, vocab_size)
@@ -58,7 +61,7 @@ class SamplingRules:
         self._is_limited = allowed is not None or bool(bad_words)
         self._bad_words = [word for word in bad_words if len(word) > 1]
         self._matcher = matcher
-        self._thinking = ThinkingMeter(params.thinking) if params.thinking is not None else None
+        self._thinking = ThinkingMeter(params.thinking, token_bytes) if params.thinking else None
         # Whether the answer so far is thinking that the grammar waits for.
         self._grammar_waits = matcher is not None and bool(
             params.thinking and params.thinking.begins_inside
@@ -90,6 +93,8 @@ class SamplingRules:
             was_inside = thinking.is_inside
             thinking.push(token)
             self._grammar_waits = thinking.is_inside or not was_inside
+            if not self._grammar_waits and thinking.overshoot.strip():
+                raise RequestFailed("the thinking ended within a token, so no grammar can follow")
         else:
             self._thinking = None  # what follows is the grammar's, whatever it looks like
             self._matcher.push(token)
@@ -191,6 +196,7 @@ class RuleMaker:
             end,
             spellings(params.bad_words, self._tokenizer),
             self._grammars.compile(grammar) if grammar is not None else None,
+            functools.partial(self._tokenizer.token_bytes, skip_special_tokens=False),
         )
 
     def _check_ids(self, field: str, token_ids: Sequence[int]) -> None:

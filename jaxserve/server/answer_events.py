@@ -73,8 +73,11 @@ class TextReader(Protocol):
 
 def held_back(text: str, markers: tuple[str, ...]) -> int:
     """How many characters at the end of a text may be the beginning of one of the markers."""
-    longest = max(map(len, markers), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-size:]) for marker in markers):
-            return size
-    return 0
+    longest = 0
+    for marker in markers:
+        start = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+        while start >= 0 and not marker.startswith(text[start:]):
+            start = text.find(marker[0], start + 1)
+        if start >= 0:
+            longest = max(longest, len(text) - start)
+    return longest

@@ -66,7 +66,7 @@ class AnswerPlan:
         tools: those that the request offers.
         choice: whether they are used.
         is_parallel: there may be several calls in an answer.
-        thinking_budget: tokens of thought at most.
+        thinking_budget: tokens of thought at most; None or -1, as in vLLM, for as many as it likes.
     """
 
     form: AnswerFormat
@@ -81,7 +81,7 @@ class AnswerPlan:
         Raises:
             InvalidRequest: a message has a wrong shape.
         """
-        if "tools" in self.form.tokenizer.chat_variables:
+        if self._template_knows_tools:
             return given
         has_calls = any(m.get("tool_calls") or m.get("role") == "tool" for m in given)
         if not self._offered and not has_calls:
@@ -89,8 +89,8 @@ class AnswerPlan:
         return with_tools_as_text(given, self._offered, self.form.calls)
 
     def template_tools(self) -> list[dict[str, Any]]:
-        """The tools for the chat template."""
-        return [tool.for_template() for tool in self._offered]
+        """The tools for the chat template, if it knows of any."""
+        return [tool.for_template() for tool in self._offered if self._template_knows_tools]
 
     def shaped(self, params: SamplingParams, prompt: str) -> SamplingParams:
         """The sampler's parameters with what the calls and thoughts need.
@@ -108,16 +108,17 @@ class AnswerPlan:
         """
         grammar = self._grammar(params.grammar)
         thoughts = self.form.thoughts
-        if thoughts is None and self.thinking_budget is not None:
+        budget = None if self.thinking_budget == -1 else self.thinking_budget
+        if thoughts is None and budget is not None:
             raise InvalidRequest(
                 "thinking_token_budget: the server has no reasoning parser that says where this "
                 "model's thoughts end",
                 param="thinking_token_budget",
             )
         thinking = None
-        if thoughts is not None and (grammar is not None or self.thinking_budget is not None):
+        if thoughts is not None and (grammar is not None or budget is not None):
             thinking = thoughts.budget(
-                _NO_LIMIT if self.thinking_budget is None else self.thinking_budget,
+                _NO_LIMIT if budget is None else budget,
                 self.form.tokenizer,
                 is_open=thoughts.is_open(prompt),
             )
@@ -151,6 +152,10 @@ class AnswerPlan:
     def is_plain(self) -> bool:
         """Whether answers are nothing but content."""
         return self.form.thoughts is None and not self._offered
+
+    @property
+    def _template_knows_tools(self) -> bool:
+        return "tools" in self.form.tokenizer.chat_variables
 
     @property
     def _offered(self) -> Sequence[Tool]:

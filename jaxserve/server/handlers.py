@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from jaxserve.core.errors import InvalidRequest, JaxserveError, RateLimited
 from jaxserve.server.log_format import about_request
+from jaxserve.server.security.streams import StreamWatch
 from jaxserve.server.status import status_of
 from jaxserve.server.strict import reject_unknown_fields
 
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 Method = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
 
-def generic_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def generic_handler(
+    service: ServiceDescriptor, servicer: object, streams: StreamWatch
+) -> grpc.GenericRpcHandler:
     """Handlers for all methods of a service, as protoc's `add_..._to_server` but stricter.
 
     A request that does not parse (say, invalid UTF-8) is INVALID_ARGUMENT, where the generated
@@ -33,15 +36,18 @@ def generic_handler(service: ServiceDescriptor, servicer: object) -> grpc.Generi
         servicer: has one coroutine method per RPC: `(request, context)` (an async iterator of
             requests if it takes a stream), returning the answer, or writing a stream with
             `context.write`.
+        streams: cuts off streams whose clients read nothing.
     """
     handlers = {
-        method.name: _method_handler(method, getattr(servicer, method.name))
+        method.name: _method_handler(method, getattr(servicer, method.name), streams)
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(method: MethodDescriptor, function: Method) -> grpc.RpcMethodHandler:
+def _method_handler(
+    method: MethodDescriptor, function: Method, streams: StreamWatch
+) -> grpc.RpcMethodHandler:
     request_type = GetMessageClass(method.input_type)
     response_type = GetMessageClass(method.output_type)
     if method.client_streaming:
@@ -50,11 +56,21 @@ def _method_handler(method: MethodDescriptor, function: Method) -> grpc.RpcMetho
         make, check = grpc.unary_stream_rpc_method_handler, _checked
     else:
         make, check = grpc.unary_unary_rpc_method_handler, _checked
+    if method.server_streaming:
+        function = _watched(function, streams)
     return make(
         _guarded(method.full_name, function, check),
         request_deserializer=_lenient_parser(request_type),
         response_serializer=response_type.SerializeToString,
     )
+
+
+def _watched(function: Method, streams: StreamWatch) -> Method:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
+        async with streams.watching(context) as watched:
+            return await function(request, cast("grpc.aio.ServicerContext", watched))
+
+    return call
 
 
 def _lenient_parser(request_type: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:

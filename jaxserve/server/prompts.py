@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import is_too_deep, num_chars
 from jaxserve.server.limits import RequestLimits
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.messages import template_messages
@@ -99,9 +100,14 @@ async def chat_prompt(
     if not messages:
         raise InvalidRequest("the prompt is empty: there are no messages", param="messages")
     chat = template_messages(messages)
-    num_chars = _num_chars(chat)
-    limits.check("max_prompt_chars", num_chars, "messages")
-    num_chars += _num_chars(tools) + _num_chars(chat_template_kwargs)
+    if is_too_deep(chat_template_kwargs):
+        raise InvalidRequest(
+            "chat_template_kwargs is nested too deep", param="chat_template_kwargs"
+        )
+    size = num_chars([{**message, "role": ""} for message in chat])
+    limits.check("max_prompt_chars", size, "messages")
+    size += num_chars(tools) + num_chars(chat_template_kwargs)
+    limits.check("max_prompt_chars", size, "messages, tools and chat_template_kwargs")
 
     def encode() -> ChatPrompt:
         text = tokenizer.render_chat(
@@ -113,7 +119,7 @@ async def chat_prompt(
         )
         return ChatPrompt(text, tokenizer.encode(text, add_special_tokens=False))
 
-    return await off_loop(num_chars, encode)
+    return await off_loop(size, encode)
 
 
 async def chat_token_ids(
@@ -132,17 +138,6 @@ async def chat_token_ids(
         messages, tokenizer, limits, add_generation_prompt=add_generation_prompt
     )
     return prompt.token_ids
-
-
-def _num_chars(value: Any) -> int:
-    """The characters of all strings in a JSON value, without a role's and the keys."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_num_chars(inner) for key, inner in value.items() if key != "role")
-    if isinstance(value, Sequence):
-        return sum(map(_num_chars, value))
-    return 0
 
 
 async def off_loop(num_chars: int, encode: Callable[[], T]) -> T:

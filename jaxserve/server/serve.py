@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,11 @@ from jaxserve.server.server import GrpcServer, ServerOptions
 log = logging.getLogger(__name__)
 
 _ENGINE_CHECK_SECONDS = 0.5
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# The engine's thread is awake for some milliseconds per step and must not wait for the event
+# loop's to give way, which it does after 5 ms by default: with 20,000 tokens/s over gRPC the engine
+# made 66, 67 and 64 of 78 steps/s with that, and 78, 71 and 72 with this (on a busy machine).
+_SWITCH_SECONDS = 1e-4
 
 
 def _announce(line: str) -> None:
@@ -60,6 +66,7 @@ async def serve(
     signals = _Signals()
     security = security or SecurityOptions()
     allow_many_files()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     context = ServerContext(
         security.limits,
         security.load_keys(),
@@ -67,6 +74,8 @@ async def serve(
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
     )
+    if context.keys is not None and options.tls is None and options.host not in _LOOPBACK:
+        log.warning("API keys are on and TLS is not: whoever sees the traffic has the keys")
     server = GrpcServer(options, context)
     http = _http_server(options, context)
     admin = _admin_server(security, options, context, signals.trigger)

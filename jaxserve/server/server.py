@@ -1,5 +1,6 @@
 """One gRPC server: its life from an open port over READY and draining to the end."""
 
+import asyncio
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from jaxserve.server.kserve import open_inference_pb2
 from jaxserve.server.kserve.servicer import InferenceServicer
 from jaxserve.server.metrics.endpoint import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
+from jaxserve.server.security.streams import StreamWatch
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.v1 import jaxserve_pb2
 from jaxserve.server.v1.servicer import JaxserveServicer
@@ -137,6 +139,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=(*guards, *interceptors), options=options.channel_options()
         )
+        self._streams = StreamWatch(options.write_timeout)
+        self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self.port = options.port
 
@@ -158,7 +162,10 @@ class GrpcServer:
             ConfigError: an address cannot be listened on.
         """
         self._server.add_generic_rpc_handlers(
-            tuple(generic_handler(s, make(self._context)) for s, make in SERVICERS.items())
+            tuple(
+                generic_handler(service, make(self._context), self._streams)
+                for service, make in SERVICERS.items()
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = [service.full_name for service in SERVICERS]
@@ -177,9 +184,14 @@ class GrpcServer:
             ) from error
         if self._options.metrics_port:
             self._metrics = MetricsServer(
-                self._options.host, self._options.metrics_port, self._context.observability.metrics
+                self._options.host,
+                self._options.metrics_port,
+                self._context.observability.metrics,
+                tls=self._options.tls,
+                keys=self._context.keys,
             )
         await self._server.start()
+        self._watch = asyncio.create_task(self._streams.watch())
 
     async def attach(self, engine: AsyncEngine) -> None:
         """Serve this engine from now on."""
@@ -197,6 +209,8 @@ class GrpcServer:
         """Close the ports; calls still open after `grace` seconds are cut off."""
         await self._set_health(serving=False)
         await self._server.stop(grace)
+        if self._watch is not None:
+            self._watch.cancel()
         if self._metrics is not None:
             self._metrics.stop()
 

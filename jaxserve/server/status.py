@@ -18,6 +18,7 @@ STATUS_CODES: dict[type[errors.JaxserveError], grpc.StatusCode] = {
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TargetMissed: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.RequestFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StreamStalled: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.EngineDead: grpc.StatusCode.INTERNAL,
     errors.ConfigError: grpc.StatusCode.INTERNAL,

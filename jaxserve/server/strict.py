@@ -42,6 +42,8 @@ def check_token_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
     Raises:
         InvalidRequest: one is not.
     """
+    if len(ids) > vocab_size:
+        raise InvalidRequest(f"{name} has more entries than there are tokens", param=name)
     wrong = [i for i in ids if not 0 <= i < vocab_size]
     if wrong:
         raise InvalidRequest(f"{name} must be in [0, {vocab_size}), got {wrong[0]}", param=name)

@@ -144,14 +144,14 @@ class Tokenizer(abc.ABC):
             add_generation_prompt: end with the opening of the assistant's turn.
             continue_final_message: end within the last message instead, for the answer to
                 continue it.
-            tools: functions that the model may call, in OpenAI's shape. Templates that do not
-                read `tools` (see `chat_variables`) leave them out.
+            tools: functions that the model may call, in OpenAI's shape, for templates that read
+                `tools` (see `chat_variables`).
             chat_template_kwargs: values of variables that the template reads, such as
                 `enable_thinking`.
 
         Raises:
-            InvalidRequest: there is no template, it refuses these messages or reads no such
-                variable, or a message has a wrong shape.
+            InvalidRequest: there is no template, it refuses these messages, it reads no tools or
+                no such variable, or a message has a wrong shape.
         """
         text = self.render_chat(
             messages,

@@ -90,24 +90,27 @@ class ChatTemplate:
 
         Raises:
             InvalidRequest: the template refuses the messages or fails on them, its result is
-                longer than `max_chars`, it does not read one of the variables, or a message is
-                not as `template_messages` wants it.
+                longer than `max_chars`, it does not read the tools or one of the variables, or a
+                message is not as `template_messages` wants it.
         """
         chat = template_messages(messages)
+        if tools and "tools" not in self.variables:
+            raise InvalidRequest("the model's chat template knows of no tools", param="tools")
         if not self._knows_developers:
             for message in chat:
-                message["role"] = message["role"].replace("developer", "system")
+                if message["role"] == "developer":
+                    message["role"] = "system"
         if continue_final_message:
             _mark_cut(chat, add_generation_prompt)
-        text = self._generate(
-            messages=chat,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            tools=list(tools) if tools else None,  # templates ask `tools is not none`
-            documents=None,
-            **self._checked(variables or {}),
-        )
+        ours = {
+            "messages": chat,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "tools": list(tools) if tools else None,  # templates ask `tools is not none`
+            "documents": None,
+        }
+        text = self._generate({**self._checked(variables or {}), **ours})
         return _cut(text) if continue_final_message else text
 
     def _checked(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -120,10 +123,10 @@ class ChatTemplate:
                                      param=where)  # fmt: skip
         return variables
 
-    def _generate(self, **variables: Any) -> str:
+    def _generate(self, variables: Mapping[str, Any]) -> str:
         chunks, size = [], 0
         try:
-            for chunk in self._template.generate(**variables):
+            for chunk in self._template.generate(variables):
                 size += len(chunk)
                 if size > self._max_chars:
                     raise InvalidRequest(

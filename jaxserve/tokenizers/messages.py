@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import is_too_deep
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _STRINGS = ("name", "tool_call_id", "reasoning_content")
@@ -16,8 +17,8 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
     As in transformers and vLLM: a list of text parts becomes one string, lines apart; the content
     that a message with tool calls need not have is an empty string; the arguments of a tool call,
-    which the API has as JSON text, are an object, for templates write them with `tojson`. Fields
-    without a value are left out.
+    which the API has as JSON text, are an object, for templates write them with `tojson`; a tool's
+    result has the tool's name, which some templates ask for. Fields without a value are left out.
 
     Args:
         messages: each with "role" and "content"; an assistant's may have "tool_calls" and
@@ -27,7 +28,15 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         InvalidRequest: a field is unknown or has a wrong type, a part of a message is not text,
             or a tool call's arguments are not a JSON object; the message says where.
     """
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    chat = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    tools: dict[str, str] = {}  # by the ids of their calls
+    for message in chat:
+        tools |= {
+            c["id"]: c["function"]["name"] for c in message.get("tool_calls", []) if "id" in c
+        }
+        if message.get("tool_call_id") in tools:
+            message.setdefault("name", tools[message["tool_call_id"]])
+    return chat
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -109,6 +118,8 @@ def _arguments(arguments: Any, where: str) -> Mapping[str, Any]:
             raise _error(where, f"is not valid JSON: {error}") from error
     if not isinstance(arguments, Mapping):
         raise _error(where, "must be a JSON object, as text")
+    if is_too_deep(arguments):
+        raise _error(where, "is nested too deep")
     return arguments
 
 

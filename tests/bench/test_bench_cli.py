@@ -35,8 +35,9 @@ def test_every_command_has_help_without_heavy_imports() -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert sorted(bench.bench.commands) == [
-        "buckets", "chunked-prefill", "fairness", "grammars", "host-cost", "latency", "padding",
-        "peers", "policies", "predictor", "prefix-cache", "serve", "startup", "throughput",
+        "buckets", "chunked-prefill", "fairness", "frontend", "grammars", "host-cost", "latency",
+        "padding", "peers", "policies", "predictor", "prefix-cache", "serve", "startup",
+        "throughput",
     ]  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,33 @@ def test_a_pool_as_it_fills():
 def test_a_page_read_in_two_states_is_counted_once():
     assert make_page_map([1, 0], [0], 1).used == [1]
     assert make_page_map([1, 1], [0, 1], 1) == (2, 2, [2], [0])
+
+
+def test_read_while_another_thread_changes_the_pool():
+    pool, end = PagePool(3000), threading.Event()
+
+    def churn() -> None:
+        number = 0
+        while not end.is_set():
+            pool.begin_step()
+            pages = pool.allocate(500) or []
+            for page in pages[::2]:
+                number += 1
+                pool.publish(page, page_key(b"", [number]), b"", [number])
+            pool.free(pages)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(300):
+            result = pool.page_map(100)
+            pairs = zip(result.used, result.cached, strict=True)
+            assert all(used + cached <= 30 for used, cached in pairs)
+    finally:
+        end.set()
+        thread.join()
+    pool.check()
+    assert sum(pool.page_map(7).cached) == pool.num_cached
 
 
 def test_no_bins():

@@ -1,6 +1,8 @@
 """What a request may ask for, on a real runner with a tiny model."""
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxserve.core.errors import InvalidRequest, QueueFull
+from jaxserve.core.grammar import Grammar
 from jaxserve.core.request import FinishReason
-from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.engine.engine import Engine
 from tests.engine.harness import (
     assert_idle,
@@ -267,3 +270,62 @@ def test_storm(engine: Engine, small_pool: Engine):
         for name in sorted(finished)[::7]:
             alone = run(target, [(by_name[name], settings[name])])[0].token_ids
             assert answers[name] == alone, name
+
+
+def test_rules_of_sampling(engine: Engine, small_pool: Engine):
+    """Masks, penalties and biases on the device: the same with preemption, and all kept."""
+    letters = Grammar("regex", "[a-f]{2,9}")
+    kinds = [
+        SamplingParams(seed=7, max_tokens=25, grammar=letters),
+        greedy(25, bad_words=("a", "bc"), allowed_token_ids=tuple(range(90, 110))),
+        greedy(25, frequency_penalty=2.0, presence_penalty=2.0, allowed_token_ids=(5, 6, 7)),
+        greedy(25, logit_bias={9: 100.0}),
+        greedy(25, thinking=ThinkingBudget(4, (1,), (2, 3), begins_inside=True)),
+        greedy(25),
+    ]
+    requests = [(prompt, kinds[i % 6]) for i, prompt in enumerate(prompts(18, 50))]
+    answers = run(engine, requests)
+    before = small_pool.load().num_preemptions
+    assert tokens(run(small_pool, requests)) == tokens(answers)
+    assert small_pool.load().num_preemptions > before
+    for answer in answers[::6]:
+        assert re.fullmatch("[a-f]{2,9}", answer.text) and answer.finish_reason == "stop"
+    for answer in answers[1::6]:
+        assert set(answer.token_ids) <= set(range(90, 110)) - {97}
+        assert "bc" not in answer.text
+    for answer in answers[2::6]:  # whatever was said counts against saying it again
+        assert max(Counter(answer.token_ids).values()) < 20 and len(set(answer.token_ids)) == 3
+    assert all(set(answer.token_ids) == {9} for answer in answers[3::6])
+    assert all(answer.token_ids[4:6] == [2, 3] for answer in answers[4::6])
+
+
+def test_prompts_are_scored_and_pooled(engine: Engine, small_pool: Engine, directory: Path):
+    """Over chunks and preemption: log-probabilities of the dense model, and equal embeddings."""
+    reference = NumpyModel(directory)
+    given = [[3, *prompt] for prompt in prompts(6, 60, seed=2)]
+    vectors = []
+    for under in (engine, small_pool):
+        for i, prompt in enumerate(given):
+            under.add(f"r{i}", prompt, greedy(20, prompt_logprobs=3))
+            under.add_embedding(f"e{i}", prompt)
+        deltas = []
+        while under.has_work:
+            deltas += under.step(0.0)
+        assert_idle(under)
+        vectors.append(
+            np.stack([d.embedding.values for d in sorted(deltas, key=lambda d: d.request_id)
+                      if d.embedding is not None])
+        )  # fmt: skip
+        for i, prompt in enumerate(given):
+            [scored] = [d.prompt_logprobs for d in deltas
+                        if d.request_id == f"r{i}" and d.prompt_logprobs is not None]  # fmt: skip
+            logits = reference.logits(prompt)
+            expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            assert len(scored) == len(prompt) - 1
+            for at, token, row in zip(scored, prompt[1:], expected, strict=False):
+                assert at.token_id == token
+                assert at.logprob == pytest.approx(row[token], abs=1e-3)
+                top = np.sort(row)[::-1][:3]
+                assert at.top_logprobs == pytest.approx(top, abs=1e-3)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors[0], axis=1), 1, rtol=1e-5)

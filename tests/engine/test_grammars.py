@@ -165,6 +165,28 @@ def test_any_choice_can_be_made(options: list[str], seed: int):
     assert answer.text in options
 
 
+def test_a_choice_may_be_large_and_nested():
+    options = ["a" * i for i in range(1, 30)] + [f"option {i}" for i in range(8000)]
+    answers = run(engine(), [([i], sampled(Grammar.choice(options), seed=i)) for i in range(20)])
+    assert all(a.text in options and a.finish_reason is FinishReason.STOP for a in answers)
+    assert len({len(a.text) for a in answers}) > 1  # one that another begins with can be chosen
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_request_alone():
+    """Refused by llguidance's own limits, in the middle of an answer."""
+    lark = "start: " + " | ".join(f"a{i}" for i in range(3000))
+    lark += "".join(f'\na{i}: /[a-z]{{1,{i % 60 + 1}}}/ "x{i}"' for i in range(3000))
+    under = engine()
+    under.add("r", [1], sampled(Grammar("lark", lark)))
+    under.add("fine", [1, 2], sampled(None, max_tokens=9, ignore_eos=True))
+    deltas = [delta for _ in range(14) for delta in under.step(0.0)]
+    [last] = [d for d in deltas if d.request_id == "r" and d.finish_reason is not None]
+    assert isinstance(last.error, RequestFailed) and "max is 2000" in str(last.error)
+    assert len(str(last.error)) < 700
+    assert sum(len(d.token_ids) for d in deltas if d.request_id == "fine") == 9
+    assert_idle(under)
+
+
 # Thinking before it.
 
 THINKING = ThinkingBudget(4, start_ids=(256,), end_ids=(2, 3))

@@ -1,7 +1,7 @@
 """Greedy tokens and first logits of both demo models, as Hugging Face transformers has them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import pytest
 from flax import nnx
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import TokenDelta
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
@@ -26,6 +29,7 @@ REFERENCES = Path(__file__).parents[1] / "references"
 MODELS = {"smollm2-135m": "smollm2_gguf", "gemma3-270m": "gemma3_gguf"}
 NEW_TOKENS = 64
 PAGE_SIZE = 16
+CLOSE = 1e-3  # nats
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -83,6 +87,53 @@ def test_preempted(model: tuple[Path, list], program_cache_dir: Path):
     )  # fmt: skip
     check(engine, model[1])
     assert engine.load().num_preemptions > 0
+
+
+def deltas_of(engine: Engine, prompt: list[int], params: SamplingParams) -> list[TokenDelta]:
+    """Serve one request."""
+    engine.add("request", prompt, params)
+    deltas: list[TokenDelta] = []
+    while engine.has_work:
+        deltas += engine.step(0.0)
+    return deltas
+
+
+def check_logprobs(got: Sequence[TokenLogprobs], expected: list[dict[str, Any]]) -> None:
+    """Every number within `CLOSE`; ranks and the order of the most likely as far as that goes."""
+    assert [one.token_id for one in got] == [one["token_id"] for one in expected]
+    for one, reference in zip(got, expected, strict=True):
+        assert abs(one.logprob - reference["logprob"]) < CLOSE
+        assert reference["ranks"][0] <= one.rank <= reference["ranks"][1]
+        np.testing.assert_allclose(one.top_logprobs, reference["top_logprobs"], rtol=0, atol=CLOSE)
+        known = dict(zip(reference["top_ids"], reference["top_logprobs"], strict=True))
+        least = reference["top_logprobs"][-1]
+        for token, logprob in zip(one.top_ids, one.top_logprobs, strict=True):
+            assert abs(logprob - known.get(token, least)) < CLOSE
+
+
+def test_logprobs(engine: Engine, model: tuple[Path, list]):
+    """Of answers, all served at once, and of a prompt."""
+    prompts = {p["name"]: p["prompt_token_ids"] for p in model[1]}
+    data = json.loads((REFERENCES / f"{_reference_name(model[0])}-logprobs.json").read_text())
+    answers = [entry for entry in data["prompts"] if "logprobs" in entry]
+    assert len(answers) >= 4
+    for entry in answers:
+        expected = entry["logprobs"]
+        params = greedy(len(expected), logprobs=len(expected[0]["top_ids"]))
+        engine.add(entry["name"], prompts[entry["name"]], params)
+    got: dict[str, list[TokenLogprobs]] = {entry["name"]: [] for entry in answers}
+    while engine.has_work:
+        for delta in engine.step(0.0):
+            got[delta.request_id] += delta.logprobs
+    for entry in answers:
+        check_logprobs(got[entry["name"]], entry["logprobs"])
+
+    (entry,) = (entry for entry in data["prompts"] if "prompt_logprobs" in entry)
+    expected = entry["prompt_logprobs"]
+    params = greedy(2, prompt_logprobs=len(expected[0]["top_ids"]))
+    first, *_ = deltas_of(engine, prompts[entry["name"]], params)
+    assert first.prompt_logprobs is not None
+    check_logprobs(first.prompt_logprobs, expected)
 
 
 def test_first_logits(model: tuple[Path, list]):

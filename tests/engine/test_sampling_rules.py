@@ -104,6 +104,37 @@ def _thought(said: list[int], start: tuple[int, ...], end: tuple[int, ...], insi
     return total + len(rest) - partial
 
 
+TEXTS = {1: b"<", 2: b"/", 3: b">", 4: b" <", 5: b"/>", 6: b">\n", 7: b">x", 8: b"hm"}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_over", "overshoot"),
+    [
+        ([8, 1, 2, 3], True, b""), ([8, 4, 2, 3], True, b""), ([8, 4, 5], True, b""),
+        ([1, 2, 6], True, b"\n"), ([1, 2, 7], True, b"x"), ([1, 8, 2, 3], False, b""),
+        ([1, 1, 5], True, b""), ([1, 2], False, b""),
+    ],
+)  # fmt: skip
+def test_thinking_ends_however_its_marker_is_cut(
+    tokens: list[int], is_over: bool, overshoot: bytes
+):
+    budget = ThinkingBudget(9, (8, 8), (1, 2, 3), begins_inside=True)
+    meter = ThinkingMeter(budget, TEXTS.__getitem__)
+    for token in tokens:
+        meter.push(token)
+    assert (meter.is_inside, meter.overshoot) == (not is_over, overshoot)
+
+
+def test_a_used_up_budget_ends_thinking_after_half_a_marker():
+    meter = ThinkingMeter(ThinkingBudget(2, (8,), (1, 2, 3), begins_inside=True), TEXTS.__getitem__)
+    meter.push(8)
+    meter.push(4)  # looks like the marker's beginning, and is none of its tokens
+    for token in (1, 2, 3):
+        assert meter.forced == token
+        meter.push(token)
+    assert not meter.is_inside
+
+
 def test_the_engine_ends_thinking_in_time():
     budget = ThinkingBudget(3, start_ids=(300,), end_ids=(66, 67), begins_inside=True)
     answer = answer_to(greedy(12, thinking=budget))

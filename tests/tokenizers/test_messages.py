@@ -44,7 +44,9 @@ def test_calls_and_results():
     functions = [each["function"] for each in first["tool_calls"]]
     assert functions == [{"name": "get", "arguments": {"a": [1]}}, {"name": "get", "arguments": {}}]
     assert first["tool_calls"][0]["id"] == "c1"
-    assert second == result
+    assert second == {**result, "name": "get"}
+    [alone] = template_messages([result])
+    assert alone == result
 
 
 def test_reasoning_keeps_one_name():
@@ -73,6 +75,7 @@ def test_reasoning_keeps_one_name():
         ({"role": "assistant", "tool_calls": [call(id=1)]}, r"tool_calls\[0\].id must be"),
         ({"role": "assistant", "tool_calls": [call("{")]}, "arguments is not valid JSON"),
         ({"role": "assistant", "tool_calls": [call("[" * 99999)]}, "is not valid JSON"),
+        ({"role": "assistant", "tool_calls": [call('{"a":' * 99 + "1" + "}" * 99)]}, "too deep"),
         ({"role": "assistant", "tool_calls": [call("[1]")]}, "arguments must be a JSON object"),
     ],
 )
@@ -93,6 +96,8 @@ def test_templates_see_tools_and_calls():
     text = '{"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}'
     assert render(source, messages, tools=[TOOL]) == f'get{text}{{"a": [1]}}'
     assert render("{{ tools is none }}", tools=[]) == "True"
+    with pytest.raises(InvalidRequest, match="knows of no tools"):
+        render("{{ messages }}", tools=[TOOL])
 
 
 def test_variables():
@@ -111,6 +116,7 @@ def test_variables():
 def test_developers_are_the_system():
     messages = [{"role": "developer", "content": ""}]
     assert render("{{ messages[0].role }}", messages) == "system"
+    assert render("{{ messages[0].role }}", [{"role": "developers", "content": ""}]) == "developers"
     assert render("{# developer #}{{ messages[0].role }}", messages) == "developer"
 
 

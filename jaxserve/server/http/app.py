@@ -20,6 +20,7 @@ from jaxserve.server.context import ServerContext
 from jaxserve.server.http import errors
 from jaxserve.server.http.chat import chat_router
 from jaxserve.server.http.completions import completions_router
+from jaxserve.server.http.embeddings import embeddings_router
 from jaxserve.server.http.generation import checked_id
 from jaxserve.server.http.info import info_router
 from jaxserve.server.http.responses import responses_router
@@ -35,7 +36,7 @@ _OPEN_PATHS = ("/health", *PUBLIC_PATHS)
 
 _ROUTERS = (
     page_router, info_router, chat_router, completions_router, responses_router,
-    tokens_router,
+    embeddings_router, tokens_router,
 )  # fmt: skip
 
 

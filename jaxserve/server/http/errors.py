@@ -34,7 +34,6 @@ KINDS: dict[type[errors.JaxserveError], Kind] = {
     errors.InvalidRequest: Kind(400, "invalid_request_error"),
     errors.Unauthenticated: Kind(401, "invalid_request_error", "invalid_api_key"),
     errors.PermissionDenied: Kind(403, "invalid_request_error", "permission_denied"),
-    errors.Unsupported: Kind(501, "invalid_request_error", "unsupported"),
     errors.ModelNotFound: Kind(404, "invalid_request_error", "model_not_found"),
     errors.Unsupported: Kind(501, "server_error", "not_supported"),
     errors.RateLimited: Kind(429, "rate_limit_error", "rate_limit_exceeded"),

@@ -14,6 +14,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "background_options": (),
     "context_management": ([],),
     "conversation": (),
+    "dimensions": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "image": (),

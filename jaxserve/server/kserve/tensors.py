@@ -13,6 +13,8 @@ Input = pb.ModelInferRequest.InferInputTensor
 # Datatypes that are used here -> the field of InferTensorContents that holds their elements.
 _CONTENTS = {"BYTES": "bytes_contents", "BOOL": "bool_contents", "UINT32": "uint_contents"}
 
+_RAW_SIZE = "binary_data_size"
+
 
 class Tensor(NamedTuple):
     """A tensor's name, datatype, shape and flat elements (bytes, bool or int)."""
@@ -51,7 +53,7 @@ def read_inputs(request: pb.ModelInferRequest, datatypes: dict[str, str]) -> dic
             raise InvalidRequest(
                 f"input {name} must be {datatypes[name]}, not {tensor.datatype!r}", param=name
             )
-        refuse_parameters(f"input {name}", tensor.parameters)
+        _check_parameters(tensor, raw[i] if raw else None)
         values = _from_raw(tensor, raw[i]) if raw else _from_contents(tensor)
         tensors[name] = Tensor(name, tensor.datatype, tuple(tensor.shape), values)
     return tensors
@@ -65,6 +67,20 @@ def refuse_parameters(of: str, names: Iterable[str]) -> None:
     """
     for name in names:
         raise InvalidRequest(f"parameter {name!r} of {of} cannot be applied", param=name)
+
+
+def _check_parameters(tensor: Input, raw: bytes | None) -> None:
+    """Of parameters only KServe's count of raw bytes makes sense, and must be right."""
+    others = [name for name in tensor.parameters if name != _RAW_SIZE]
+    refuse_parameters(f"input {tensor.name}", others)
+    if _RAW_SIZE not in tensor.parameters:
+        return
+    size = tensor.parameters[_RAW_SIZE].int64_param
+    if raw is None or size != len(raw):
+        raise InvalidRequest(
+            f"input {tensor.name} has not the {size} raw bytes that its {_RAW_SIZE} says",
+            param=_RAW_SIZE,
+        )
 
 
 def _from_contents(tensor: Input) -> Sequence[Any]:

@@ -96,12 +96,13 @@ class CallStream:
     def finish(self) -> list[AnswerEvent]:
         """The text is over; what was held back."""
         self._run(is_end=True)
+        while not self._begun and self._step in (self._inside, self._reading):
+            self._leave_block()
+            self._run(is_end=True)
         if self._begun:
             self._end_call()
         elif self._step == self._at_beginning:  # nothing but white space
             self._content(self._rest)
-        elif self._step in (self._inside, self._reading):
-            self._leave_block()
         if not self._num_calls and self._held:
             self._events.append(Content(self._held))
         return self._taken_events()
@@ -210,11 +211,11 @@ class CallStream:
 
     def _leave_block(self, closer: str = "") -> None:
         """Back to content, which the block is, too, if no call came of it."""
-        if self._reader is not None:
-            self._content(self._block + self._reader.source)
-        elif not self._block_has_call:
-            self._content(self._block)
         self._rest = self._rest[len(closer) :]
+        if self._reader is not None or not self._block_has_call:
+            self._content(self._block)
+        if self._reader is not None:  # read it once more: there may be an opener in it
+            self._rest = self._reader.source + self._rest
         self._block, self._block_has_call, self._reader = "", False, None
         self._step = self._outside
 

@@ -26,17 +26,15 @@ def with_tools_as_text(
         InvalidRequest: a message has a wrong shape.
     """
     chat: list[dict[str, Any]] = []
-    names: dict[str, str] = {}  # of the tools called, by the calls' ids
     was_result = False
     for message in template_messages(messages):
         is_result = message["role"] == "tool"
         for call in message.pop("tool_calls", []):
             function = call["function"]
-            names[call.get("id", "")] = function["name"]
             _add(message, calls.written_call(function["name"], function["arguments"]), "\n")
         if is_result:
-            name = names.get(message.get("tool_call_id", ""), message.get("name") or "")
-            message = {"role": "user", "content": calls.written_result(name, message["content"])}
+            result = calls.written_result(message.get("name", ""), message["content"])
+            message = {"role": "user", "content": result}
         if was_result and message["role"] == "user":
             _add(chat[-1], message["content"], "\n")
         else:

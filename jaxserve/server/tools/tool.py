@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import is_too_deep
 from jaxserve.server.limits import RequestLimits
 
 MAX_TOOLS = 128  # as in OpenAI's API
@@ -84,7 +85,7 @@ def read_tools(given: Any, limits: RequestLimits, *, is_flat: bool = False) -> t
         if tool.name in names:
             raise _error(f"tools[{i}]", f"has the name of an earlier tool: {tool.name!r}")
         names.add(tool.name)
-    size = sum(len(_dump(tool.for_template(), "tools")) for tool in tools)
+    size = sum(len(json.dumps(tool.for_template(), ensure_ascii=False)) for tool in tools)
     limits.check("max_prompt_chars", size, "tools")
     return tools
 
@@ -153,15 +154,10 @@ def _read_parameters(given: Any, where: str, limits: RequestLimits) -> Mapping[s
         raise _error(where, "must be a JSON schema")
     if given.get("type", "object") != "object":
         raise _error(f"{where}.type", "must be 'object'")
-    limits.check("max_grammar_chars", len(_dump(given, where)), where)
+    if is_too_deep(given):
+        raise _error(where, "is nested too deep")
+    limits.check("max_grammar_chars", len(json.dumps(given, ensure_ascii=False)), where)
     return {"type": "object", **given}
-
-
-def _dump(value: Any, where: str) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (ValueError, RecursionError) as error:
-        raise _error(where, f"is not JSON: {error}") from error
 
 
 def _error(where: str, problem: str) -> InvalidRequest:

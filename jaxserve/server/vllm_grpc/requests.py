@@ -14,6 +14,8 @@ from jaxserve.server.prompts import given_token_ids, off_loop, text_token_ids
 from jaxserve.server.strict import check_token_ids, refuse_fields
 from jaxserve.tokenizers.base import Tokenizer
 
+MAX_EBNF_CHARS = 2**14  # its translation takes quadratic time: half a second for so many
+
 _SAME = (  # fields without presence that mean what ours mean
     "top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos",
     "skip_special_tokens", "include_stop_str_in_output",
@@ -117,6 +119,8 @@ def _lark(source: str) -> str:
     """The field takes EBNF (as of llama.cpp and xgrammar) and Lark alike, as vLLM does."""
     if "::=" not in source:
         return source
+    if len(source) > MAX_EBNF_CHARS:
+        raise InvalidRequest(f"grammar: EBNF may have {MAX_EBNF_CHARS} characters", param="grammar")
     try:
         return gbnf_to_lark(source)
     except Exception as error:  # whatever a parser of strangers' text may trip over

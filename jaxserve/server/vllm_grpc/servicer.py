@@ -79,11 +79,12 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
     async def HealthCheck(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> pb.HealthCheckResponse:
-        """Whether requests are taken."""
-        engine = self._context.engine
-        if engine is None:
-            return pb.HealthCheckResponse(healthy=False, message="warming up")
-        if not engine.is_ready:
+        """Whether requests are taken.
+
+        While warming up it fails, as all else: a gateway takes any answer for a worker that can be
+        registered, and would go on to ask what cannot be answered yet.
+        """
+        if not self._context.engine_for().is_ready:
             return pb.HealthCheckResponse(healthy=False, message="draining, or the engine stopped")
         return pb.HealthCheckResponse(healthy=True, message="ready")
 

@@ -162,6 +162,12 @@ def serve_in_a_thread() -> Callable[..., contextlib.AbstractContextManager[str]]
     return running_in_a_thread
 
 
+@pytest.fixture(scope="session")
+def serve_in_thread() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """`with serve_in_thread(engine) as base_url`."""
+    return running_in_a_thread
+
+
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
     """The address of a server that runs throughout the module."""

@@ -54,6 +54,16 @@ def test_raw_flags() -> None:
     assert list(read_inputs(request, DATATYPES)["flag"].values) == [False, True]
 
 
+def size(count: int) -> dict[str, Any]:
+    return {"parameters": {"binary_data_size": pb.InferParameter(int64_param=count)}}
+
+
+def test_raw_bytes_may_be_counted_as_by_kserve() -> None:
+    raw = [packed([b"abc"])]
+    request = pb.ModelInferRequest(inputs=[tensor(**size(7))], raw_input_contents=raw)
+    assert list(read_inputs(request, DATATYPES)["text"].values) == [b"abc"]
+
+
 ONE = pb.InferTensorContents(bytes_contents=[b"a"])
 
 
@@ -72,6 +82,8 @@ ONE = pb.InferTensorContents(bytes_contents=[b"a"])
         ([tensor(shape=[2**62, 2**62], contents=ONE)], [], "1 elements"),
         ([tensor(shape=[1] * 1000, contents=ONE)], [], "shape"),
         ([tensor(contents=ONE, parameters={"p": pb.InferParameter()})], [], "parameter 'p'"),
+        ([tensor(contents=ONE, **size(1))], [], "binary_data_size"),
+        ([tensor(**size(4))], [packed([b"a"])], "not the 4 raw bytes"),
         ([tensor(contents=ONE)], [packed([b"a"])], "contents beside"),
         ([tensor()], [packed([b"a"])] * 2, "2 raw_input_contents for 1 inputs"),
         ([tensor()], [packed([b"a"]) + b"\x01"], "end within"),

@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-from starlette.middleware import Middleware
 
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
+from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
 
@@ -55,13 +55,11 @@ class PageServer:
 
 
 @contextlib.contextmanager
-def _serving(
-    engine: AsyncEngine | None, middlewares: Sequence[Middleware] = ()
-) -> Iterator[PageServer]:
+def _serving(engine: AsyncEngine | None, keys: ApiKeys | None = None) -> Iterator[PageServer]:
     started, loop = threading.Event(), asyncio.new_event_loop()
-    context, end = ServerContext(), asyncio.Event()
+    context, end = ServerContext(keys=keys), asyncio.Event()
     context.engine = engine
-    server = HttpServer(ServerOptions(http_port=0), make_app(context, middlewares=middlewares))
+    server = HttpServer(ServerOptions(http_port=0), make_app(context))
 
     async def main() -> None:
         await server.start()
@@ -82,7 +80,7 @@ def _serving(
 
 @pytest.fixture
 def page_server() -> Iterator[Callable[..., PageServer]]:
-    """`page_server(engine_options, middlewares=...)`; ended with the test.
+    """`page_server(engine_options, keys=...)`; ended with the test.
 
     None for the options leaves the server without an engine.
     """

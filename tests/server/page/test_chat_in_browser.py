@@ -4,16 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jaxserve.core.errors import Unauthenticated
-from jaxserve.server.page.router import PUBLIC_PATHS
+from jaxserve.server.security.keys import ApiKeys
 from jaxserve.testing.browser import find_chromium, launched
 from jaxserve.testing.fake_executor import FakeModel
 from tests.server.page.browser import PHONE, SECONDS, opened
@@ -33,6 +31,7 @@ class Letters(FakeModel):
         return ord("a") + hashlib.blake2b(data, digest_size=1).digest()[0] % 26
 
 
+KEY = "open-sesame-please"
 LETTERS = {"model": Letters(vocab_size=256), "step_seconds": 0.005}
 
 
@@ -239,12 +238,13 @@ def test_probabilities_on_hover_focus_and_tap(browser: Browser, server):
 
 def test_tints_say_how_unlikely_a_token_was(browser: Browser, server):
     with opened(browser, server.url) as (page, _):
-        tokens = [token("a", -0.01), token("b", -1.0), token("c", -6.0)]
-        scripted(page, [chunk({"content": "abc"}, tokens, "stop")])
+        tokens = [token("a", -0.01), token("b", -1.0), token(" c", -6.0)]
+        scripted(page, [chunk({"content": "ab c"}, tokens, "stop")])
         say(page)
         script = "e => getComputedStyle(e).backgroundColor"
         colours = [page.locator(".token .ink").nth(i).evaluate(script) for i in range(3)]
         assert colours[0] == "rgba(0, 0, 0, 0)" and len(set(colours)) == 3
+        assert page.locator(".token").nth(2).evaluate(script) == colours[0]  # not the space
         page.uncheck("#tint")
         assert page.locator(".token .ink").nth(2).evaluate(script) == colours[0]
 
@@ -327,23 +327,10 @@ def test_settings_reach_the_request_and_outlive_a_reload(browser: Browser, serve
         expect(page.locator("#schema")).to_have_value("")
 
 
-class KeyGuard:
-    """Asks for the key `sesame` but for the page's own files."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            page, files = PUBLIC_PATHS
-            is_public = scope["path"] == page or scope["path"].startswith(files)
-            if not is_public and (b"authorization", b"Bearer sesame") not in scope["headers"]:
-                raise Unauthenticated("bring an API key")
-        await self.app(scope, receive, send)
-
-
-def test_api_keys(browser: Browser, page_server: Callable):
-    server = page_server(LETTERS, middlewares=[Middleware(KeyGuard)])
+def test_api_keys(browser: Browser, page_server: Callable, tmp_path: Path):
+    (tmp_path / "keys.toml").write_text(f'[tenants.reader]\nkeys = ["{KEY}"]\n')
+    (tmp_path / "keys.toml").chmod(0o600)
+    server = page_server(LETTERS, keys=ApiKeys(tmp_path / "keys.toml"))
     permissions = ["clipboard-read", "clipboard-write"]
     with opened(browser, server.url, permissions=permissions) as (page, complaints):
         complaints.allowed.append("status of 401")
@@ -351,7 +338,7 @@ def test_api_keys(browser: Browser, page_server: Callable):
         say(page)
         expect(page.locator(".failure")).to_contain_text("The server asks for an API key")
         expect(page.locator("#api-key")).to_be_focused()
-        page.keyboard.type("sesame")
+        page.keyboard.type(KEY)
         page.keyboard.press("Tab")
         expect(page.locator("#state")).to_have_text("ready")
         page.get_by_role("button", name="Try again").click()
@@ -361,6 +348,6 @@ def test_api_keys(browser: Browser, page_server: Callable):
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         command = page.evaluate("navigator.clipboard.readText()")
         assert command.startswith(f"curl -N '{server.url}v1/chat/completions'")
-        assert '"Authorization: Bearer $JAXSERVE_API_KEY"' in command and "sesame" not in command
+        assert '"Authorization: Bearer $JAXSERVE_API_KEY"' in command and KEY not in command
         stored = page.evaluate("[JSON.stringify(localStorage), JSON.stringify(sessionStorage)]")
-        assert "sesame" not in stored[0] and "sesame" in stored[1]
+        assert KEY not in stored[0] and KEY in stored[1]

@@ -96,6 +96,20 @@ def test_live_numbers_and_charts_follow_the_engine(browser: Browser, server):
             assert page.locator(f"#{name}-chart").evaluate(COLOURS) > 2, name
 
 
+def test_a_step_tells_of_itself_when_pointed_at(browser: Browser, server):
+    server.chat()
+    with opened(browser, server.url) as (page, _):
+        text = page.locator("#steps-text")
+        expect(text).to_contain_text("padding")
+        chart = page.locator("#steps-chart")
+        box = chart.bounding_box()
+        assert box is not None
+        chart.hover(position={"x": box["width"] - 2, "y": 40})
+        expect(text).to_have_text(re.compile(r"^\d+ of \d+ tokens, \d+ of \d+ rows; .* ago$"))
+        page.mouse.move(5, 5)
+        expect(text).to_contain_text("padding")
+
+
 def test_a_page_opened_late_shows_what_was_before(browser: Browser, server):
     for i in range(3):
         server.chat(f"hello {i}")

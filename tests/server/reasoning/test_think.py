@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.core.errors import ConfigError, InvalidRequest
@@ -46,6 +46,7 @@ def test_split(text: str, is_open: bool, thoughts: str, content: str):
     assert split(*text, is_open=is_open) == (thoughts, content)
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(["<think>", "</think>", "</", "<", "\n", " ", "Hm", "think>", "é"])

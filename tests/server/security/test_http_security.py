@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -9,12 +10,21 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.security.keys import ApiKeys
 
+# With TLS 1.3 a client learns that it is refused whenever it reads next.
+REFUSALS = (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError, ssl.SSLError)
 CHAT = "/v1/chat/completions"
 ACME = {"Authorization": "Bearer acme-key-0123456789"}
 GLOBEX = {"Authorization": "Bearer globex-key-0123456789"}
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def body(max_tokens: int = 4, **fields: object) -> dict[str, object]:
@@ -31,7 +41,7 @@ def trusting(ca: Path, own: Path | None = None) -> ssl.SSLContext:
 
 async def refused(http_serving, tls, verify: ssl.SSLContext, url: str = "/health") -> None:
     async with http_serving(tls=tls, verify=verify) as s:
-        with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)):
+        with pytest.raises(REFUSALS):
             await s.client.get(url)
 
 
@@ -200,3 +210,28 @@ def test_command_line_options_reach_the_server(
     ]:
         result = CliRunner().invoke(command.serve, ["m", *arguments])
         assert result.exit_code == 1 and message in result.output
+
+
+def test_the_metrics_port_is_guarded_too(
+    serving, make_engine, keys_file, certificates, unused_port: int
+) -> None:
+    async def main() -> None:
+        context = ServerContext(keys=ApiKeys(keys_file()))
+        tls = certificates.mutual
+        async with serving(
+            None, context=context, host="localhost", metrics_port=unused_port, tls=tls
+        ) as s:
+            await s.server.attach(make_engine())
+            url = f"https://localhost:{unused_port}/metrics"
+            own = trusting(certificates.ca, certificates.client)
+            async with httpx.AsyncClient(trust_env=False, verify=own) as client:
+                for headers, status in (({}, 401), (ACME, 200)):
+                    answer = await client.get(url, headers=headers)
+                    assert answer.status_code == status
+                assert "jaxserve:ready 1.0" in answer.text
+            stranger = trusting(certificates.ca)
+            async with httpx.AsyncClient(trust_env=False, verify=stranger) as client:
+                with pytest.raises(REFUSALS):
+                    await client.get(url, headers=ACME)
+
+    asyncio.run(main())

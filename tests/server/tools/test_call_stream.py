@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.server.answer_events import AnswerEvent, CallArguments, CallBegin, CallEnd, Content
@@ -143,6 +143,12 @@ def test_calls_that_break_in_their_arguments_say_so(name: str, text: str, argume
     assert text.startswith(end.source)
 
 
+def test_a_broken_call_hides_no_other():
+    text = f'<tool_call>{{"name": "ge {tagged(call())}'
+    for pieces in ([text], text):
+        assert joined(read("hermes", *pieces))[:2] == ('<tool_call>{"name": "ge ', ONE)
+
+
 def test_arguments_are_streamed():
     reader = stream("hermes")
     assert reader.push('<tool_call>{"name": "get", "argum') == []
@@ -181,6 +187,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     parts=st.lists(FRAGMENTS | st.text(max_size=3), max_size=12),
@@ -202,6 +209,7 @@ def test_cuts_make_no_difference(name: str, parts: list[str], cuts: list[int], i
         assert content == text
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     calls=st.lists(

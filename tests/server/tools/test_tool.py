@@ -1,5 +1,6 @@
 """What requests say of tools, checked."""
 
+import json
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def test_tools():
         ([function(parameters={"type": "array"})], "parameters.type must be 'object'"),
         ([function(), function()], r"tools\[1\] has the name of an earlier tool: 'get'"),
         ([function()] * (MAX_TOOLS + 1), "at most 128"),
+        ([function(parameters={"properties": json.loads("[" * 99 + "]" * 99)})], "too deep"),
         ([function(parameters={"title": "x" * 2**16})], "more than the 65536 allowed"),
     ],
 )

@@ -118,7 +118,9 @@ def test_thinking_without_markers_is_refused(fields: dict) -> None:
     [
         {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -2}, {"top_p": 0},
         {"top_p": 1.1}, {"min_p": -0.1}, {"max_tokens": 0}, {"max_tokens": -5}, {"stop": [""]},
-        {"stop": ["x"] * 17}, {"stop_token_ids": [258]}, {"stop_token_ids": [2**32 - 1]},
+        {"stop": ["x"] * 17}, {"stop": ["x" * 4097]}, {"bad_words": ["x" * 4097]},
+        {"stop_token_ids": [1] * 259},
+        {"stop_token_ids": [258]}, {"stop_token_ids": [2**32 - 1]},
         {"logit_bias": {258: 1}}, {"logit_bias": {1: 101}}, {"bad_words": [""]},
         {"allowed_token_ids": pb.TokenIds(ids=[1, 258])}, {"repetition_penalty": 0},
         {"presence_penalty": 3}, {"frequency_penalty": float("inf")}, {"min_tokens": -1},

@@ -140,10 +140,12 @@ def test_facts_and_health_from_warming_up_to_draining(make_engine, serving) -> N
     async def main() -> None:
         async with serving(None) as s:
             stub = stub_of(s)
-            health = await stub.HealthCheck(pb.HealthCheckRequest())
-            assert (health.healthy, health.message) == (False, "warming up")
-            code, _ = await refusal(stub.GetModelInfo(pb.GetModelInfoRequest()))
-            assert code is CODES.UNAVAILABLE
+            for early in (
+                stub.HealthCheck(pb.HealthCheckRequest()),
+                stub.GetModelInfo(pb.GetModelInfoRequest()),
+            ):
+                code, details = await refusal(early)
+                assert code is CODES.UNAVAILABLE and "warming up" in details
             await s.server.attach(make_engine())
             assert await s.health("vllm.grpc.engine.VllmEngine") == "SERVING"
             assert (await stub.HealthCheck(pb.HealthCheckRequest())).healthy

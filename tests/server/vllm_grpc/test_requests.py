@@ -4,21 +4,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.vllm_grpc.requests import Generation, read_generate
+from jaxserve.server.vllm_grpc.requests import MAX_EBNF_CHARS, Generation, read_generate
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_engine import fake_sync_engine
 
 LIMITS = RequestLimits(max_n=4, max_grammar_chars=100)
 INFO = fake_sync_engine(max_model_len=16).info
-# What a field has to be for the request to say no more than another without it.
-NOTHING: dict[str, Any] = {"skip_special_tokens": False}
 
 
 def read(params: dict[str, Any] | None = None, **fields: Any) -> Generation:
@@ -100,6 +97,7 @@ def test_a_field_is_applied(name: str) -> None:
         ({"params": {"choice": pb.ChoiceConstraint()}}, "choice"),
         ({"params": {"regex": "a" * 101}}, "regex"),
         ({"params": {"grammar": "root ::= ("}}, "grammar"),
+        ({"params": {"grammar": "root ::= " + "(" * 80}}, "grammar"),
         ({"params": {"truncate_prompt_tokens": 0}}, "truncate_prompt_tokens"),
         ({"params": {"truncate_prompt_tokens": -2}}, "truncate_prompt_tokens"),
         ({"params": {"max_tokens": 0}}, "max_tokens"),
@@ -127,10 +125,13 @@ def test_truncation_keeps_the_prompt_s_end(wanted: int, kept: int) -> None:
         read({"truncate_prompt_tokens": 20}, tokenized=pb.TokenizedInput(input_ids=ids))
 
 
+def test_long_ebnf_is_refused_before_it_is_translated() -> None:
+    request = pb.GenerateRequest(tokenized=pb.TokenizedInput(input_ids=[1]))
+    request.sampling_params.grammar = 'root ::= "a"'.ljust(MAX_EBNF_CHARS + 1)
+    with pytest.raises(InvalidRequest, match=str(MAX_EBNF_CHARS)):
+        asyncio.run(read_generate(request, ByteTokenizer(), INFO, RequestLimits()))
+
+
 def test_grammars_in_ebnf_become_lark() -> None:
     grammar = read({"grammar": 'root ::= "a" [0-9]+'}).params.grammar
     assert grammar and grammar.kind == "lark" and "start:" in grammar.source
-
-
-def test_the_modality_of_nothing() -> None:
-    assert common_pb2.MODALITY_UNSPECIFIED == 0

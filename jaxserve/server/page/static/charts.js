@@ -2,6 +2,7 @@
 
 const FONT = "11px system-ui, sans-serif";
 const LEFT = 44; // room for the scale's numbers
+const PITCH = 4; // of the bars
 
 /** The palette of the current colour scheme. */
 function colours() {
@@ -75,22 +76,29 @@ export function stepBars(canvas, bars, label) {
   if (!area) return;
   const { draw, width, height } = area;
   const palette = colours();
-  const pitch = 4;
-  const shown = bars.slice(-Math.floor((width - LEFT) / pitch));
+  const shown = bars.slice(-Math.floor((width - LEFT) / PITCH));
   const most = Math.max(4, ...shown.map((bar) => bar.size));
   const top = 8;
   const bottom = height - 6;
   const y = (value) => bottom - Math.sqrt(value / most) * (bottom - top);
   grid(draw, width, [0, most / 4, most].map(Math.round), y, label, palette);
   const padding = hatch(draw, palette.pad);
-  let x = width - shown.length * pitch;
+  let x = width - shown.length * PITCH;
   for (const { filled, size } of shown) {
     draw.fillStyle = padding;
-    draw.fillRect(x, y(size), pitch - 1, y(filled) - y(size));
+    draw.fillRect(x, y(size), PITCH - 1, y(filled) - y(size));
     draw.fillStyle = palette.fill;
-    draw.fillRect(x, y(filled), pitch - 1, bottom - y(filled));
-    x += pitch;
+    draw.fillRect(x, y(filled), PITCH - 1, bottom - y(filled));
+    x += PITCH;
   }
+}
+
+/** The index of the bar at a place on a chart of so many bars; -1 for none. */
+export function barAt(canvas, count, x) {
+  const width = canvas.clientWidth;
+  const shown = Math.min(count, Math.floor((width - LEFT) / PITCH));
+  const at = Math.floor((x - (width - shown * PITCH)) / PITCH);
+  return at < 0 || at >= shown ? -1 : count - shown + at;
 }
 
 /**

@@ -1,6 +1,6 @@
 // The engine's side of the page: numbers, charts and facts from the live data.
 
-import { pageGrid, stepBars, timeChart } from "./charts.js";
+import { barAt, pageGrid, stepBars, timeChart } from "./charts.js";
 import { byId, bytes, digits, duration, el, percent, percentile, short, whole } from "./format.js";
 
 const SPAN = 120; // seconds in the charts over time
@@ -10,6 +10,7 @@ const WINDOW = 100; // requests that a percentile looks at
 export function setUpEngine(live) {
   const show = () => showAll(live);
   live.onChange.push(show);
+  setUpPointing(live);
   // Colours and widths change the pictures, not the data.
   document.addEventListener("themechange", () => showCharts(live));
   document.addEventListener("tabchange", () => showCharts(live));
@@ -102,20 +103,46 @@ function tierRow(name, tier) {
 
 function showCharts(live) {
   if (!live.now?.load) return;
-  showSteps(live.steps);
+  showSteps(live);
   showRequests(live);
   showPages(live.now);
   showLatency("ttft", live, "No answer has begun yet.");
   showLatency("itl", live, "No answer of two tokens yet.");
 }
 
-function showSteps(steps) {
-  const tokens = steps.map((step) => ({ filled: step.tokens, size: step.tokenBucket }));
-  const rows = steps.map((step) => ({ filled: step.rows, size: step.rowBucket }));
-  stepBars(byId("steps-chart"), tokens, short);
-  stepBars(byId("rows-chart"), rows, short);
-  byId("steps-text").textContent = paddingText(tokens);
-  byId("rows-text").textContent = paddingText(rows);
+/** The step that the reader points at: {chart: "steps" | "rows", x}; null for none. */
+let pointed = null;
+
+function setUpPointing(live) {
+  for (const chart of ["steps", "rows"]) {
+    const canvas = byId(`${chart}-chart`);
+    const point = (event) => {
+      pointed = event.type === "pointerleave" ? null : { chart, x: event.offsetX };
+      if (live.now?.load) showSteps(live);
+    };
+    for (const type of ["pointermove", "pointerdown", "pointerleave"]) {
+      canvas.addEventListener(type, point);
+    }
+  }
+}
+
+function showSteps({ steps, now }) {
+  const bars = {
+    steps: steps.map((step) => ({ filled: step.tokens, size: step.tokenBucket })),
+    rows: steps.map((step) => ({ filled: step.rows, size: step.rowBucket })),
+  };
+  for (const chart of ["steps", "rows"]) {
+    const canvas = byId(`${chart}-chart`);
+    stepBars(canvas, bars[chart], short);
+    const at = pointed?.chart === chart ? barAt(canvas, steps.length, pointed.x) : -1;
+    byId(`${chart}-text`).textContent =
+      at >= 0 ? stepText(steps[at], now.time) : paddingText(bars[chart]);
+  }
+}
+
+function stepText({ tokens, tokenBucket, rows, rowBucket, seconds, time }, now) {
+  const ago = duration(Math.max(0, now - time));
+  return `${tokens} of ${tokenBucket} tokens, ${rows} of ${rowBucket} rows; ${duration(seconds)}, ${ago} ago`;
 }
 
 function paddingText(bars) {

@@ -27,6 +27,7 @@ export function short(n) {
 
 /** A rate or a small measure: three significant digits. */
 export function digits(n) {
+  if (n === 0) return "0";
   return n >= 100 ? whole(n) : n >= 10 ? n.toFixed(1) : n.toFixed(2);
 }
 

@@ -1,0 +1,1 @@
+"""What a front end costs: many streams from an engine that emits at a steady pace."""

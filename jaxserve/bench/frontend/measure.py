@@ -1,0 +1,194 @@
+"""Starts a server over a paced engine, and clients, and puts their counts together."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxserve.bench.frontend.client import ClientResult, ClientSpec
+from jaxserve.bench.tables import format_table
+from jaxserve.core.errors import JaxserveError
+from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.testing.fake_engine import fake_sync_engine
+from jaxserve.testing.paced_executor import PacedExecutor
+
+TRANSPORTS = ("grpc", "sse")
+_MAX_MODEL_LEN = 65_536
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontendSpec:
+    """What to measure.
+
+    Attributes:
+        num_streams: at the same time; rows of the engine's steps.
+        tokens_per_second: that the engine emits over all of them.
+        num_connections: that gRPC's streams share.
+        warmup_seconds, seconds: before counting, and of counting.
+        num_stalled: clients that connect and stall beside them.
+    """
+
+    num_streams: int = 256
+    tokens_per_second: float = 20_000
+    num_connections: int = 16
+    warmup_seconds: float = 3.0
+    seconds: float = 10.0
+    num_stalled: int = 0
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of the paced engine."""
+        return self.tokens_per_second / self.num_streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontendCost:
+    """One transport's figures.
+
+    Attributes:
+        transport: "sse" or "grpc".
+        client: what the clients counted.
+        delivered: tokens that came, of those that the pace asks for.
+        steps_per_second: that the engine made.
+        server_cpu: cores that the server's process used, its engine included.
+        loop_cpu: of these its event loop's thread.
+        client_cpu: cores that the clients' process used.
+    """
+
+    transport: str
+    client: ClientResult
+    delivered: float
+    steps_per_second: float
+    server_cpu: float
+    loop_cpu: float
+    client_cpu: float
+
+
+def measure_engine_alone(spec: FrontendSpec) -> float:
+    """Steps per second of the same engine whose tokens go nowhere."""
+    engine = fake_sync_engine(
+        executor=PacedExecutor(1 / spec.steps_per_second, ord("Z")),
+        num_pages=spec.num_streams * _MAX_MODEL_LEN // 64,
+        page_size=64,
+        max_model_len=_MAX_MODEL_LEN,
+        max_num_seqs=spec.num_streams,
+        max_num_batched_tokens=max(spec.num_streams, 512),
+    )
+    params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=60_000)
+    for i in range(spec.num_streams):
+        engine.add(str(i), [1, 2, 3], params)
+    warm = time.monotonic() + 1.0
+    while time.monotonic() < warm:
+        engine.step(time.monotonic())
+    steps, begun = engine.load().num_steps, time.monotonic()
+    while time.monotonic() < begun + spec.seconds / 2:
+        engine.step(time.monotonic())
+    return (engine.load().num_steps - steps) / (time.monotonic() - begun)
+
+
+def measure_front_end(transport: str, spec: FrontendSpec) -> FrontendCost:
+    """Serve over one transport, in a process of its own."""
+    with _server(spec) as (process, addresses):
+        client_spec = ClientSpec(
+            transport=transport,
+            grpc_address=addresses["grpc"],
+            http_address=addresses["http"],
+            num_streams=spec.num_streams,
+            num_connections=spec.num_connections,
+            warmup_seconds=spec.warmup_seconds,
+            seconds=spec.seconds,
+            num_stalled=spec.num_stalled,
+        )
+        command = [sys.executable, "-m", "jaxserve.bench.frontend.client"]
+        command.append(json.dumps(dataclasses.asdict(client_spec)))
+        clients = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        time.sleep(spec.warmup_seconds + 1.0)
+        cpu, at = _cpu_seconds(process.pid), time.monotonic()
+        time.sleep(spec.seconds / 2)
+        used = [b - a for a, b in zip(cpu, _cpu_seconds(process.pid), strict=True)]
+        seconds = time.monotonic() - at
+        output, _ = clients.communicate(timeout=spec.seconds * 4 + 60)
+    if clients.returncode:
+        raise JaxserveError(f"the clients failed with exit code {clients.returncode}")
+    client = ClientResult(**json.loads(output))
+    return FrontendCost(
+        transport=transport,
+        client=client,
+        delivered=client.num_tokens / (spec.tokens_per_second * client.seconds),
+        steps_per_second=client.num_steps / client.engine_seconds,
+        server_cpu=used[0] / seconds,
+        loop_cpu=used[1] / seconds,
+        client_cpu=client.cpu_seconds / client.seconds,
+    )
+
+
+@contextlib.contextmanager
+def _server(spec: FrontendSpec) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    command = [sys.executable, "-m", "jaxserve.testing.fake_server"]
+    command += ["--rows", str(spec.num_streams)]
+    command += ["--tokens-per-second", str(spec.tokens_per_second)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            words = process.stdout.readline().split()
+            if not words or words[0] != "READY":
+                raise JaxserveError("the server did not start")
+            named = dict(word.split("=", 1) for word in words[2:])
+            yield process, {"grpc": words[1], "http": named["http"]}
+        finally:
+            process.kill()  # its streams have no end
+
+
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """CPU time of a process, and of its main thread (Linux)."""
+    return _stat_seconds(Path(f"/proc/{pid}/stat")), _stat_seconds(
+        Path(f"/proc/{pid}/task/{pid}/stat")
+    )
+
+
+def _stat_seconds(path: Path) -> float:
+    fields = path.read_text().rpartition(")")[2].split()  # the name before may have spaces
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def format_front_end_costs(costs: list[FrontendCost], spec: FrontendSpec, alone: float) -> str:
+    """The figures as a table."""
+    header = ["", "delivered", "steps/s", "slowed", "tokens/msg", "ITL p50 ms", "p99",
+              "server CPU", "its loop", "client CPU", "stalled"]  # fmt: skip
+    rows = [
+        [
+            cost.transport,
+            f"{cost.delivered:.1%}",
+            f"{cost.steps_per_second:.1f}",
+            f"{1 - cost.steps_per_second / alone:.1%}",
+            f"{cost.client.num_timed_tokens / max(1, cost.client.num_messages):.2f}",
+            f"{cost.client.itl_p50_ms:.1f}",
+            f"{cost.client.itl_p99_ms:.1f}",
+            f"{cost.server_cpu:.2f}",
+            f"{cost.loop_cpu:.2f}",
+            f"{cost.client_cpu:.2f}",
+            str(cost.client.num_stalled),
+        ]
+        for cost in costs
+    ]
+    title = (
+        f"{spec.num_streams} streams, {spec.tokens_per_second:g} tokens/s, "
+        f"{spec.steps_per_second:.1f} steps/s; the engine alone makes {alone:.1f}"
+    )
+    return f"{title}\n\n{format_table(header, rows)}"
+
+
+def to_dict(costs: list[FrontendCost], spec: FrontendSpec, alone: float) -> dict[str, Any]:
+    """The figures for a JSON file."""
+    return {
+        "spec": dataclasses.asdict(spec),
+        "steps_per_second_alone": alone,
+        "costs": [dataclasses.asdict(cost) for cost in costs],
+    }

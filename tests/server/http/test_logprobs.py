@@ -1,0 +1,68 @@
+"""Log-probabilities over HTTP, in the shapes that clients read."""
+
+import asyncio
+import math
+
+import pytest
+
+COMPLETIONS = "/v1/completions"
+FIELDS = {"temperature": 0, "max_tokens": 6}
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_with_logprobs_as_lm_eval_asks(
+    make_engine, serving, expected, max_tokens: int, stream: bool
+) -> None:
+    prompts = [[256, *b"h\xc3\xa9llo"], [5, 200, 7]]
+    body = {
+        "model": "fake", "prompt": prompts, "temperature": 0, "max_tokens": max_tokens,
+        "logprobs": 1, "seed": 1234, "echo": True,
+    }  # fmt: skip
+
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            if stream:
+                choices = [e["choices"][0] for e in await s.events(COMPLETIONS, body)]
+            else:
+                answer = (await s.post(COMPLETIONS, body)).json()
+                choices = answer["choices"]
+                assert answer["usage"]["completion_tokens"] == 2 * max_tokens
+            for i, prompt in enumerate(prompts):
+                mine = [c for c in choices if c["index"] == i]
+                text = "".join(c["text"] for c in mine)
+                generated = expected(prompt, max_tokens) if max_tokens else []
+                assert text.startswith("<bos>h\xe9llo" if i == 0 else "\x05\ufffd\x07")
+                merged = {
+                    name: [value for c in mine for value in c["logprobs"][name]]
+                    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+                }
+                assert {len(values) for values in merged.values()} == {len(prompt) + max_tokens}
+                assert merged["token_logprobs"][0] is None and merged["top_logprobs"][0] is None
+                assert all(math.isfinite(x) for x in merged["token_logprobs"][1:])
+                if i == 0:
+                    assert merged["tokens"][:5] == ["<bos>", "h", "bytes:\\xc3", "bytes:\\xa9", "l"]
+                    assert merged["text_offset"][:3] == [0, 5, 6]
+                for token, value, top in zip(*list(merged.values())[:3], strict=True):
+                    assert value is None or top[token] == value
+                assert len(generated) == max_tokens
+                assert mine[-1]["finish_reason"] == "length"
+
+    asyncio.run(main())
+
+
+def test_vllm_prompt_logprobs_and_token_names(make_engine, serving) -> None:
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            body = {
+                **FIELDS, "prompt": [1, 2, 3], "prompt_logprobs": 2, "logprobs": 0,
+                "return_tokens_as_token_ids": True,
+            }  # fmt: skip
+            (choice,) = (await s.post(COMPLETIONS, body)).json()["choices"]
+            first, *others = choice["prompt_logprobs"]
+            assert first is None and len(others) == 2
+            assert others[0]["2"].keys() == {"logprob", "rank", "decoded_token"}
+            assert all(name.startswith("token_id:") for name in choice["logprobs"]["tokens"])
+            assert choice["logprobs"]["top_logprobs"] is None
+
+    asyncio.run(main())
