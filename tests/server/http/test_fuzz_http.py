@@ -177,10 +177,10 @@ def near_served(draw: st.DrawFn, path: str) -> bytes:
             if isinstance(place, dict) and draw(st.integers(0, 5)) == 0:
                 del place[key]
             else:
-                place[key] = copy.deepcopy(draw(st.sampled_from(ODD) | JSON))  # may be next
+                place[key] = copy.deepcopy(draw(st.sampled_from(ODD) | JSON))
             break
     if draw(st.integers(0, 3)) == 0:
-        body[draw(st.sampled_from(FIELDS))] = draw(st.sampled_from(ODD) | JSON)
+        body[draw(st.sampled_from(FIELDS))] = copy.deepcopy(draw(st.sampled_from(ODD) | JSON))
     data = json.dumps(body).encode()
     if draw(st.integers(0, 7)) == 0:
         at = draw(st.integers(0, len(data)))
