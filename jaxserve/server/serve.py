@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _ENGINE_CHECK_SECONDS = 0.5
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The engine's thread should not wait for the event loop's to give way, which takes 5 ms by default.
-# With 20,000 tokens/s over gRPC on a machine busy with other things the engine made 66, 67 and 64 of
-# 78 steps/s with that, and 78, 71 and 72 with this; on an idle one all of them either way.
+# With 20,000 tokens/s over gRPC on a machine busy with other things, the engine made 66, 67 and 64
+# of 78 steps/s with that, and 78, 71 and 72 with this; on an idle one all of them either way.
 _SWITCH_SECONDS = 1e-4
 
 
