@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
@@ -23,6 +22,7 @@ from jaxserve.server.call_metadata import MAX_REQUEST_ID_CHARS, valid_traceparen
 from jaxserve.server.choices import Choices
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.errors import ClientGone
+from jaxserve.server.http.json_bytes import json_bytes
 
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
@@ -132,7 +132,7 @@ async def collect(request: Request, generation: Generation, answer: Answer) -> d
 
 def json_response(value: Any) -> Response:
     """An object as JSON."""
-    return Response(orjson.dumps(value), media_type="application/json")
+    return Response(json_bytes(value), media_type="application/json")
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -5,13 +5,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.answer_events import Content, TextReader
 from jaxserve.server.http.errors import kind_of
+from jaxserve.server.http.json_bytes import json_bytes
 from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.response_items import OutputItems, Step
 
@@ -144,7 +143,7 @@ class ResponseEvents:
         kind = f"response.{step.name}"
         data = {"type": kind, **step.fields, "sequence_number": self._number}
         self._number += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(data))
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(data))
 
 
 def _status(last: TokenDelta | None) -> str:

@@ -221,6 +221,20 @@ def test_requests_near_those_that_are_served(target: Target, path: str) -> None:
     ask()
 
 
+def test_what_a_request_says_is_given_back_whatever_it_is(target: Target) -> None:
+    big = 2**70
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "maxProperties": big}}
+    for fields in ({"metadata": {"a": "b"}}, {"tools": [tool], "tool_choice": "none"}):
+        for stream in (False, True):
+            body = {"input": "hi", "max_output_tokens": 4, "stream": stream, **fields}
+            answer = target.client.post("/v1/responses", content=json.dumps(body).encode(),
+                                        headers={"Content-Type": "application/json"})  # fmt: skip
+            check(target, answer)
+            assert answer.status_code == 200, answer.text
+            if "tools" in fields:
+                assert str(big) in answer.text
+
+
 @pytest.mark.parametrize("path", sorted(SERVED))
 def test_deep_and_odd_json_is_no_bug(target: Target, path: str) -> None:
     deep = b"[" * 100_000

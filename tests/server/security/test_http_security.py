@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
+from jaxserve.server.metrics.endpoint import Metrics, MetricsServer
 from jaxserve.server.security.keys import ApiKeys
 
 # With TLS 1.3 a client learns that it is refused whenever it reads next.
@@ -19,12 +18,6 @@ REFUSALS = (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError, ssl.
 CHAT = "/v1/chat/completions"
 ACME = {"Authorization": "Bearer acme-key-0123456789"}
 GLOBEX = {"Authorization": "Bearer globex-key-0123456789"}
-
-
-@pytest.fixture
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def body(max_tokens: int = 4, **fields: object) -> dict[str, object]:
@@ -212,26 +205,22 @@ def test_command_line_options_reach_the_server(
         assert result.exit_code == 1 and message in result.output
 
 
-def test_the_metrics_port_is_guarded_too(
-    serving, make_engine, keys_file, certificates, unused_port: int
-) -> None:
-    async def main() -> None:
-        context = ServerContext(keys=ApiKeys(keys_file()))
-        tls = certificates.mutual
-        async with serving(
-            None, context=context, host="localhost", metrics_port=unused_port, tls=tls
-        ) as s:
-            await s.server.attach(make_engine())
-            url = f"https://localhost:{unused_port}/metrics"
-            own = trusting(certificates.ca, certificates.client)
-            async with httpx.AsyncClient(trust_env=False, verify=own) as client:
-                for headers, status in (({}, 401), (ACME, 200)):
-                    answer = await client.get(url, headers=headers)
-                    assert answer.status_code == status
-                assert "jaxserve:ready 1.0" in answer.text
-            stranger = trusting(certificates.ca)
-            async with httpx.AsyncClient(trust_env=False, verify=stranger) as client:
-                with pytest.raises(REFUSALS):
-                    await client.get(url, headers=ACME)
+def test_the_metrics_port_is_guarded_too(certificates, keys_file) -> None:
+    async def main(address: str) -> None:
+        url = f"https://{address}/metrics"
+        own = trusting(certificates.ca, certificates.client)
+        async with httpx.AsyncClient(trust_env=False, verify=own) as client:
+            assert (await client.get(url)).status_code == 401
+            answer = await client.get(url, headers=ACME)
+            assert answer.status_code == 200 and "jaxserve:ready" in answer.text
+        stranger = trusting(certificates.ca)
+        async with httpx.AsyncClient(trust_env=False, verify=stranger) as client:
+            with pytest.raises(REFUSALS):
+                await client.get(url, headers=ACME)
 
-    asyncio.run(main())
+    keys = ApiKeys(keys_file())
+    server = MetricsServer("localhost", 0, Metrics(), tls=certificates.mutual, keys=keys)
+    try:
+        asyncio.run(main(server.address))
+    finally:
+        server.stop()
