@@ -29,6 +29,8 @@ REFERENCES = Path(__file__).parents[1] / "references"
 MODELS = {"smollm2-135m": "smollm2_gguf", "gemma3-270m": "gemma3_gguf"}
 NEW_TOKENS = 64
 PAGE_SIZE = 16
+# Few programs: most of an engine's time here would go into compiling those nobody needs.
+SIZES: dict[str, Any] = {"max_num_seqs": 18, "max_model_len": 1024, "page_size": PAGE_SIZE}
 CLOSE = 1e-3  # nats
 
 
@@ -43,8 +45,8 @@ def model(request: pytest.FixtureRequest) -> tuple[Path, list[dict[str, Any]]]:
 def engine(model: tuple[Path, list], program_cache_dir: Path) -> Iterator[Engine]:
     """An engine with room for everything."""
     yield build(
-        model[0], max_num_seqs=18, max_num_batched_tokens=512, max_model_len=1024, num_pages=640,
-        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+        model[0], max_num_batched_tokens=512, token_buckets="1,32,128,512", row_buckets="1,18",
+        num_pages=640, compilation_cache_dir=str(program_cache_dir), **SIZES,
     )  # fmt: skip
 
 
@@ -73,8 +75,8 @@ def test_all_at_once(engine: Engine, model: tuple[Path, list]):
 
 def test_chunks_of_32_tokens(model: tuple[Path, list], program_cache_dir: Path):
     engine = build(
-        model[0], max_num_seqs=18, max_num_batched_tokens=32, max_model_len=1024, num_pages=640,
-        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+        model[0], max_num_batched_tokens=32, token_buckets="32", row_buckets="18",
+        num_pages=640, compilation_cache_dir=str(program_cache_dir), **SIZES,
     )  # fmt: skip
     check(engine, model[1])
     assert engine.load().num_preemptions == 0
@@ -82,8 +84,8 @@ def test_chunks_of_32_tokens(model: tuple[Path, list], program_cache_dir: Path):
 
 def test_preempted(model: tuple[Path, list], program_cache_dir: Path):
     engine = build(
-        model[0], max_num_seqs=18, max_num_batched_tokens=512, max_model_len=1024, num_pages=72,
-        page_size=PAGE_SIZE, compilation_cache_dir=str(program_cache_dir),
+        model[0], max_num_batched_tokens=512, token_buckets="32,512", row_buckets="18",
+        num_pages=72, compilation_cache_dir=str(program_cache_dir), **SIZES,
     )  # fmt: skip
     check(engine, model[1])
     assert engine.load().num_preemptions > 0
