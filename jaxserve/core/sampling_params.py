@@ -36,7 +36,10 @@ class ThinkingBudget:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
-            raise InvalidRequest(f"thinking_token_budget must not be negative: {self.max_tokens}")
+            raise InvalidRequest(
+                f"thinking_token_budget must not be negative, got {self.max_tokens}",
+                param="thinking_token_budget",
+            )
         if not self.start_ids or not self.end_ids:
             raise InvalidRequest("this model has no markers of thinking, so no budget for it")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.sampling_params import ThinkingBudget
 from jaxserve.server.answer_events import AnswerEvent, Content, Reasoning, held_back
 from jaxserve.tokenizers.base import Tokenizer
@@ -35,11 +34,6 @@ class ThinkFormat:
         Raises:
             InvalidRequest: the limit is negative.
         """
-        if max_tokens < 0:
-            raise InvalidRequest(
-                f"thinking_token_budget must not be negative, got {max_tokens}",
-                param="thinking_token_budget",
-            )
         return ThinkingBudget(
             max_tokens,
             marker_ids(self.start, tokenizer),
