@@ -60,7 +60,7 @@ class EngineConfig:
         "auto",
         "the paged attention to use; a named one never falls back to another",
         group="device",
-        choices=("auto", "tpu", "gpu", "xla", "reference"),
+        choices=("auto", "tpu", "gpu", "cpu", "xla", "reference"),
     )
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept (default: ~/.cache/jaxserve/programs)",

@@ -40,7 +40,7 @@ from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
-from pallas_kernels.paged_attention import Shape, choose_implementation
+from pallas_kernels.paged_attention import Shape, choose_implementation, prepare
 from pallas_kernels.tpu_layout import padded_to_lanes
 
 log = logging.getLogger(__name__)
@@ -177,9 +177,11 @@ def _attention(
     heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
     shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
     try:
-        return choose_implementation(config.attention_implementation, device, shape)
+        implementation = choose_implementation(config.attention_implementation, device, shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    prepare(implementation)
+    return implementation
 
 
 def _num_pages(

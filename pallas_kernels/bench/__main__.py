@@ -106,7 +106,8 @@ def _measure(
     """Seconds of every implementation and peer, or why it was left out."""
     inputs = workloads.make_inputs(workload, shape)
     measured: dict[str, float | str] = {}
-    for name in named or ("tpu", "gpu", "xla"):
+    kernels = ("tpu", "gpu", "xla") if workload.name == "kv_write" else ("tpu", "gpu", "cpu", "xla")
+    for name in named or kernels:
         try:
             choose_implementation(name, jax.devices()[0], shape)
             measured[name] = _time(name, workload, inputs, shape, repeats)

@@ -12,7 +12,19 @@ from pallas_kernels.paged_attention.choice import (
 from pallas_kernels.paged_attention.tuning import Shape
 from pallas_kernels.paged_batch import PagedBatch
 
-__all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention"]
+__all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention", "prepare"]
+
+
+def prepare(implementation: str) -> None:
+    """Get ready what programs call that were compiled before and come from a file.
+
+    Only the CPU's kernel lives outside of them; tracing `paged_attention` does this by itself.
+
+    Args:
+        implementation: one that `choose_implementation` gave.
+    """
+    if implementation == "cpu":
+        kernel_module("cpu").prepare()
 
 
 @overload

@@ -8,7 +8,7 @@ from pallas_kernels.paged_attention.tuning import Shape
 
 log = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "tpu", "gpu", "xla", "reference"]
+Implementation = Literal["auto", "tpu", "gpu", "cpu", "xla", "reference"]
 NAMES: tuple[str, ...] = get_args(Implementation)
 HOPPER = 9.0  # compute capability
 
@@ -29,7 +29,7 @@ def choose_implementation(implementation: str, device: Any, shape: Shape) -> str
         if (reason := _refusal(implementation, device, shape)) is not None:
             raise ValueError(f"attention {implementation!r} cannot run here: {reason}")
         return implementation
-    kernel = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(device.platform)
+    kernel = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "cpu"}.get(device.platform)
     if kernel is None:
         return "xla"
     if (reason := _refusal(kernel, device, shape)) is not None:
@@ -44,6 +44,8 @@ def _refusal(kernel: str, device: Any, shape: Shape) -> str | None:
     """Why a kernel cannot run, or None if it can."""
     if kernel == "tpu" and device.platform != "tpu":
         return f"it takes a TPU, and this is {device.platform}; use 'auto' or 'xla'"
+    if kernel == "cpu" and device.platform != "cpu":
+        return f"it takes a CPU, and this is {device.platform}; use 'auto' or 'xla'"
     if kernel == "gpu":
         if device.platform not in ("gpu", "cuda"):
             return f"it takes an NVIDIA GPU, and this is {device.platform}; use 'auto' or 'xla'"
@@ -53,7 +55,7 @@ def _refusal(kernel: str, device: Any, shape: Shape) -> str | None:
                 f"it takes a Hopper GPU (compute capability {HOPPER}) or newer, and "
                 f"{device.device_kind} has {capability}; use 'auto' or 'xla'"
             )
-    return kernel_module(kernel).refusal(shape) if kernel in ("tpu", "gpu") else None
+    return kernel_module(kernel).refusal(shape) if kernel in ("tpu", "gpu", "cpu") else None
 
 
 def kernel_module(kernel: str) -> Any:

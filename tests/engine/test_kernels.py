@@ -55,7 +55,7 @@ def assert_same_tokens(
     kernel: str, directory: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel's engine says what XLA's says."""
-    expected = answers(build(directory, **options))
+    expected = answers(build(directory, attention_implementation="xla", **options))
     interpret(kernel, monkeypatch)
     engine = build(directory, **options)
     assert engine.info.attention_implementation == kernel

@@ -19,7 +19,8 @@ A100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100", compute_capabi
 @pytest.mark.parametrize(
     ("device", "changes", "chosen"),
     [
-        (CPU, {}, "xla"),
+        (CPU, {}, "cpu"),
+        (CPU, {"dtype": jnp.float16}, "xla"),
         (TPU, {}, "tpu"),
         (TPU, {"dtype": jnp.float32}, "tpu"),
         (TPU, {"page_size": 8}, "xla"),  # no whole tile of bfloat16
@@ -33,7 +34,7 @@ def test_auto(device: Any, changes: dict, chosen: str, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         assert choose_implementation("auto", device, LLAMA._replace(**changes)) == chosen
     said = [record for record in caplog.records if "instead of the" in record.getMessage()]
-    assert len(said) == (device is not CPU and chosen == "xla"), "one line says so, or none"
+    assert len(said) == (chosen == "xla"), "one line says so, or none"
 
 
 def test_a_name_never_stands_for_another():
@@ -41,9 +42,12 @@ def test_a_name_never_stands_for_another():
         for name in ("xla", "reference"):
             assert choose_implementation(name, device, LLAMA) == name
     assert choose_implementation("tpu", TPU, LLAMA) == "tpu"
+    assert choose_implementation("cpu", CPU, LLAMA) == "cpu"
     assert choose_implementation("gpu", H200, LLAMA) == "gpu"
     for name, device, changes, message in [
         ("tpu", CPU, {}, "takes a TPU, and this is cpu"),
+        ("cpu", TPU, {}, "takes a CPU, and this is tpu"),
+        ("cpu", CPU, {"dtype": jnp.float16}, "float32 or bfloat16, not float16"),
         ("gpu", CPU, {}, "takes an NVIDIA GPU, and this is cpu"),
         ("gpu", A100, {}, "NVIDIA A100 has 8.0"),
         ("gpu", H200, {"dtype": jnp.float32}, "not float32"),

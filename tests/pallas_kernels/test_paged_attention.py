@@ -19,7 +19,8 @@ from tests.pallas_kernels.paged_case import (
     relative_errors,
 )
 
-BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
+ALL = pytest.mark.parametrize("implementation", ["cpu", "xla", "reference"])
+FAST = pytest.mark.parametrize("implementation", ["cpu", "xla"])
 LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}
 
 # (query_len, context_len) of every row: decodes, whole prompts and later chunks, in no order.
@@ -65,7 +66,7 @@ def check(
     assert (errors < LIMIT[str(case.q.dtype)]).all(), f"token errors {errors}"
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (1, None), (11, 1.3)])
 def test_mixed_rows(implementation: str, dtype: str, window: int | None, soft_cap: float | None):
@@ -75,7 +76,7 @@ def test_mixed_rows(implementation: str, dtype: str, window: int | None, soft_ca
     check(case, implementation, sliding_window=window, soft_cap=soft_cap)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("head_dim", "kv_heads", "group", "page_size"),
     [(64, 3, 1, 16), (128, 1, 5, 1), (256, 2, 7, 16), (64, 1, 1, 32)],
@@ -89,8 +90,9 @@ def test_head_shapes(implementation: str, head_dim: int, kv_heads: int, group: i
     check(case, implementation, scale=head_dim**-0.5)
 
 
+@FAST
 @pytest.mark.parametrize("window", [None, 509])
-def test_long_contexts(window: int | None):
+def test_long_contexts(implementation: str, window: int | None):
     """Many turns of both loops; block and tile borders fall inside and at the ends of rows."""
     rows = [
         (1, 2999), (1, 128), (1, 127), (1, 129), (67, 1031), (64, 256), (1, 1024), (131, 131),
@@ -99,18 +101,19 @@ def test_long_contexts(window: int | None):
     case = make_case(
         rows, num_tokens=337, num_rows=17, max_pages=211, num_pages=607, page_size=16, head_dim=16
     )
-    check(case, "xla", sliding_window=window)
+    check(case, implementation, sliding_window=window)
 
 
-def test_long_bfloat16_context():
+@FAST
+def test_long_bfloat16_context(implementation: str):
     case = make_case(
         [(1, 1499), (31, 997)], num_tokens=32, num_rows=2, max_pages=97, num_pages=163,
         page_size=16, head_dim=64, kv_heads=1, dtype="bfloat16",
     )  # fmt: skip
-    check(case, "xla", scale=0.125)
+    check(case, implementation, scale=0.125)
 
 
-@BOTH
+@ALL
 def test_short_decode_beside_long_ones(implementation: str):
     """A group runs as long as its longest row: the short rows' blocks are unwritten by then."""
     rows = [(1, 1), (1, 2), (1, 601), (1, 3), (1, 300)]
@@ -119,18 +122,19 @@ def test_short_decode_beside_long_ones(implementation: str):
     check(case, implementation, sliding_window=7)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("rows", [[], [(1, 9)], [(5, 5)]])
 def test_padding_only_or_one_row(implementation: str, rows: list[tuple[int, int]]):
     case = make_case(rows, num_tokens=7, num_rows=3, max_pages=5, num_pages=11)
     check(case, implementation)
 
 
-def test_one_token_bucket():
-    check(make_case([(1, 23)], num_tokens=1, num_rows=1, max_pages=7, num_pages=7), "xla")
+@FAST
+def test_one_token_bucket(implementation: str):
+    check(make_case([(1, 23)], num_tokens=1, num_rows=1, max_pages=7, num_pages=7), implementation)
 
 
-@BOTH
+@ALL
 def test_large_scores_do_not_overflow(implementation: str):
     case = make_case(MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, head_dim=16)
     # Scores of some thousands: sharper softmax, so more of the float32 rounding shows.
@@ -141,14 +145,17 @@ def test_large_scores_do_not_overflow(implementation: str):
     assert relative_errors(out, case, oracle(case, scale=500.0)).max() < 0.01
 
 
-def test_the_layer_may_be_a_constant():
+@FAST
+def test_the_layer_may_be_a_constant(implementation: str):
     case = make_case(MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, layer=0)
-    attend = jax.jit(functools.partial(paged_attention, layer=0, scale=0.5, implementation="xla"))
+    attend = jax.jit(
+        functools.partial(paged_attention, layer=0, scale=0.5, implementation=implementation)
+    )
     out = attend(jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch())
     assert relative_errors(out, case, oracle(case, scale=0.5)).max() < 1e-5
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (11, 1.3)])
 def test_log_sum_exp(implementation: str, dtype: str, window: int | None, soft_cap: float | None):
@@ -183,7 +190,7 @@ def ragged_rows(draw: st.DrawFn) -> list[tuple[int, int]]:
     return rows
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("window", [None, 13])
 @settings(max_examples=40, deadline=None)
 @given(rows=ragged_rows(), seed=st.integers(0, 2**16))

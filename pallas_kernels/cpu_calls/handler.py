@@ -1,0 +1,194 @@
+"""From three functions to a custom call: XLA's call frame, and its threads.
+
+A call falls into items that any thread may take. The thread that XLA calls on takes them one by
+one, and so do helpers from XLA's own pool, if they come in time: nobody waits for one that has not
+started, so a busy pool costs speed and never stops anything.
+
+The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX 0.10, 0.4 in
+0.11, alike in all that is read here): structs of 8-byte words, by whose numbers they are
+addressed.
+"""
+
+import ctypes
+from typing import Any
+
+import jax
+from numba import cfunc, njit, types
+
+from pallas_kernels.cpu_calls.memory import (
+    allocate,
+    call_at,
+    fetch_add,
+    give_way,
+    ints,
+    release,
+    words,
+)
+
+# Words of XLA_FFI_CallFrame.
+_EXTENSION, _API, _CONTEXT, _ARGS, _NUM_RESULTS, _RESULTS = 1, 2, 3, 9, 12, 14
+_FRAME_WORDS = 22
+# Words of XLA_FFI_Buffer: its type, where the data and where the sizes of its axes are.
+_KIND, _DATA, _SIZES = 2, 3, 5
+_FLOAT32, _BFLOAT16 = 11, 16  # XLA_FFI_DataType
+_BUFFER_WORDS = 6
+# Words of XLA_FFI_Api.
+_API_VERSION, _SCHEDULE, _NUM_THREADS = 4, 17, 18
+_API_WORDS = 19
+# Words of a job.
+_REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY = range(5)
+_JOB_WORDS = 5
+
+
+@njit(inline="always")
+def operand(frame: int, index: int) -> int:
+    """The buffer of a call's operand."""
+    return words(words(frame, _FRAME_WORDS)[_ARGS], index + 1)[index]
+
+
+@njit(inline="always")
+def result(frame: int, index: int) -> int:
+    """The buffer of a call's result."""
+    return words(words(frame, _FRAME_WORDS)[_RESULTS], index + 1)[index]
+
+
+@njit(inline="always")
+def num_results(frame: int) -> int:
+    """How many results a call has."""
+    return words(frame, _FRAME_WORDS)[_NUM_RESULTS]
+
+
+@njit(inline="always")
+def data(buffer: int) -> int:
+    """The address of a buffer's contents."""
+    return words(buffer, _BUFFER_WORDS)[_DATA]
+
+
+@njit(inline="always")
+def size(buffer: int, axis: int) -> int:
+    """The size of one of a buffer's axes."""
+    return words(words(buffer, _BUFFER_WORDS)[_SIZES], axis + 1)[axis]
+
+
+@njit(inline="always")
+def itemsize(buffer: int) -> int:
+    """Bytes of one of a buffer's numbers: 4 for float32, 2 for bfloat16; 0 for other types."""
+    kind = words(buffer, _BUFFER_WORDS)[_KIND] & 0xFFFFFFFF
+    return 4 if kind == _FLOAT32 else 2 if kind == _BFLOAT16 else 0
+
+
+@njit(inline="always")
+def _tell_version(frame: int) -> None:
+    """XLA asks for which version of its interface this was made: for the one that asks."""
+    frame_words = words(frame, _FRAME_WORDS)
+    metadata = words(frame_words[_EXTENSION], 4)[3]
+    version = words(frame_words[_API], _API_WORDS)[_API_VERSION]
+    words(metadata, 6)[3] = version  # two int32: major, minor
+    ints(metadata + 32, 1)[0] = 0  # no traits
+    words(metadata, 6)[5] = 0  # no state
+
+
+@njit
+def _num_threads(frame: int) -> int:
+    """Threads of XLA's pool."""
+    frame_words = words(frame, _FRAME_WORDS)
+    question = allocate(5 * 8)
+    fields = words(question, 5)
+    fields[0], fields[1], fields[2], fields[3] = 32, 0, frame_words[_CONTEXT], question + 32
+    fields[4] = 1
+    call_at(words(frame_words[_API], _API_WORDS)[_NUM_THREADS], question)
+    answer = fields[4]
+    release(question)
+    return answer
+
+
+@njit
+def _schedule(frame: int, task: int, job: int) -> None:
+    """Let a thread of XLA's pool call task(job)."""
+    frame_words = words(frame, _FRAME_WORDS)
+    order = allocate(5 * 8)
+    fields = words(order, 5)
+    fields[0], fields[1], fields[2], fields[3] = 40, 0, frame_words[_CONTEXT], task
+    fields[4] = job
+    call_at(words(frame_words[_API], _API_WORDS)[_SCHEDULE], order)
+    release(order)
+
+
+@njit
+def _let_go(job: int) -> None:
+    """One holder less; the last one frees the job: a helper may come when all is long done."""
+    if fetch_add(job + 8 * _HOLDERS, -1) == 1:
+        release(job)
+
+
+def make_handler(begin: Any, do: Any, end: Any) -> Any:
+    """The C function that XLA calls.
+
+    Args:
+        begin: Numba function (frame) -> (number of items, memory). The memory is an address for
+            the other two, freed after the call; 0 is none.
+        do: Numba function (frame, memory, item); items in any order, on any thread.
+        end: Numba function (frame, memory), after all items.
+
+    Returns:
+        A Numba `cfunc`.
+    """
+
+    @njit
+    def work(job: int) -> None:
+        fields = words(job, _JOB_WORDS)
+        while True:
+            # Counted down: who comes too late learns it from this number alone.
+            item = fetch_add(job + 8 * _REMAINING, -1) - 1
+            if item < 0:
+                return
+            do(fields[_FRAME], fields[_MEMORY], item)
+            fetch_add(job + 8 * _UNFINISHED, -1)
+
+    @cfunc(types.void(types.int64))
+    def help_out(job: int) -> None:
+        work(job)
+        _let_go(job)
+
+    helper: Any = help_out.address
+
+    @cfunc(types.int64(types.int64))
+    def handle(frame: int) -> int:
+        if words(frame, _FRAME_WORDS)[_EXTENSION]:
+            _tell_version(frame)
+            return 0
+        count, memory = begin(frame)
+        helpers = min(_num_threads(frame), count) - 1 if count > 1 else 0
+        job = allocate(8 * _JOB_WORDS)
+        fields = words(job, _JOB_WORDS)
+        fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
+        fields[_FRAME], fields[_MEMORY] = frame, memory
+        for _ in range(helpers):
+            _schedule(frame, helper, job)
+        work(job)
+        while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
+            give_way()
+        end(frame, memory)
+        release(memory)
+        _let_go(job)
+        return 0
+
+    return handle
+
+
+_handlers: list[Any] = []  # the machine code lives as long as these
+
+
+def register(name: str, handler: Any) -> None:
+    """Make a custom call known to XLA:CPU, before a program that has it is loaded or run.
+
+    Args:
+        name: of the target; once per process.
+        handler: what `make_handler` gave.
+    """
+    _handlers.append(handler)
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype = ctypes.py_object
+    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    capsule = new_capsule(handler.address, b"xla._CUSTOM_CALL_TARGET", None)
+    jax.ffi.register_ffi_target(name, capsule, platform="cpu")

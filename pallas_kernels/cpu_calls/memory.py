@@ -1,0 +1,122 @@
+"""Raw memory in Numba: what lies at an address, blocks of it, and counters that threads share."""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.core import cgutils
+from numba.extending import intrinsic as _intrinsic
+
+intrinsic: Any = _intrinsic  # what it makes takes one argument less than what it is given
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_VOID, _BYTES = ir.VoidType(), cgutils.voidptr_t
+
+
+@intrinsic
+def _pointer(_: Any, address: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], _BYTES)
+
+    return types.voidptr(types.int64), codegen
+
+
+@njit(inline="always")
+def words(address: int, count: int) -> np.ndarray:
+    """The int64 array at an address."""
+    return carray(_pointer(address), count, np.int64)
+
+
+@njit(inline="always")
+def ints(address: int, count: int) -> np.ndarray:
+    """The int32 array at an address."""
+    return carray(_pointer(address), count, np.int32)
+
+
+@njit(inline="always")
+def halves(address: int, count: int) -> np.ndarray:
+    """The uint16 array at an address: bfloat16, which Numba does not know."""
+    return carray(_pointer(address), count, np.uint16)
+
+
+@njit(inline="always")
+def floats(address: int, count: int) -> np.ndarray:
+    """The float32 array at an address."""
+    return carray(_pointer(address), count, np.float32)
+
+
+@intrinsic
+def allocate(_: Any, size: Any) -> Any:
+    """allocate(bytes) -> address of new memory, for `release`."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(_BYTES, [_I64])
+        malloc = cgutils.get_or_insert_function(builder.module, function, "malloc")
+        return builder.ptrtoint(builder.call(malloc, args), _I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def release(_: Any, address: Any) -> Any:
+    """Give back what `allocate` gave, or 0."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        free = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VOID, [_BYTES]), "free"
+        )
+        builder.call(free, [builder.inttoptr(args[0], _BYTES)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def fetch_add(_: Any, address: Any, value: Any) -> Any:
+    """fetch_add(address, value): add to an int64, at once for all threads; what it was before."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", counter, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(_: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be anybody's memory."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(_VOID, [_BYTES, _I32, _I32, _I32])
+        call = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        read, keep_in_all_caches, data = _I32(0), _I32(3), _I32(1)
+        pointer = builder.inttoptr(args[0], _BYTES)
+        builder.call(call, [pointer, read, keep_in_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def call_at(_: Any, function: Any, argument: Any) -> Any:
+    """call_at(address, argument): call the C function int64(int64) at an address."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(_I64, [_I64]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], function), [args[1]])
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def give_way(_: Any) -> Any:
+    """Let another thread have this core (POSIX)."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        sched_yield = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_I32, []), "sched_yield"
+        )
+        builder.call(sched_yield, args)
+        return context.get_dummy_value()
+
+    return types.void(), codegen

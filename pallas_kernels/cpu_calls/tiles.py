@@ -1,0 +1,197 @@
+"""Small matrix products in registers, for Numba: what its loops over arrays are not turned into."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+
+from pallas_kernels.cpu_calls.memory import intrinsic
+
+ROWS = 4
+LANES = 16  # float32 of one vector; on a CPU with narrower ones LLVM takes two
+# Vectors of a row: with ROWS rows of sums, one row of b and a number of a they fill the registers.
+_HAS_32 = llvm.get_host_cpu_features().get("avx512f", False)
+_WIDE, _DOT_COLUMNS = (4, 4) if _HAS_32 else (1, 1)
+
+_I64, _FLOAT = ir.IntType(64), ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_FAST = ("fast",)
+
+
+def _at(builder: Any, base: Any, index: Any, kind: Any) -> Any:
+    """A pointer to number `index` of what is at an address."""
+    return builder.inttoptr(builder.add(base, builder.mul(index, _I64(4))), kind.as_pointer())
+
+
+def _load(builder: Any, base: Any, index: Any) -> Any:
+    return builder.load(_at(builder, base, index, _VECTOR), align=4)
+
+
+def _sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> list[Any]:
+    """A loop over k < count, `add(k, sums)` being the next sums, in registers throughout."""
+    before = builder.block
+    body, after = builder.append_basic_block("k"), builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
+    builder.position_at_end(body)
+    k = builder.phi(_I64)
+    sums = [builder.phi(_VECTOR) for _ in starts]
+    added = add(k, sums)
+    following = builder.add(k, _I64(1))
+    k.add_incoming(_I64(0), before)
+    k.add_incoming(following, body)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+    builder.position_at_end(after)
+    results = [builder.phi(_VECTOR) for _ in starts]  # a block begins with all its phis
+    for phi, result, start, new in zip(sums, results, starts, added, strict=True):
+        for target in (phi, result):
+            target.add_incoming(start, before)
+            target.add_incoming(new, body)
+    return results
+
+
+def _fma(builder: Any, total: Any, x: Any, y: Any) -> Any:
+    return builder.fadd(total, builder.fmul(x, y, flags=_FAST), flags=_FAST)
+
+
+def _product_tile(vectors: int) -> Any:
+    """out [ROWS, vectors * LANES] += a [ROWS, count] @ b [count, vectors * LANES]."""
+
+    def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
+             count: Any) -> None:  # fmt: skip
+        indices = [
+            builder.add(builder.mul(out_stride, _I64(row)), _I64(vector * LANES))
+            for row in range(ROWS)
+            for vector in range(vectors)
+        ]
+
+        def add(k: Any, sums: Sequence[Any]) -> list[Any]:
+            row_of_b = builder.mul(k, b_stride)
+            values = [
+                _load(builder, b, builder.add(row_of_b, _I64(vector * LANES)))
+                for vector in range(vectors)
+            ]
+            added = []
+            for row in range(ROWS):
+                index = builder.add(builder.mul(a_stride, _I64(row)), k)
+                number = _spread(builder, builder.load(_at(builder, a, index, _FLOAT)))
+                mine = sums[row * vectors : (row + 1) * vectors]
+                added += [_fma(builder, *each, number) for each in zip(mine, values, strict=True)]
+            return added
+
+        starts = [_load(builder, out, index) for index in indices]
+        results = _sum_products(builder, count, starts, add)
+        for index, value in zip(indices, results, strict=True):
+            builder.store(value, _at(builder, out, index, _VECTOR), align=4)
+
+    return _as_intrinsic(emit)
+
+
+def _dot_tile(columns: int) -> Any:
+    """out [ROWS, columns] = a [ROWS, count * LANES] @ b [columns, count * LANES], transposed."""
+    reduction = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+
+    def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
+             count: Any) -> None:  # fmt: skip
+        def add(k: Any, sums: Sequence[Any]) -> list[Any]:
+            first = builder.mul(k, _I64(LANES))
+
+            def rows(base: Any, stride: Any, number: int) -> list[Any]:
+                starts = (builder.mul(stride, _I64(row)) for row in range(number))
+                return [_load(builder, base, builder.add(start, first)) for start in starts]
+
+            pairs = itertools.product(rows(a, a_stride, ROWS), rows(b, b_stride, columns))
+            return [_fma(builder, total, *pair) for total, pair in zip(sums, pairs, strict=True)]
+
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        results = _sum_products(builder, count, [zero] * (ROWS * columns), add)
+        reduce = cgutils.get_or_insert_function(
+            builder.module, reduction, f"llvm.vector.reduce.fadd.v{LANES}f32"
+        )
+        for i, value in enumerate(results):
+            index = builder.add(builder.mul(out_stride, _I64(i // columns)), _I64(i % columns))
+            total = builder.call(reduce, [_FLOAT(-0.0), value], fastmath=_FAST)
+            builder.store(total, _at(builder, out, index, _FLOAT))
+
+    return _as_intrinsic(emit)
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    """A vector of one number."""
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _as_intrinsic(emit: Any) -> Any:
+    """(out, out_stride, a, a_stride, b, b_stride, count) for Numba: addresses and numbers."""
+
+    @intrinsic
+    def tile(_: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
+             count: Any) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            emit(builder, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), codegen
+
+    return tile
+
+
+_wide_tile, _narrow_tile = _product_tile(_WIDE), _product_tile(1)
+_dot_tiles, _dot_column = _dot_tile(_DOT_COLUMNS), _dot_tile(1)
+
+
+@njit(forceinline=True)
+def dot_rows(out, out_stride, a, a_stride, b, b_stride, rows, columns, count):  # type: ignore[no-untyped-def]
+    """out [rows, columns] = a [rows, count] @ b [columns, count], transposed: dot products of rows.
+
+    As `multiply_add`, but `count` is a multiple of LANES and `columns` any number.
+    """
+    for row in range(0, rows, ROWS):
+        out_row, a_row = out + 4 * row * out_stride, a + 4 * row * a_stride
+        column = 0
+        while column + _DOT_COLUMNS <= columns:
+            _dot_tiles(
+                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column * b_stride,
+                b_stride, count // LANES,
+            )  # fmt: skip
+            column += _DOT_COLUMNS
+        while column < columns:
+            _dot_column(
+                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column * b_stride,
+                b_stride, count // LANES,
+            )  # fmt: skip
+            column += 1
+
+
+@njit(forceinline=True)
+def multiply_add(out, out_stride, a, a_stride, b, b_stride, rows, count, columns):  # type: ignore[no-untyped-def]
+    """out [rows, columns] += a [rows, count] @ b [count, columns], float32 at addresses.
+
+    Rows are `stride` numbers apart. `rows` is a multiple of ROWS and `columns` one of LANES: what
+    is not wanted is padded.
+    """
+    for row in range(0, rows, ROWS):
+        out_row, a_row = out + 4 * row * out_stride, a + 4 * row * a_stride
+        column = 0
+        while column + _WIDE * LANES <= columns:
+            _wide_tile(
+                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column, b_stride, count
+            )
+            column += _WIDE * LANES
+        while column < columns:
+            _narrow_tile(
+                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column, b_stride, count
+            )
+            column += LANES
+
+
+@njit(inline="always")
+def padded(size: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return (size + to - 1) // to * to

@@ -1,0 +1,82 @@
+"""Paged attention on CPUs: a custom call of XLA:CPU, compiled by Numba.
+
+What XLA makes of paged attention gathers pages into new arrays, and multiplies those. Here every
+page is read where it lies, once, by the thread that needs it. Work is split into items that all
+threads share: a span of one decode row's context (flash-decoding, Dao et al., 2023, so that one
+long row keeps all cores busy), or one KV head of a tile of prefill queries. Both keep
+FlashAttention's running maximum and sum in float32.
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.paged_attention.tuning import Shape
+from pallas_kernels.paged_batch import PagedBatch
+
+DTYPES = ("float32", "bfloat16")
+TARGET = "jaxserve_paged_attention"
+NO_WINDOW = np.iinfo(np.int32).max
+
+
+def refusal(shape: Shape) -> str | None:
+    """Why the kernel does not take a shape, or None if it does."""
+    if jnp.dtype(shape.dtype).name not in DTYPES:
+        return f"it takes {' or '.join(DTYPES)}, not {jnp.dtype(shape.dtype).name}"
+    if sys.platform not in ("linux", "darwin"):
+        return f"it takes Linux or macOS, and this is {sys.platform}"
+    return None
+
+
+@functools.cache  # once per process
+def prepare() -> None:
+    """Compile the kernel, or load what was compiled, and make it known to XLA.
+
+    To be called before a program that has the kernel is loaded; tracing one does it by itself.
+    """
+    # Here, since Numba takes time to import, and only CPUs need it.
+    from pallas_kernels.cpu_calls.code_cache import code_cache
+
+    with code_cache():
+        from pallas_kernels.cpu_calls.handler import register
+        from pallas_kernels.paged_attention.cpu_call import make_call
+
+        register(TARGET, make_call())
+
+
+def paged_attention(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    batch: PagedBatch,
+    *,
+    layer: int | jax.Array,
+    scale: float,
+    sliding_window: int | jax.Array | None = None,
+    soft_cap: float | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.paged_attention.paged_attention`; window and layer may be traced.
+
+    Raises:
+        ValueError: the pool is of another type than float32 or bfloat16.
+    """
+    heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
+    if reason := refusal(Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)):
+        raise ValueError(f"attention 'cpu': {reason}")
+    prepare()
+    window = NO_WINDOW if sliding_window is None else sliding_window
+    outs = [jax.ShapeDtypeStruct(q.shape, jnp.float32)]
+    if return_lse:
+        outs.append(jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
+    out, *lse = jax.ffi.ffi_call(TARGET, outs)(
+        q.astype(jnp.float32),
+        kv_pages,
+        jnp.stack([jnp.asarray(layer, jnp.int32), jnp.asarray(window, jnp.int32)]),
+        jnp.asarray([scale, soft_cap or 0.0], jnp.float32),
+        *batch,
+    )
+    out = out.astype(q.dtype)
+    return (out, lse[0]) if return_lse else out

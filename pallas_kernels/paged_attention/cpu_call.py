@@ -1,0 +1,175 @@
+"""How one custom call of paged attention falls into items, and what joins their results."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from pallas_kernels.cpu_calls.handler import (
+    data,
+    itemsize,
+    make_handler,
+    num_results,
+    operand,
+    result,
+    size,
+)
+from pallas_kernels.cpu_calls.memory import allocate, floats, ints, release, words
+from pallas_kernels.paged_attention.cpu_kernel import (
+    MASKED,
+    KernelShape,
+    decode,
+    decode_scratch,
+    prefill,
+    prefill_scratch,
+    prefill_tile,
+)
+
+DECODE_SPAN = 256  # context tokens of an item
+# The call's operands.
+_Q, _POOL, _WHERE, _RULES, _QUERY_START, _QUERY_LEN, _CONTEXT_LEN, _PAGE_TABLE = range(8)
+
+
+@njit(inline="always")
+def _row_field(frame, field, row):  # type: ignore[no-untyped-def]
+    return np.int64(ints(data(operand(frame, field)), row + 1)[row])
+
+
+@njit(inline="always")
+def _first_position(frame, row):  # type: ignore[no-untyped-def]
+    """The first position that a row's first query token sees."""
+    window = np.int64(ints(data(operand(frame, _WHERE)), 2)[1])
+    first = _row_field(frame, _CONTEXT_LEN, row) - _row_field(frame, _QUERY_LEN, row)
+    return max(first - window + 1, 0)
+
+
+@njit(inline="always")
+def _shape(frame):  # type: ignore[no-untyped-def]
+    pool = operand(frame, _POOL)
+    kv_heads = size(pool, 3)
+    group = size(operand(frame, _Q), 1) // kv_heads
+    return KernelShape(size(pool, 5), size(pool, 4), group, itemsize(pool), kv_heads)
+
+
+@njit(cache=True)
+def _merge(D, parts, stats, count, heads, out, lse):  # type: ignore[no-untyped-def]
+    """From `count` spans' sums, (D + 2) * heads numbers apart, to one row's output."""
+    stride = heads * (D + 2)
+    sums = floats(parts, count * stride)
+    stats_of = floats(stats, (count - 1) * stride + 2 * heads)
+    target = floats(out, heads * D)
+    for head in range(heads):
+        highest, total = MASKED, np.float32(0)
+        for part in range(count):
+            highest = max(highest, stats_of[part * stride + head])
+        for part in range(count):
+            at = part * stride + head
+            total += np.float32(math.exp(stats_of[at] - highest)) * stats_of[at + heads]
+        for part in range(count):
+            weight = np.float32(math.exp(stats_of[part * stride + head] - highest)) / total
+            for i in range(head * D, (head + 1) * D):
+                fresh = weight * sums[part * stride + i]
+                target[i] = fresh if part == 0 else target[i] + fresh
+        if lse:
+            floats(lse, heads)[head] = highest + np.float32(math.log(total))
+
+
+@njit(cache=True)
+def _begin(frame):  # type: ignore[no-untyped-def]
+    """Count the items of every row; blank what no row owns."""
+    shape = _shape(frame)
+    D, tile = shape.head_dim, prefill_tile(shape)
+    rows, tokens = size(operand(frame, _QUERY_LEN), 0), size(operand(frame, _Q), 0)
+    heads = size(operand(frame, _Q), 1)
+    memory = allocate(8 * (rows + 2))
+    firsts = words(memory, rows + 2)
+    count, end, any_split = np.int64(0), np.int64(0), False
+    for row in range(rows):
+        firsts[1 + row] = count
+        query_len = _row_field(frame, _QUERY_LEN, row)
+        if query_len == 1:
+            seen = _row_field(frame, _CONTEXT_LEN, row) - _first_position(frame, row)
+            any_split |= seen > DECODE_SPAN
+            count += (seen + DECODE_SPAN - 1) // DECODE_SPAN
+        else:
+            count += (query_len + tile - 1) // tile * shape.kv_heads
+        end = max(end, _row_field(frame, _QUERY_START, row) + query_len)
+    firsts[1 + rows] = count
+    firsts[0] = allocate(count * 4 * heads * (D + 2)) if any_split else 0
+    floats(data(result(frame, 0)), tokens * heads * D)[end * heads * D :] = np.float32(0)
+    if num_results(frame) > 1:
+        floats(data(result(frame, 1)), tokens * heads)[end * heads :] = np.float32(0)
+    return count, memory
+
+
+@njit(cache=True)
+def _do(frame, memory, item):  # type: ignore[no-untyped-def]
+    """One item: find its row, and run the row's kernel."""
+    shape = _shape(frame)
+    D, kv_heads = shape.head_dim, shape.kv_heads
+    block = shape.page_size * D * shape.itemsize  # bytes of one head's K or V of a page
+    rows = size(operand(frame, _QUERY_LEN), 0)
+    firsts = words(memory, rows + 2)
+    row = np.int64(np.searchsorted(firsts[1:], item, side="right")) - 1
+    index, count = item - firsts[1 + row], firsts[2 + row] - firsts[1 + row]
+    q, pool = operand(frame, _Q), operand(frame, _POOL)
+    heads = size(q, 1)
+    where, rules = ints(data(operand(frame, _WHERE)), 2), floats(data(operand(frame, _RULES)), 2)
+    pages = data(pool) + np.int64(where[0]) * size(pool, 1) * 2 * kv_heads * block
+    table = operand(frame, _PAGE_TABLE)
+    page_row = data(table) + 4 * row * size(table, 1)
+    token = _row_field(frame, _QUERY_START, row)
+    query_len = _row_field(frame, _QUERY_LEN, row)
+    end = _row_field(frame, _CONTEXT_LEN, row)
+    outs = data(result(frame, 0))
+    lse = data(result(frame, 1)) if num_results(frame) > 1 else 0
+    if query_len == 1:
+        scratch = allocate(decode_scratch(shape) + 8 * heads)
+        out, stats = outs + 4 * token * heads * D, scratch + decode_scratch(shape)
+        if count > 1:
+            out = firsts[0] + item * 4 * heads * (D + 2)
+            stats = out + 4 * heads * D
+        start = _first_position(frame, row) + index * DECODE_SPAN
+        decode(
+            shape, data(q) + 4 * token * heads * D, pages, page_row, start,
+            min(start + DECODE_SPAN, end), rules[0], rules[1], out, stats, scratch,
+        )  # fmt: skip
+        if count == 1:
+            _merge(D, out, stats, 1, heads, out, lse + 4 * token * heads if lse else 0)
+    else:
+        scratch = allocate(prefill_scratch(shape))
+        first, head = index // kv_heads * prefill_tile(shape), index % kv_heads
+        token += first
+        prefill(
+            shape, data(q) + 4 * token * heads * D, min(prefill_tile(shape), query_len - first),
+            end - query_len + first, pages, page_row, np.int64(where[1]), head,
+            rules[0], rules[1], outs + 4 * token * heads * D,
+            lse + 4 * token * heads if lse else 0, scratch,
+        )  # fmt: skip
+    release(scratch)
+
+
+@njit(cache=True)
+def _end(frame, memory):  # type: ignore[no-untyped-def]
+    """Join what the spans of long decode rows came to."""
+    D, heads = size(operand(frame, _POOL), 5), size(operand(frame, _Q), 1)
+    rows = size(operand(frame, _QUERY_LEN), 0)
+    firsts = words(memory, rows + 2)
+    if not firsts[0]:
+        return
+    lse = data(result(frame, 1)) if num_results(frame) > 1 else 0
+    for row in range(rows):
+        count = firsts[2 + row] - firsts[1 + row]
+        if count > 1 and _row_field(frame, _QUERY_LEN, row) == 1:
+            token = _row_field(frame, _QUERY_START, row)
+            parts = firsts[0] + firsts[1 + row] * 4 * heads * (D + 2)
+            out = data(result(frame, 0)) + 4 * token * heads * D
+            stats = parts + 4 * heads * D
+            _merge(D, parts, stats, count, heads, out, lse + 4 * token * heads if lse else 0)
+    release(firsts[0])
+
+
+def make_call() -> Any:
+    """The handler of the custom call whose operands and results `cpu.paged_attention` names."""
+    return make_handler(_begin, _do, _end)

@@ -1,0 +1,130 @@
+"""Custom calls on CPUs: products in registers, XLA's threads, and where the code is kept."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from pallas_kernels.cpu_calls.code_cache import code_cache
+from pallas_kernels.cpu_calls.handler import data, make_handler, operand, register, result, size
+from pallas_kernels.cpu_calls.memory import allocate, ints, words
+from pallas_kernels.cpu_calls.tiles import LANES, ROWS, dot_rows, multiply_add
+
+
+@njit
+def _multiply_add(out, a, b, rows, count, columns):  # type: ignore[no-untyped-def]
+    multiply_add(
+        out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], rows,
+        count, columns,
+    )  # fmt: skip
+
+
+@njit
+def _dot_rows(out, a, b, rows, columns, count):  # type: ignore[no-untyped-def]
+    dot_rows(
+        out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], rows,
+        columns, count,
+    )  # fmt: skip
+
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_multiply_add(sizes: tuple[int, int, int, int], seed: int):
+    """Also inside wider arrays, whose other numbers are not touched."""
+    quads, count, vectors, margin = sizes
+    rows, columns = quads * ROWS, vectors * LANES
+    draw = np.random.default_rng(seed).standard_normal
+    a, b = draw((rows, count + margin), np.float32), draw((count, columns + margin), np.float32)
+    out = draw((rows, columns + margin), np.float32)
+    expected = out.copy()
+    expected[:, :columns] += a[:, :count] @ b[:, :columns]
+    _multiply_add(out, a, b, rows, count, columns)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_dot_rows(sizes: tuple[int, int, int, int], seed: int):
+    quads, columns, vectors, margin = sizes
+    rows, count = quads * ROWS, vectors * LANES
+    draw = np.random.default_rng(seed).standard_normal
+    a, b = draw((rows, count + margin), np.float32), draw((columns, count + margin), np.float32)
+    out = draw((rows, columns + margin), np.float32)
+    expected = out.copy()
+    expected[:, :columns] = a[:, :count] @ b[:, :count].T
+    _dot_rows(out, a, b, rows, columns, count)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+
+
+@njit
+def _begin(frame):  # type: ignore[no-untyped-def]
+    count = size(operand(frame, 0), 0)
+    ints(data(result(frame, 0)), count)[:] = 0
+    memory = allocate(8)
+    words(memory, 1)[0] = count
+    return count, memory
+
+
+@njit
+def _do(frame, memory, item):  # type: ignore[no-untyped-def]
+    """Adds, so that an item done twice shows; items take very different times."""
+    work = ints(data(operand(frame, 0)), words(memory, 1)[0])[item]
+    total = 0
+    for i in range(work):
+        total += i % 7
+    ints(data(result(frame, 0)), item + 1)[item] += total
+
+
+@njit
+def _end(frame, memory):  # type: ignore[no-untyped-def]
+    count = words(memory, 1)[0]
+    ints(data(result(frame, 1)), 1)[0] = ints(data(result(frame, 0)), count).sum()
+
+
+def test_each_item_is_done_once_whoever_calls():
+    """Several programs at once, whose calls share XLA's threads; also calls without any item."""
+    register("jaxserve_test_call", make_handler(_begin, _do, _end))
+    counts = (0, 1, 2, 97)
+
+    @jax.jit
+    def call(work: jax.Array) -> Sequence[jax.Array]:
+        out = [jax.ShapeDtypeStruct(work.shape, jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)]
+        return jax.ffi.ffi_call("jaxserve_test_call", out)(work)
+
+    def check(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        work = random.integers(0, random.choice([3, 4000]), random.choice(counts))
+        expected = work // 7 * 21 + (work % 7) * (work % 7 - 1) // 2
+        done, total = call(jnp.asarray(work, jnp.int32))
+        np.testing.assert_array_equal(done, expected)
+        assert int(total) == expected.sum()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(400)))
+
+
+@pytest.mark.parametrize(("mode", "is_used"), [(0o700, True), (0o755, True), (0o777, False)])
+def test_code_is_only_kept_where_nobody_else_can_put_any(
+    mode: int, is_used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "pallas_kernels"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    with code_cache():
+        inside = Path(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
+        assert (inside.parent == folder) == is_used
+    assert before == numba.config.CACHE_DIR  # type: ignore[attr-defined]
