@@ -95,7 +95,7 @@ class Admission:
         for shard in self._shards:
             if shard.free_slots:
                 any_room = True
-                shard.owed = sum(shard.pages_owed(entry.request) for entry in shard.running)
+                shard.count_owed()
         return any_room
 
     def _next(self, now: float) -> Ranked | None:
@@ -168,10 +168,13 @@ class Admission:
 
     def _displace(self, now: float) -> None:
         """Let newcomers take the places of running requests that rank after them."""
-        is_counted = False
+        counted: set[int] = set()  # shards whose `owed` is up to date
         while (entry := self._next(now)) is not None:
-            is_counted = is_counted or self._update_owed()
-            if is_counted and (shard := self._start(entry, now)) is not None:
+            for shard in self._shards:
+                if shard.free_slots and shard.index not in counted:
+                    shard.count_owed()
+                    counted.add(shard.index)
+            if counted and (shard := self._start(entry, now)) is not None:
                 shard.owed += shard.pages_owed(entry.request)
                 continue
             last = max(
@@ -184,8 +187,9 @@ class Admission:
                 entry.request, last.request, now
             ):
                 return
-            self.preempt(self._shards[last.request.shard], last.request, now)
-            is_counted = False
+            shard = self._shards[last.request.shard]
+            shard.owed -= shard.pages_owed(last.request)  # of no matter if it is not counted yet
+            self.preempt(shard, last.request, now)
 
     def _end_slices(self, slice_tokens: int, now: float) -> None:
         """Let requests make room that have had their slice: slice-level scheduling (SLS).

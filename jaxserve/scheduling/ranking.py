@@ -1,6 +1,7 @@
 """The order of service: the policy's word, under slices and ageing."""
 
-from collections.abc import Hashable
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from jaxserve.core.request import Request
@@ -85,21 +86,36 @@ class Ranking:
             return running
         # As `rank`, without the calls: hundreds may run, and this happens at every step.
         policy, make = self.policy, tuple.__new__
-        groups: dict[Hashable, float] = {}
-        ranked = []
-        for entry in running:
-            request = entry.request
-            if request.is_overdue:
-                ranked.append(self.rank(request, now))
+        requests = [entry.request for entry in running]
+        group_priorities = self._group_priorities(requests, now)
+        ranked, any_new = [], False
+        for entry, request, group_priority, priority in zip(
+            running, requests, group_priorities, policy.priorities(requests, now), strict=True
+        ):
+            if entry.tier == 0 or (
+                not request.is_overdue
+                and entry.priority == priority
+                and entry.group_priority == group_priority
+            ):
+                ranked.append(entry)
                 continue
-            group_priority = 0.0
-            if self.has_groups:
-                group = policy.group(request)
-                if group not in groups:
-                    groups[group] = policy.group_priority(group, now)
-                group_priority = groups[group]
-            priority = policy.priority(request, now)
-            fields = (1, group_priority, request.num_slices, priority, request.key, request)
-            ranked.append(make(Ranked, fields))
+            if request.is_overdue:
+                new = self.rank(request, now)
+            else:
+                fields = (1, group_priority, request.num_slices, priority, request.key, request)
+                new = make(Ranked, fields)
+            ranked.append(new)
+            any_new = True
+        if not any_new:
+            return running
         ranked.sort()
         return ranked
+
+    def _group_priorities(self, requests: Sequence[Request], now: float) -> Iterable[float]:
+        if not self.has_groups:
+            return itertools.repeat(0.0, len(requests))
+        policy, groups = self.policy, {}
+        for group in (names := [policy.group(request) for request in requests]):
+            if group not in groups:
+                groups[group] = policy.group_priority(group, now)
+        return [groups[name] for name in names]

@@ -195,8 +195,8 @@ class Scheduler:
         if not (rows or saves or copies or loads):
             return None
         if self._tells_served:
-            for row in rows:
-                self._policy.served(self._active[row.key], row.num_tokens, now)
+            active = self._active
+            self._policy.served([(active[row.key], row.num_tokens) for row in rows], now)
         return StepPlan(rows, saves, copies, loads)
 
     def _serve_all(self, now: float) -> None:
@@ -216,19 +216,24 @@ class Scheduler:
                 else:
                     prefills.append((shard, request))
         if not self._settings.prefill_first:
-            self._serve(decodes, now)
-        self._serve(prefills, now)
+            self._serve(decodes, now, decodes=True)
+        self._serve(prefills, now, decodes=False)
         self._admission.admit(now)
         if self._settings.prefill_first and not any(shard.rows for shard in self._shards):
-            self._serve(decodes, now)
+            self._serve(decodes, now, decodes=True)
 
-    def _serve(self, requests: Sequence[tuple[Shard, Request]], now: float) -> None:
+    def _serve(
+        self, requests: Sequence[tuple[Shard, Request]], now: float, *, decodes: bool
+    ) -> None:
+        running = RequestState.RUNNING
         for shard, request in requests:
             # Not if preempted a moment ago.
-            if shard.budget and request.state is RequestState.RUNNING:
-                is_decode = request.num_tokens - request.num_computed_tokens == 1
-                if not (is_decode and shard.add_decode(request, now)):
-                    self._serve_one(shard, request, now)
+            if (
+                shard.budget
+                and request.state is running
+                and not (decodes and shard.add_decode(request, now))
+            ):
+                self._serve_one(shard, request, now)
 
     def _serve_one(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.

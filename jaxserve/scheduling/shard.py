@@ -84,6 +84,26 @@ class Shard:
         most = -(-(len(request.prompt_token_ids) + request.max_tokens - 1) // self.page_size)
         return min(max(0, self.pages_wanted(request) - held) + 1, most - held)
 
+    def count_owed(self) -> None:
+        """Bring `owed` up to date: `pages_owed` of all that run.
+
+        This is asked for at every step in which somebody may start, for hundreds of requests: so
+        the usual kind of admission goes without calls.
+        """
+        if self._admission != "current":
+            self.owed = sum(self.pages_owed(entry.request) for entry in self.running)
+            return
+        size, owed = self.page_size, 0
+        for entry in self.running:
+            request = entry.request
+            num_tokens, most_tokens = request.num_tokens, request.max_num_tokens
+            if num_tokens < most_tokens:
+                held = len(request.page_ids)
+                free_to_fill = (most_tokens - 2) // size + 1 - held
+                missing = (num_tokens - 1) // size + 2 - held  # and one to grow into
+                owed += min(missing if missing > 1 else 1, free_to_fill)
+        self.owed = owed
+
     @property
     def spare_pages(self) -> int:
         """Pages that neither are in use nor will soon be wanted by a running request."""

@@ -14,8 +14,7 @@ from pallas_kernels.cpu_calls.memory import intrinsic
 ROWS = 4
 LANES = 16  # float32 of one vector; on a CPU with narrower ones LLVM takes two
 # Vectors of a row: with ROWS rows of sums, one row of b and a number of a they fill the registers.
-_HAS_32 = llvm.get_host_cpu_features().get("avx512f", False)
-_WIDE, _DOT_COLUMNS = (4, 4) if _HAS_32 else (1, 1)
+_WIDE = _DOT_COLUMNS = 4 if llvm.get_host_cpu_features().get("avx512f", False) else 1
 
 _I64, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)

@@ -1,10 +1,9 @@
 """What one thread of a CPU computes of paged attention, in Numba: see `cpu`.
 
-Everything is an address of raw memory and a size known when it is compiled. KV is read where it
-lies, in the order in which it lies, once: a decode row is bound by that, so while one block of a
-page is multiplied the next is fetched. A tile of prefill queries is bound by arithmetic instead:
-there it is two small matrix products per page, four rows by four at a time, so that what is loaded
-serves several multiplications.
+Arrays are addresses of raw memory. KV is read where it lies, once, for all query heads of a group:
+a decode row is bound by that, so while one block of a page is worked on the next is fetched. A tile
+of prefill queries is bound by arithmetic instead: two small matrix products per page, kept in
+registers (`cpu_calls.tiles`).
 """
 
 import functools

@@ -27,11 +27,14 @@ def model_config(family: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def lowering(family: str, mesh: str, num_pages: int, loop_layers: bool) -> StepLowering:
+def lowering(
+    family: str, mesh: str, num_pages: int, implementation: str, loop_layers: bool
+) -> StepLowering:
     config, rules = shard_model(model_config(family), make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
-    program = StepProgram(graph, AttentionBackend(rules, "xla", loop_layers=loop_layers), buckets)
+    backend = AttentionBackend(rules, implementation, loop_layers=loop_layers)
+    program = StepProgram(graph, backend, buckets)
     float32 = jnp.dtype("float32")
     return StepLowering(program, float32, num_pages, PAGE_SIZE, float32)
 
@@ -41,13 +44,18 @@ def lowering(family: str, mesh: str, num_pages: int, loop_layers: bool) -> StepL
     [("llama", "", 1), ("gemma3", "", 1), ("llama", "data=2,tensor=2", 4)],
 )
 @pytest.mark.parametrize("num_tokens", [1, 32])
-@pytest.mark.parametrize("loop_layers", [True, False])
+@pytest.mark.parametrize(
+    ("implementation", "loop_layers"),
+    [("cpu", True), ("cpu", False), ("xla", True), ("xla", False)],
+)
 def test_temporaries_do_not_grow_with_the_pool(
-    family: str, mesh: str, devices: int, num_tokens: int, loop_layers: bool
+    family: str, mesh: str, devices: int, num_tokens: int, implementation: str, loop_layers: bool
 ):
     temporaries = []
     for num_pages in (1_000, 10_000):
-        lowered = lowering(family, mesh, num_pages, loop_layers).backbone(num_tokens)
+        lowered = lowering(family, mesh, num_pages, implementation, loop_layers).backbone(
+            num_tokens
+        )
         compiled = lowered.compile()
         memory = compiled.memory_analysis()
         assert memory is not None

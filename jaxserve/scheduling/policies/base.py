@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from jaxserve.core.request import Request
 
@@ -88,11 +88,15 @@ class Policy(ABC):
     def arrived(self, request: Request, now: float) -> None:  # noqa: B027
         """A new request is about to be ranked for the first time."""
 
-    def served(self, request: Request, num_tokens: int, now: float) -> None:  # noqa: B027
-        """A step was planned that computes `num_tokens` of a request.
+    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+        """`priority` of every request, in their order: hundreds, at every step, if it `reranks`."""
+        return [self.priority(request, now) for request in requests]
 
-        At this time `request.num_computed_tokens` counts them already, and
-        `request.num_pending_tokens` the token that the step will sample, if it does.
+    def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:  # noqa: B027
+        """A step was planned that computes so many tokens of each of these requests.
+
+        At this time `Request.num_computed_tokens` counts them already, and
+        `Request.num_pending_tokens` the token that the step will sample, if it does.
         """
 
     def finished(self, request: Request) -> None:  # noqa: B027

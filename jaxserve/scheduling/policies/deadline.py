@@ -1,7 +1,9 @@
 """Least slack against the targets for the first token and for each token after it."""
 
+from collections.abc import Sequence
+
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, PolicySettings
+from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority
 
 
 class _Book:
@@ -15,7 +17,7 @@ class _Book:
         self.ttft_deadline = request.arrival_time + self.ttft_target
         self.tpot_target = service.tpot_target or settings.tpot_target
         self.first_token: float | None = None  # when it was expected as it was planned
-        self.was_late = False
+        self.was_late = 0.0  # or 1: its first place in the order
 
 
 class LeastSlack(Policy):
@@ -57,7 +59,19 @@ class LeastSlack(Policy):
         due = self._due(request, book)
         if book.first_token is None:
             return (1.0 if due < now else 0.0, due)
-        return (1.0 if book.was_late else 0.0, due)
+        return (book.was_late, due)
+
+    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+        """See `Policy.priorities`."""
+        books, ranks = self._books, []
+        for request in requests:
+            book = books[request.key]
+            if book.first_token is None:
+                ranks.append(self.priority(request, now))
+            else:
+                answer = request.num_tokens - len(request.prompt_token_ids)
+                ranks.append((book.was_late, book.first_token + answer * book.tpot_target))
+        return ranks
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
         """Whether the newcomer is in danger, and the running one is lost or far from it."""
@@ -77,13 +91,15 @@ class LeastSlack(Policy):
             return False
         return self._due(request, book) < now
 
-    def served(self, request: Request, num_tokens: int, now: float) -> None:
-        """Note the first token, and how long steps take."""
-        self._pace.step(num_tokens, now)
-        book = self._books[request.key]
-        if book.first_token is None and request.num_output_tokens:
-            book.first_token = now + self._pace.seconds_per_step
-            book.was_late = book.first_token > book.ttft_deadline
+    def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:
+        """Note first tokens, and how long steps take."""
+        self._pace.step(sum(num_tokens for _, num_tokens in served), now)
+        books = self._books
+        for request, _ in served:
+            book = books[request.key]
+            if book.first_token is None and request.num_output_tokens:
+                book.first_token = now + self._pace.seconds_per_step
+                book.was_late = float(book.first_token > book.ttft_deadline)
 
     def finished(self, request: Request) -> None:
         """Forget the request."""
@@ -93,7 +109,7 @@ class LeastSlack(Policy):
 
     def _due(self, request: Request, book: _Book) -> float:
         if book.first_token is not None:
-            answer = len(request.output_token_ids) + request.num_pending_tokens
+            answer = request.num_tokens - len(request.prompt_token_ids)
             return book.first_token + answer * book.tpot_target
         done = max(request.num_computed_tokens, request.num_cached_tokens)
         missing = len(request.prompt_token_ids) - done

@@ -1,6 +1,7 @@
 """FastServe's skip-join multi-level feedback queue."""
 
 import math
+from collections.abc import Sequence
 
 from jaxserve.core.request import Request
 from jaxserve.scheduling.policies.base import Policy, Priority
@@ -45,18 +46,24 @@ class MultiLevelFeedbackQueue(Policy):
         """(level from 0 on, when the request joined it in seconds)."""
         return self._ranks[request.key]
 
+    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+        """See `Policy.priorities`."""
+        ranks = self._ranks
+        return [ranks[request.key] for request in requests]
+
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
         """Whether the newcomer is of a better level; within a level, quanta are not cut short."""
         return self._ranks[newcomer.key][0] < self._ranks[running.key][0]
 
-    def served(self, request: Request, num_tokens: int, now: float) -> None:
+    def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:
         """Demote who used up the quantum."""
-        key = request.key
-        answer = len(request.output_token_ids) + request.num_pending_tokens
-        if answer >= self._quantum_ends[key]:
-            level = int(self._ranks[key][0]) + 1
-            self._ranks[key] = (float(level), now)
-            self._quantum_ends[key] += _QUANTA[level]
+        ends = self._quantum_ends
+        for request, _ in served:
+            key = request.key
+            if request.num_tokens - len(request.prompt_token_ids) >= ends[key]:
+                level = int(self._ranks[key][0]) + 1
+                self._ranks[key] = (float(level), now)
+                ends[key] += _QUANTA[level]
 
     def finished(self, request: Request) -> None:
         """Forget the request."""

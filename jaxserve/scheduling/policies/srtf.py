@@ -1,6 +1,7 @@
 """Shortest remaining time first, with TRAIL's limit on preemption."""
 
 import math
+from collections.abc import Sequence
 
 from jaxserve.core.request import Request
 from jaxserve.scheduling.policies.base import Policy, Priority
@@ -30,12 +31,20 @@ class ShortestRemainingFirst(Policy):
 
         One that outlived its prediction counts as about to end.
         """
-        predicted = request.predicted_len
-        if predicted is None:
-            return (1.0, math.inf)
-        answer = len(request.output_token_ids) + request.num_pending_tokens
-        remaining = predicted - answer if predicted > answer + 1 else 1.0
-        return (1.0 if answer < PROTECTED_FROM * predicted else 0.0, remaining)
+        return self.priorities([request], now)[0]
+
+    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+        """See `Policy.priorities`."""
+        ranks: list[Priority] = []
+        for request in requests:
+            predicted = request.predicted_len
+            if predicted is None:
+                ranks.append((1.0, math.inf))
+                continue
+            answer = request.num_tokens - len(request.prompt_token_ids)
+            remaining = predicted - answer if predicted > answer + 1 else 1.0
+            ranks.append((1.0 if answer < PROTECTED_FROM * predicted else 0.0, remaining))
+        return ranks
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
         """Whether the running one may be disturbed and the newcomer is clearly shorter."""

@@ -1,7 +1,7 @@
 """Virtual token counters: fairness between tenants."""
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import Request
@@ -133,22 +133,25 @@ class VirtualTokenCounter(Policy):
         self._charges[request.key] = _Charge(account, request.num_preemptions)
         self._join_queue(account)
 
-    def served(self, request: Request, num_tokens: int, now: float) -> None:
-        """Charge the tenant for what is computed for the first time."""
-        charge = self._charges[request.key]
-        if charge.waiting:
-            self._leave_queue(charge)
-        prompt_len = len(request.prompt_token_ids)
-        if charge.prompt < prompt_len:
-            end = request.num_computed_tokens
-            fresh = min(end, prompt_len) - max(end - num_tokens, charge.prompt)
-            if fresh > 0:
-                charge.account.counter += fresh * charge.account.prompt_price
-                charge.prompt = min(end, prompt_len)
-        answer = len(request.output_token_ids) + request.num_pending_tokens
-        if answer > charge.answer:
-            charge.account.counter += (answer - charge.answer) * charge.account.answer_price
-            charge.answer = answer
+    def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:
+        """Charge tenants for what is computed for the first time."""
+        charges = self._charges
+        for request, num_tokens in served:
+            charge = charges[request.key]
+            account = charge.account
+            if charge.waiting:
+                self._leave_queue(charge)
+            prompt_len = len(request.prompt_token_ids)
+            if charge.prompt < prompt_len:
+                end = request.num_computed_tokens
+                fresh = min(end, prompt_len) - max(end - num_tokens, charge.prompt)
+                if fresh > 0:
+                    account.counter += fresh * account.prompt_price
+                    charge.prompt = min(end, prompt_len)
+            answer = request.num_tokens - prompt_len
+            if answer > charge.answer:
+                account.counter += (answer - charge.answer) * account.answer_price
+                charge.answer = answer
 
     def finished(self, request: Request) -> None:
         """Forget the request, and tenants that need not be remembered."""

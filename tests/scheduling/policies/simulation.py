@@ -48,7 +48,7 @@ def serve(policy: Policy, request: Request, num_tokens: int, now: float = 0.0) -
     if request.num_computed_tokens == request.num_tokens:
         request.num_pending_tokens = 1
         request.num_tokens += 1
-    policy.served(request, num_tokens, now)
+    policy.served([(request, num_tokens)], now)
     if request.num_pending_tokens:
         request.num_pending_tokens = 0
         request.output_token_ids.append(1)
@@ -201,7 +201,7 @@ class Simulation:
             request.num_tokens += 1
         self.longest_pause = max(self.longest_pause, self.now - request.last_progress)
         request.last_progress = self.now
-        self.policy.served(request, num_tokens, self.now)
+        self.policy.served([(request, num_tokens)], self.now)
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
