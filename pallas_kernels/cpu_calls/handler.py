@@ -10,6 +10,7 @@ addressed.
 """
 
 import ctypes
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from numba import cfunc, njit, types
 from pallas_kernels.cpu_calls.memory import (
     allocate,
     call_at,
+    call_at_2,
+    call_at_3,
     fetch_add,
     give_way,
     ints,
@@ -121,18 +124,27 @@ def _let_go(job: int) -> None:
         release(job)
 
 
+# The three functions that make a custom call, for `make_handler`. As C functions their machine code
+# comes from a file (`code_cache`); what joins them is small, and compiled anew.
+begins = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
+does = functools.partial(cfunc, types.int64(types.int64, types.int64, types.int64), cache=True)
+ends = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
+
+
 def make_handler(begin: Any, do: Any, end: Any) -> Any:
     """The C function that XLA calls.
 
     Args:
-        begin: Numba function (frame) -> (number of items, memory). The memory is an address for
-            the other two, freed after the call; 0 is none.
-        do: Numba function (frame, memory, item); items in any order, on any thread.
-        end: Numba function (frame, memory), after all items.
+        begin: made by `begins()` of a function (frame, place) -> number of items. It may put the
+            address of memory at `place`, for the other two; it is freed after the call.
+        do: made by `does()` of a function (frame, memory, item) -> 0; items in any order, on any
+            thread.
+        end: made by `ends()` of a function (frame, memory) -> 0, after all items.
 
     Returns:
         A Numba `cfunc`.
     """
+    begin_at, do_at, end_at = begin.address, do.address, end.address
 
     @njit
     def work(job: int) -> None:
@@ -142,7 +154,7 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
             item = fetch_add(job + 8 * _REMAINING, -1) - 1
             if item < 0:
                 return
-            do(fields[_FRAME], fields[_MEMORY], item)
+            call_at_3(do_at, fields[_FRAME], fields[_MEMORY], item)
             fetch_add(job + 8 * _UNFINISHED, -1)
 
     @cfunc(types.void(types.int64))
@@ -157,19 +169,20 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         if words(frame, _FRAME_WORDS)[_EXTENSION]:
             _tell_version(frame)
             return 0
-        count, memory = begin(frame)
-        helpers = min(_num_threads(frame), count) - 1 if count > 1 else 0
         job = allocate(8 * _JOB_WORDS)
         fields = words(job, _JOB_WORDS)
+        fields[_MEMORY] = 0
+        count = call_at_2(begin_at, frame, job + 8 * _MEMORY)
+        helpers = min(_num_threads(frame), count) - 1 if count > 1 else 0
         fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
-        fields[_FRAME], fields[_MEMORY] = frame, memory
+        fields[_FRAME] = frame
         for _ in range(helpers):
             _schedule(frame, helper, job)
         work(job)
         while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
             give_way()
-        end(frame, memory)
-        release(memory)
+        call_at_2(end_at, frame, fields[_MEMORY])
+        release(fields[_MEMORY])
         _let_go(job)
         return 0
 

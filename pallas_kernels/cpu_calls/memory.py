@@ -97,15 +97,39 @@ def prefetch(_: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
+def _call(builder: Any, address: Any, arguments: Any) -> Any:
+    function = ir.FunctionType(_I64, [_I64] * len(arguments)).as_pointer()
+    return builder.call(builder.inttoptr(address, function), arguments)
+
+
 @intrinsic
-def call_at(_: Any, function: Any, argument: Any) -> Any:
-    """call_at(address, argument): call the C function int64(int64) at an address."""
+def call_at(_: Any, address: Any, argument: Any) -> Any:
+    """Call the C function int64(int64) at an address."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        function = ir.FunctionType(_I64, [_I64]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], function), [args[1]])
+        return _call(builder, args[0], args[1:])
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_at_2(_: Any, address: Any, first: Any, second: Any) -> Any:
+    """Call the C function int64(int64, int64) at an address."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call(builder, args[0], args[1:])
+
+    return types.int64(*[types.int64] * 3), codegen
+
+
+@intrinsic
+def call_at_3(_: Any, address: Any, first: Any, second: Any, third: Any) -> Any:
+    """Call the C function int64(int64, int64, int64) at an address."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call(builder, args[0], args[1:])
+
+    return types.int64(*[types.int64] * 4), codegen
 
 
 @intrinsic

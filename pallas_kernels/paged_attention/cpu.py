@@ -9,6 +9,7 @@ FlashAttention's running maximum and sum in float32.
 
 import functools
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from pallas_kernels.paged_batch import PagedBatch
 DTYPES = ("float32", "bfloat16")
 TARGET = "jaxserve_paged_attention"
 NO_WINDOW = np.iinfo(np.int32).max
+_lock = threading.Lock()
 
 
 def refusal(shape: Shape) -> str | None:
@@ -31,12 +33,17 @@ def refusal(shape: Shape) -> str | None:
     return None
 
 
-@functools.cache  # once per process
 def prepare() -> None:
     """Compile the kernel, or load what was compiled, and make it known to XLA.
 
     To be called before a program that has the kernel is loaded; tracing one does it by itself.
     """
+    with _lock:
+        _register()
+
+
+@functools.cache  # once per process
+def _register() -> None:
     # Here, since Numba takes time to import, and only CPUs need it.
     from pallas_kernels.cpu_calls.code_cache import code_cache
 

@@ -7,7 +7,10 @@ import numpy as np
 from numba import njit
 
 from pallas_kernels.cpu_calls.handler import (
+    begins,
     data,
+    does,
+    ends,
     itemsize,
     make_handler,
     num_results,
@@ -75,8 +78,8 @@ def _merge(D, parts, stats, count, heads, out, lse):  # type: ignore[no-untyped-
             floats(lse, heads)[head] = highest + np.float32(math.log(total))
 
 
-@njit(cache=True)
-def _begin(frame):  # type: ignore[no-untyped-def]
+@begins()
+def _begin(frame, place):  # type: ignore[no-untyped-def]
     """Count the items of every row; blank what no row owns."""
     shape = _shape(frame)
     D, tile = shape.head_dim, prefill_tile(shape)
@@ -100,10 +103,11 @@ def _begin(frame):  # type: ignore[no-untyped-def]
     floats(data(result(frame, 0)), tokens * heads * D)[end * heads * D :] = np.float32(0)
     if num_results(frame) > 1:
         floats(data(result(frame, 1)), tokens * heads)[end * heads :] = np.float32(0)
-    return count, memory
+    words(place, 1)[0] = memory
+    return count
 
 
-@njit(cache=True)
+@does()
 def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     """One item: find its row, and run the row's kernel."""
     shape = _shape(frame)
@@ -148,16 +152,17 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
             lse + 4 * token * heads if lse else 0, scratch,
         )  # fmt: skip
     release(scratch)
+    return 0
 
 
-@njit(cache=True)
+@ends()
 def _end(frame, memory):  # type: ignore[no-untyped-def]
     """Join what the spans of long decode rows came to."""
     D, heads = size(operand(frame, _POOL), 5), size(operand(frame, _Q), 1)
     rows = size(operand(frame, _QUERY_LEN), 0)
     firsts = words(memory, rows + 2)
     if not firsts[0]:
-        return
+        return 0
     lse = data(result(frame, 1)) if num_results(frame) > 1 else 0
     for row in range(rows):
         count = firsts[2 + row] - firsts[1 + row]
@@ -168,6 +173,7 @@ def _end(frame, memory):  # type: ignore[no-untyped-def]
             stats = parts + 4 * heads * D
             _merge(D, parts, stats, count, heads, out, lse + 4 * token * heads if lse else 0)
     release(firsts[0])
+    return 0
 
 
 def make_call() -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,17 @@ from hypothesis import strategies as st
 from numba import njit
 
 from pallas_kernels.cpu_calls.code_cache import code_cache
-from pallas_kernels.cpu_calls.handler import data, make_handler, operand, register, result, size
+from pallas_kernels.cpu_calls.handler import (
+    begins,
+    data,
+    does,
+    ends,
+    make_handler,
+    operand,
+    register,
+    result,
+    size,
+)
 from pallas_kernels.cpu_calls.memory import allocate, ints, words
 from pallas_kernels.cpu_calls.tiles import LANES, ROWS, dot_rows, multiply_add
 
@@ -68,34 +79,41 @@ def test_dot_rows(sizes: tuple[int, int, int, int], seed: int):
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
 
-@njit
-def _begin(frame):  # type: ignore[no-untyped-def]
-    count = size(operand(frame, 0), 0)
-    ints(data(result(frame, 0)), count)[:] = 0
-    memory = allocate(8)
-    words(memory, 1)[0] = count
-    return count, memory
+def make_test_call() -> Any:
+    """A call that works as long on item i as its operand's number i says, and adds up how much."""
 
+    @begins()
+    def _begin(frame, place):  # type: ignore[no-untyped-def]
+        count = size(operand(frame, 0), 0)
+        ints(data(result(frame, 0)), count)[:] = 0
+        memory = allocate(8)
+        words(memory, 1)[0] = count
+        words(place, 1)[0] = memory
+        return count
 
-@njit
-def _do(frame, memory, item):  # type: ignore[no-untyped-def]
-    """Adds, so that an item done twice shows; items take very different times."""
-    work = ints(data(operand(frame, 0)), words(memory, 1)[0])[item]
-    total = 0
-    for i in range(work):
-        total += i % 7
-    ints(data(result(frame, 0)), item + 1)[item] += total
+    @does()
+    def _do(frame, memory, item):  # type: ignore[no-untyped-def]
+        """Adds, so that an item done twice shows; items take very different times."""
+        work = ints(data(operand(frame, 0)), words(memory, 1)[0])[item]
+        total = 0
+        for i in range(work):
+            total += i % 7
+        ints(data(result(frame, 0)), item + 1)[item] += total
+        return 0
 
+    @ends()
+    def _end(frame, memory):  # type: ignore[no-untyped-def]
+        count = words(memory, 1)[0]
+        ints(data(result(frame, 1)), 1)[0] = ints(data(result(frame, 0)), count).sum()
+        return 0
 
-@njit
-def _end(frame, memory):  # type: ignore[no-untyped-def]
-    count = words(memory, 1)[0]
-    ints(data(result(frame, 1)), 1)[0] = ints(data(result(frame, 0)), count).sum()
+    return make_handler(_begin, _do, _end)
 
 
 def test_each_item_is_done_once_whoever_calls():
     """Several programs at once, whose calls share XLA's threads; also calls without any item."""
-    register("jaxserve_test_call", make_handler(_begin, _do, _end))
+    with code_cache():
+        register("jaxserve_test_call", make_test_call())
     counts = (0, 1, 2, 97)
 
     @jax.jit
