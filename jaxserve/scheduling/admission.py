@@ -77,7 +77,7 @@ class Admission:
         Whoever starts must find pages for all its tokens, not only for its first chunk, beside
         what is owed to the running ones. Alone on a shard it always does (see `add`).
         """
-        if not len(self.waiting) or not self._update_owed():
+        if not len(self.waiting) or not self._count_owed(set()):
             return
         while (entry := self._next(now)) is not None:
             shard = self._start(entry, now)
@@ -89,14 +89,20 @@ class Admission:
                 shard.add_row(request, shard.pages.grow(request, wanted), now)
             shard.owed += shard.pages_owed(request)
 
-    def _update_owed(self) -> bool:
-        """Count what running requests will want; False if no shard could take another request."""
-        any_room = False
+    def _count_owed(self, counted: set[int]) -> bool:
+        """Count what running requests will want, on shards that could take another one.
+
+        Args:
+            counted: the shards where that is up to date already; those counted now join them.
+
+        Returns:
+            Whether there are any.
+        """
         for shard in self._shards:
-            if shard.free_slots:
-                any_room = True
+            if shard.free_slots and shard.index not in counted:
                 shard.count_owed()
-        return any_room
+                counted.add(shard.index)
+        return bool(counted)
 
     def _next(self, now: float) -> Ranked | None:
         """The first in line, if it can start at all; those that come too late are shed."""
@@ -170,11 +176,7 @@ class Admission:
         """Let newcomers take the places of running requests that rank after them."""
         counted: set[int] = set()  # shards whose `owed` is up to date
         while (entry := self._next(now)) is not None:
-            for shard in self._shards:
-                if shard.free_slots and shard.index not in counted:
-                    shard.count_owed()
-                    counted.add(shard.index)
-            if counted and (shard := self._start(entry, now)) is not None:
+            if self._count_owed(counted) and (shard := self._start(entry, now)) is not None:
                 shard.owed += shard.pages_owed(entry.request)
                 continue
             last = max(

@@ -114,8 +114,6 @@ class Ranking:
     def _group_priorities(self, requests: Sequence[Request], now: float) -> Iterable[float]:
         if not self.has_groups:
             return itertools.repeat(0.0, len(requests))
-        policy, groups = self.policy, {}
-        for group in (names := [policy.group(request) for request in requests]):
-            if group not in groups:
-                groups[group] = policy.group_priority(group, now)
-        return [groups[name] for name in names]
+        groups = [self.policy.group(request) for request in requests]
+        ranks = {group: self.policy.group_priority(group, now) for group in dict.fromkeys(groups)}
+        return [ranks[group] for group in groups]

@@ -88,7 +88,7 @@ class Policy(ABC):
     def arrived(self, request: Request, now: float) -> None:  # noqa: B027
         """A new request is about to be ranked for the first time."""
 
-    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
         """`priority` of every request, in their order: hundreds, at every step, if it `reranks`."""
         return [self.priority(request, now) for request in requests]
 

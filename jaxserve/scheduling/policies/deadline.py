@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority
+from jaxserve.scheduling.policies.base import Policy, PolicySettings
 
 
 class _Book:
@@ -55,19 +55,16 @@ class LeastSlack(Policy):
 
     def priority(self, request: Request, now: float) -> tuple[float, float]:
         """(1 if late for its TTFT target or else 0, when it is due to be served in seconds)."""
-        book = self._books[request.key]
-        due = self._due(request, book)
-        if book.first_token is None:
-            return (1.0 if due < now else 0.0, due)
-        return (book.was_late, due)
+        return self.priorities([request], now)[0]
 
-    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[tuple[float, float]]:
         """See `Policy.priorities`."""
         books, ranks = self._books, []
         for request in requests:
             book = books[request.key]
             if book.first_token is None:
-                ranks.append(self.priority(request, now))
+                due = self._prompt_due(request, book)
+                ranks.append((1.0 if due < now else 0.0, due))
             else:
                 answer = request.num_tokens - len(request.prompt_token_ids)
                 ranks.append((book.was_late, book.first_token + answer * book.tpot_target))
@@ -89,7 +86,7 @@ class LeastSlack(Policy):
         book = self._books[request.key]
         if not self._settings.shed_late or book.first_token is not None:
             return False
-        return self._due(request, book) < now
+        return self._prompt_due(request, book) < now
 
     def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:
         """Note first tokens, and how long steps take."""
@@ -107,10 +104,8 @@ class LeastSlack(Policy):
         if not self._books:
             self._pace.idle()
 
-    def _due(self, request: Request, book: _Book) -> float:
-        if book.first_token is not None:
-            answer = request.num_tokens - len(request.prompt_token_ids)
-            return book.first_token + answer * book.tpot_target
+    def _prompt_due(self, request: Request, book: _Book) -> float:
+        """When the rest of a prompt must be begun for its first token to come in time."""
         done = max(request.num_computed_tokens, request.num_cached_tokens)
         missing = len(request.prompt_token_ids) - done
         return book.ttft_deadline - self._pace.seconds_for(missing)

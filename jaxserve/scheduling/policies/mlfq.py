@@ -46,7 +46,7 @@ class MultiLevelFeedbackQueue(Policy):
         """(level from 0 on, when the request joined it in seconds)."""
         return self._ranks[request.key]
 
-    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
         """See `Policy.priorities`."""
         ranks = self._ranks
         return [ranks[request.key] for request in requests]

@@ -33,7 +33,7 @@ class ShortestRemainingFirst(Policy):
         """
         return self.priorities([request], now)[0]
 
-    def priorities(self, requests: Sequence[Request], now: float) -> list[Priority]:
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
         """See `Policy.priorities`."""
         ranks: list[Priority] = []
         for request in requests:
