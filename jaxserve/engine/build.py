@@ -86,6 +86,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     events, fingerprint = EventLog(), model_fingerprint(path, config)
     store = build_store(config, lowering, fingerprint, events)
     runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
+    prepare(implementation)
     cache = _program_cache(config, model_config, lowering, implementation)
     _compile(runner, cache, progress)
     predictor = build_predictor(
@@ -177,11 +178,9 @@ def _attention(
     heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
     shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
     try:
-        implementation = choose_implementation(config.attention_implementation, device, shape)
+        return choose_implementation(config.attention_implementation, device, shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    prepare(implementation)
-    return implementation
 
 
 def _num_pages(

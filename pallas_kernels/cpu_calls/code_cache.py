@@ -19,29 +19,33 @@ def code_cache() -> Iterator[None]:
 
     Numba by itself looks at the file of a function only, and would go on using what was inlined
     from others after those have changed. Its files are pickles, so the folder is the user's own
-    (~/.cache/pallas_kernels), or, where others could write to that, one for this process only.
+    (~/.cache/pallas_kernels), or, where others could write to that, one that is gone afterwards.
     """
-    folder = Path.home() / ".cache" / "pallas_kernels"
+    with contextlib.ExitStack() as stack:
+        folder = Path.home() / ".cache" / "pallas_kernels"
+        if not _is_private(folder):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = str(folder / _fingerprint())  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether the folder, made if need be, is one where only this user can put files."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
-        is_private = status.st_uid == os.getuid() and not status.st_mode & (
-            stat.S_IWGRP | stat.S_IWOTH
-        )
     except OSError:
-        is_private = False
-    if not is_private:
-        folder = Path(tempfile.mkdtemp())
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder / _fingerprint())  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _fingerprint() -> str:
     digest = hashlib.sha256()
     sources = [*_PACKAGE.glob("cpu_calls/*.py"), *_PACKAGE.glob("*/cpu*.py")]
-    for path in sorted(set(sources)):
+    for path in sorted(sources):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -9,7 +9,6 @@ The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX
 addressed.
 """
 
-import ctypes
 import functools
 from typing import Any
 
@@ -19,8 +18,6 @@ from numba import cfunc, njit, types
 from pallas_kernels.cpu_calls.memory import (
     allocate,
     call_at,
-    call_at_2,
-    call_at_3,
     fetch_add,
     give_way,
     ints,
@@ -154,7 +151,7 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
             item = fetch_add(job + 8 * _REMAINING, -1) - 1
             if item < 0:
                 return
-            call_at_3(do_at, fields[_FRAME], fields[_MEMORY], item)
+            call_at(do_at, fields[_FRAME], fields[_MEMORY], item)
             fetch_add(job + 8 * _UNFINISHED, -1)
 
     @cfunc(types.void(types.int64))
@@ -172,7 +169,7 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         job = allocate(8 * _JOB_WORDS)
         fields = words(job, _JOB_WORDS)
         fields[_MEMORY] = 0
-        count = call_at_2(begin_at, frame, job + 8 * _MEMORY)
+        count = call_at(begin_at, frame, job + 8 * _MEMORY)
         helpers = min(_num_threads(frame), count) - 1 if count > 1 else 0
         fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
         fields[_FRAME] = frame
@@ -181,7 +178,7 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         work(job)
         while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
             give_way()
-        call_at_2(end_at, frame, fields[_MEMORY])
+        call_at(end_at, frame, fields[_MEMORY])
         release(fields[_MEMORY])
         _let_go(job)
         return 0
@@ -200,8 +197,4 @@ def register(name: str, handler: Any) -> None:
         handler: what `make_handler` gave.
     """
     _handlers.append(handler)
-    new_capsule = ctypes.pythonapi.PyCapsule_New
-    new_capsule.restype = ctypes.py_object
-    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    capsule = new_capsule(handler.address, b"xla._CUSTOM_CALL_TARGET", None)
-    jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")

@@ -97,39 +97,17 @@ def prefetch(_: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-def _call(builder: Any, address: Any, arguments: Any) -> Any:
-    function = ir.FunctionType(_I64, [_I64] * len(arguments)).as_pointer()
-    return builder.call(builder.inttoptr(address, function), arguments)
-
-
 @intrinsic
-def call_at(_: Any, address: Any, argument: Any) -> Any:
-    """Call the C function int64(int64) at an address."""
+def call_at(_: Any, address: Any, *arguments: Any) -> Any:
+    """call_at(address, ...): call the C function of int64 at an address, which returns one."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call(builder, args[0], args[1:])
+        values = cgutils.unpack_tuple(builder, args[1])
+        function = ir.FunctionType(_I64, [_I64] * len(values)).as_pointer()
+        return builder.call(builder.inttoptr(args[0], function), values)
 
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def call_at_2(_: Any, address: Any, first: Any, second: Any) -> Any:
-    """Call the C function int64(int64, int64) at an address."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call(builder, args[0], args[1:])
-
-    return types.int64(*[types.int64] * 3), codegen
-
-
-@intrinsic
-def call_at_3(_: Any, address: Any, first: Any, second: Any, third: Any) -> Any:
-    """Call the C function int64(int64, int64, int64) at an address."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call(builder, args[0], args[1:])
-
-    return types.int64(*[types.int64] * 4), codegen
+    given = types.StarArgTuple([types.int64] * len(arguments))
+    return types.int64(types.int64, given), codegen
 
 
 @intrinsic

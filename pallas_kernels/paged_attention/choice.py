@@ -11,6 +11,12 @@ log = logging.getLogger(__name__)
 Implementation = Literal["auto", "tpu", "gpu", "cpu", "xla", "reference"]
 NAMES: tuple[str, ...] = get_args(Implementation)
 HOPPER = 9.0  # compute capability
+# Kernels for one kind of device: what it is called, and JAX's platforms.
+_DEVICES = {
+    "tpu": ("a TPU", ("tpu",)),
+    "gpu": ("an NVIDIA GPU", ("gpu", "cuda")),
+    "cpu": ("a CPU", ("cpu",)),
+}
 
 
 def choose_implementation(implementation: str, device: Any, shape: Shape) -> str:
@@ -29,8 +35,8 @@ def choose_implementation(implementation: str, device: Any, shape: Shape) -> str
         if (reason := _refusal(implementation, device, shape)) is not None:
             raise ValueError(f"attention {implementation!r} cannot run here: {reason}")
         return implementation
-    kernel = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "cpu"}.get(device.platform)
-    if kernel is None:
+    kernels = (name for name, (_, platforms) in _DEVICES.items() if device.platform in platforms)
+    if (kernel := next(kernels, None)) is None:
         return "xla"
     if (reason := _refusal(kernel, device, shape)) is not None:
         log.warning(
@@ -42,20 +48,19 @@ def choose_implementation(implementation: str, device: Any, shape: Shape) -> str
 
 def _refusal(kernel: str, device: Any, shape: Shape) -> str | None:
     """Why a kernel cannot run, or None if it can."""
-    if kernel == "tpu" and device.platform != "tpu":
-        return f"it takes a TPU, and this is {device.platform}; use 'auto' or 'xla'"
-    if kernel == "cpu" and device.platform != "cpu":
-        return f"it takes a CPU, and this is {device.platform}; use 'auto' or 'xla'"
+    if kernel not in _DEVICES:
+        return None
+    takes, platforms = _DEVICES[kernel]
+    if device.platform not in platforms:
+        return f"it takes {takes}, and this is {device.platform}; use 'auto' or 'xla'"
     if kernel == "gpu":
-        if device.platform not in ("gpu", "cuda"):
-            return f"it takes an NVIDIA GPU, and this is {device.platform}; use 'auto' or 'xla'"
         capability = float(getattr(device, "compute_capability", 0))
         if capability < HOPPER:
             return (
                 f"it takes a Hopper GPU (compute capability {HOPPER}) or newer, and "
                 f"{device.device_kind} has {capability}; use 'auto' or 'xla'"
             )
-    return kernel_module(kernel).refusal(shape) if kernel in ("tpu", "gpu", "cpu") else None
+    return kernel_module(kernel).refusal(shape)
 
 
 def kernel_module(kernel: str) -> Any:

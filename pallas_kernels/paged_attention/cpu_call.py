@@ -55,6 +55,12 @@ def _shape(frame):  # type: ignore[no-untyped-def]
     return KernelShape(size(pool, 5), size(pool, 4), group, itemsize(pool), kv_heads)
 
 
+@njit(inline="always")
+def _lse_at(frame, token, heads):  # type: ignore[no-untyped-def]
+    """Where a token's log-sum-exp goes; 0 if it is not wanted."""
+    return data(result(frame, 1)) + 4 * token * heads if num_results(frame) > 1 else 0
+
+
 @njit(cache=True)
 def _merge(D, parts, stats, count, heads, out, lse):  # type: ignore[no-untyped-def]
     """From `count` spans' sums, (D + 2) * heads numbers apart, to one row's output."""
@@ -127,7 +133,6 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     query_len = _row_field(frame, _QUERY_LEN, row)
     end = _row_field(frame, _CONTEXT_LEN, row)
     outs = data(result(frame, 0))
-    lse = data(result(frame, 1)) if num_results(frame) > 1 else 0
     if query_len == 1:
         scratch = allocate(decode_scratch(shape) + 8 * heads)
         out, stats = outs + 4 * token * heads * D, scratch + decode_scratch(shape)
@@ -140,7 +145,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
             min(start + DECODE_SPAN, end), rules[0], rules[1], out, stats, scratch,
         )  # fmt: skip
         if count == 1:
-            _merge(D, out, stats, 1, heads, out, lse + 4 * token * heads if lse else 0)
+            _merge(D, out, stats, 1, heads, out, _lse_at(frame, token, heads))
     else:
         scratch = allocate(prefill_scratch(shape))
         first, head = index // kv_heads * prefill_tile(shape), index % kv_heads
@@ -149,7 +154,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
             shape, data(q) + 4 * token * heads * D, min(prefill_tile(shape), query_len - first),
             end - query_len + first, pages, page_row, np.int64(where[1]), head,
             rules[0], rules[1], outs + 4 * token * heads * D,
-            lse + 4 * token * heads if lse else 0, scratch,
+            _lse_at(frame, token, heads), scratch,
         )  # fmt: skip
     release(scratch)
     return 0
@@ -163,7 +168,6 @@ def _end(frame, memory):  # type: ignore[no-untyped-def]
     firsts = words(memory, rows + 2)
     if not firsts[0]:
         return 0
-    lse = data(result(frame, 1)) if num_results(frame) > 1 else 0
     for row in range(rows):
         count = firsts[2 + row] - firsts[1 + row]
         if count > 1 and _row_field(frame, _QUERY_LEN, row) == 1:
@@ -171,7 +175,7 @@ def _end(frame, memory):  # type: ignore[no-untyped-def]
             parts = firsts[0] + firsts[1 + row] * 4 * heads * (D + 2)
             out = data(result(frame, 0)) + 4 * token * heads * D
             stats = parts + 4 * heads * D
-            _merge(D, parts, stats, count, heads, out, lse + 4 * token * heads if lse else 0)
+            _merge(D, parts, stats, count, heads, out, _lse_at(frame, token, heads))
     release(firsts[0])
     return 0
 

@@ -155,7 +155,7 @@ def _fetch(start, size):  # type: ignore[no-untyped-def]
 @_inlined()
 def prefill_tile(shape):  # type: ignore[no-untyped-def]
     """Query tokens of a tile."""
-    return max(PREFILL_ROWS // shape[2], 1)
+    return max(PREFILL_ROWS // shape.group, 1)
 
 
 @_inlined()

@@ -30,21 +30,20 @@ from pallas_kernels.cpu_calls.memory import allocate, ints, words
 from pallas_kernels.cpu_calls.tiles import LANES, ROWS, dot_rows, multiply_add
 
 
-@njit
-def _multiply_add(out, a, b, rows, count, columns):  # type: ignore[no-untyped-def]
-    multiply_add(
-        out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], rows,
-        count, columns,
-    )  # fmt: skip
+def on_arrays(product: Any) -> Any:
+    """A product of addresses as one of arrays; three sizes follow them."""
+
+    @njit
+    def call(out, a, b, first, second, third):  # type: ignore[no-untyped-def]
+        product(
+            out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1],
+            first, second, third,
+        )  # fmt: skip
+
+    return call
 
 
-@njit
-def _dot_rows(out, a, b, rows, columns, count):  # type: ignore[no-untyped-def]
-    dot_rows(
-        out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], rows,
-        columns, count,
-    )  # fmt: skip
-
+_multiply_add, _dot_rows = on_arrays(multiply_add), on_arrays(dot_rows)
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
 
