@@ -21,7 +21,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.runner.buckets import Buckets
-from jaxserve.runner.packing import pack
+from jaxserve.runner.packing import Packer
 from jaxserve.scheduling.policies import PolicySettings, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 
@@ -134,14 +134,15 @@ class _SteadyLoad:
         self._spec, self._policy, self._num_waiting = spec, policy, num_waiting
         self._random = random.Random(spec.seed)
         self._prefixes = [self._random.randbytes(PREFIX_LEN) for _ in range(NUM_PREFIXES)]
-        self._buckets = Buckets.for_limits(
+        buckets = Buckets.for_limits(
             max_tokens=spec.max_tokens_per_step,
             max_rows=spec.num_running,
             max_model_len=spec.max_model_len,
             page_size=spec.page_size,
         )
+        self._packer = Packer(buckets, 1)
         self.scheduler = Scheduler(
-            page_pools=[PagePool((self._buckets.max_pages + 1) * spec.num_running)],
+            page_pools=[PagePool((buckets.max_pages + 1) * spec.num_running)],
             page_size=spec.page_size,
             max_num_seqs=spec.num_running,
             max_num_batched_tokens=spec.max_tokens_per_step,
@@ -184,7 +185,7 @@ class _SteadyLoad:
         plan = self.scheduler.plan(self._now)
         marks.append(time.perf_counter())
         assert plan is not None  # there is always more work
-        pack(plan, self._buckets, 1)
+        self._packer.pack(plan)
         marks.append(time.perf_counter())
         self._in_flight.append(plan)
         self.is_full = self.scheduler.num_running == self._spec.num_running

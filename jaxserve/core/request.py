@@ -28,7 +28,7 @@ class FinishReason(enum.StrEnum):
     SHED = "shed"  # given up before its first token: it could not meet its target any more
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
+@dataclasses.dataclass(eq=False, kw_only=True, slots=True)
 class Request:
     """A prompt, its settings and how far the engine has come with it.
 

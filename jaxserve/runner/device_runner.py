@@ -19,7 +19,7 @@ from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult, S
 from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
 from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.packing import pack
+from jaxserve.runner.packing import Packer
 from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.program_cache import ProgramCache
 
@@ -62,7 +62,7 @@ class DeviceRunner:
         lowering: the step's programs and the shapes of what they keep.
         params: weights by name, on the mesh, as `lowering.params` describes them.
         store: where pages are saved and loaded, with pages of `lowering.page_shape` and
-            `lowering.kv_dtype`; closed by `close`. None: plans have no saves and loads.
+            `lowering.page_dtype`; closed by `close`. None: plans have no saves and loads.
         prefix_cache: whether plans may have page copies.
     """
 
@@ -77,7 +77,7 @@ class DeviceRunner:
         program = lowering.program
         self._lowering = lowering
         self._buckets = program.buckets
-        self._shards = lowering.rules.data
+        self._packer = Packer(program.buckets, lowering.rules.data)
         self._params = dict(params)
         self._head = {name: params[name] for name in program.graph.head_names}
         self._kv_pages = _zeros(lowering.kv_pages)
@@ -140,7 +140,7 @@ class DeviceRunner:
         self._kv_pages = self._mover.launch(plan, self._kv_pages)
         if not plan.rows:
             return LaunchedStep()
-        packed = pack(plan, self._buckets, self._shards)
+        packed = self._packer.pack(plan)
         hidden, sampling, token_hidden = self._run_backbone(packed.num_tokens, packed.array)
         step = LaunchedStep(plan.rows, packed.places, packed.starts.tolist())
         if plan.is_late:

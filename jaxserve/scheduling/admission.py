@@ -77,8 +77,10 @@ class Admission:
         Whoever starts must find pages for all its tokens, not only for its first chunk, beside
         what is owed to the running ones. Alone on a shard it always does (see `add`).
         """
-        if not len(self.waiting) or not self._count_owed(set()):
+        if not len(self.waiting) or not any(shard.free_slots for shard in self._shards):
             return
+        for shard in self._shards:
+            shard.owed = None  # serving the running ones has changed it
         while (entry := self._next(now)) is not None:
             shard = self._start(entry, now)
             if shard is None:
@@ -87,22 +89,7 @@ class Admission:
             if request.load_ticket is None:
                 wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
                 shard.add_row(request, shard.pages.grow(request, wanted), now)
-            shard.owed += shard.pages_owed(request)
-
-    def _count_owed(self, counted: set[int]) -> bool:
-        """Count what running requests will want, on shards that could take another one.
-
-        Args:
-            counted: the shards where that is up to date already; those counted now join them.
-
-        Returns:
-            Whether there are any.
-        """
-        for shard in self._shards:
-            if shard.free_slots and shard.index not in counted:
-                shard.count_owed()
-                counted.add(shard.index)
-        return bool(counted)
+            shard.owe(request)
 
     def _next(self, now: float) -> Ranked | None:
         """The first in line, if it can start at all; those that come too late are shed."""
@@ -174,10 +161,9 @@ class Admission:
 
     def _displace(self, now: float) -> None:
         """Let newcomers take the places of running requests that rank after them."""
-        counted: set[int] = set()  # shards whose `owed` is up to date
         while (entry := self._next(now)) is not None:
-            if self._count_owed(counted) and (shard := self._start(entry, now)) is not None:
-                shard.owed += shard.pages_owed(entry.request)
+            if (shard := self._start(entry, now)) is not None:
+                shard.owe(entry.request)
                 continue
             last = max(
                 (rank for shard in self._shards if (rank := shard.last_idle()) is not None),
@@ -189,9 +175,7 @@ class Admission:
                 entry.request, last.request, now
             ):
                 return
-            shard = self._shards[last.request.shard]
-            shard.owed -= shard.pages_owed(last.request)  # of no matter if it is not counted yet
-            self.preempt(shard, last.request, now)
+            self.preempt(self._shards[last.request.shard], last.request, now)
 
     def _end_slices(self, slice_tokens: int, now: float) -> None:
         """Let requests make room that have had their slice: slice-level scheduling (SLS).
@@ -199,7 +183,7 @@ class Admission:
         Not for those who would come after them again; and whoever is overdue has no slices.
         """
         for shard in self._shards:
-            for entry in reversed(shard.running[:]):
+            for entry in map(Ranked._make, reversed(shard.ranks[:])):
                 first = self.waiting.peek(now)
                 if first is None or shard.free_slots:
                     break

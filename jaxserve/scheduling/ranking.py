@@ -1,11 +1,18 @@
 """The order of service: the policy's word, under slices and ageing."""
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable
+from operator import attrgetter
 from typing import NamedTuple
 
 from jaxserve.core.request import Request
 from jaxserve.scheduling.policies import Policy, Priority
+
+_KEY, _SLICES, _LAST_PROGRESS = map(attrgetter, ("key", "num_slices", "last_progress"))
+_NO_GROUPS = itertools.repeat(0.0)
+
+# The fields of `Ranked`, without their names: the same order, made and sorted in half the time.
+Rank = tuple[int, float, int, Priority, int, Request]
 
 
 class Ranked(NamedTuple):
@@ -67,53 +74,39 @@ class Ranking:
         priority = self.policy.priority(request, now)
         return Ranked(1, group_priority, request.num_slices, priority, request.key, request)
 
-    def rerank(self, running: list[Ranked], now: float) -> list[Ranked]:
-        """Running requests in their order of now.
+    def rerank(self, running: list[Request], now: float) -> list[Rank] | None:
+        """Running requests in their order of now; None if that cannot have changed.
+
+        Hundreds may run, and this happens at every step: so `rank` is not called for each.
 
         Args:
-            running: in the order of before.
+            running: in any order.
             now: seconds.
         """
+        if not (self._promote_late(running, now) or self._reranks):
+            return None
+        requests = running
+        ranks: list[Rank] = [self.rank(request, now) for request in running if request.is_overdue]
+        if ranks:
+            requests = [request for request in running if not request.is_overdue]
+        ranks += zip(
+            itertools.repeat(1),
+            self.policy.group_priorities(requests, now) if self.has_groups else _NO_GROUPS,
+            map(_SLICES, requests),
+            self.policy.priorities(requests, now),
+            map(_KEY, requests),
+            requests,
+        )
+        ranks.sort()
+        return ranks
+
+    def _promote_late(self, requests: list[Request], now: float) -> bool:
+        """Make those overdue that have waited too long; whether there were any."""
         timeout = self._timeout
-        late = [
-            entry.request
-            for entry in running
-            if entry.tier and entry.request.last_progress + timeout <= now
-        ]
+        # As a rule there are none, and the one that waited longest tells.
+        if min(map(_LAST_PROGRESS, requests), default=now) + timeout > now:
+            return False
+        late = [r for r in requests if not r.is_overdue and r.last_progress + timeout <= now]
         for request in late:
             request.is_overdue = True
-        if not (late or self._reranks):
-            return running
-        # As `rank`, without the calls: hundreds may run, and this happens at every step.
-        policy, make = self.policy, tuple.__new__
-        requests = [entry.request for entry in running]
-        group_priorities = self._group_priorities(requests, now)
-        ranked, any_new = [], False
-        for entry, request, group_priority, priority in zip(
-            running, requests, group_priorities, policy.priorities(requests, now), strict=True
-        ):
-            if entry.tier == 0 or (
-                not request.is_overdue
-                and entry.priority == priority
-                and entry.group_priority == group_priority
-            ):
-                ranked.append(entry)
-                continue
-            if request.is_overdue:
-                new = self.rank(request, now)
-            else:
-                fields = (1, group_priority, request.num_slices, priority, request.key, request)
-                new = make(Ranked, fields)
-            ranked.append(new)
-            any_new = True
-        if not any_new:
-            return running
-        ranked.sort()
-        return ranked
-
-    def _group_priorities(self, requests: Sequence[Request], now: float) -> Iterable[float]:
-        if not self.has_groups:
-            return itertools.repeat(0.0, len(requests))
-        groups = [self.policy.group(request) for request in requests]
-        ranks = {group: self.policy.group_priority(group, now) for group in dict.fromkeys(groups)}
-        return [ranks[group] for group in groups]
+        return bool(late)

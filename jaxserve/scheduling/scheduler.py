@@ -8,7 +8,9 @@ never wait for a long prompt: chunked prefill with stall-free batching, from Sar
 preempted: its pages are swapped out or left to the cache, and what is gone is computed again.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from jaxserve.cache.page_map import PageMap
 from jaxserve.cache.page_pool import PageCounts, PagePool
@@ -23,6 +25,8 @@ from jaxserve.scheduling.request_pages import RequestPages
 from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.scheduling.shard import Shard
 from jaxserve.scheduling.token_budget import FixedBudget
+
+_KEY, _NUM_TOKENS = map(attrgetter, ("key", "num_tokens"))  # of a row
 
 
 class Scheduler:
@@ -190,50 +194,35 @@ class Scheduler:
             self._shed.append(request)
         for shard in self._shards:
             shard.pages.end_step()
-        rows = tuple(row for shard in self._shards for row in shard.rows)
+        rows = tuple(itertools.chain.from_iterable(shard.rows for shard in self._shards))
         saves, copies, loads = self._traffic.take()
         if not (rows or saves or copies or loads):
             return None
         if self._tells_served:
-            active = self._active
-            self._policy.served([(active[row.key], row.num_tokens) for row in rows], now)
+            served = map(self._active.__getitem__, map(_KEY, rows))
+            self._policy.served(list(zip(served, map(_NUM_TOKENS, rows), strict=True)), now)
         return StepPlan(rows, saves, copies, loads)
 
     def _serve_all(self, now: float) -> None:
         """Give rows: decodes, then chunks of running prompts, then of new ones."""
-        decodes, prefills = [], []
-        for shard in self._shards:
-            for entry in shard.running:
-                request = entry.request
-                num_tokens = request.num_tokens
-                if request.load_ticket is not None:
-                    continue
-                if num_tokens >= request.max_num_tokens:
-                    # It only waits for its commit; no later step reads its KV.
-                    shard.pages.release(request)
-                elif num_tokens - request.num_computed_tokens == 1:
-                    decodes.append((shard, request))
-                else:
-                    prefills.append((shard, request))
+        work = [(shard, *shard.work()) for shard in self._shards]
         if not self._settings.prefill_first:
-            self._serve(decodes, now, decodes=True)
-        self._serve(prefills, now, decodes=False)
+            for shard, decodes, _ in work:
+                self._serve_decodes(shard, decodes, now)
+        for shard, _, prefills in work:
+            for request in prefills:
+                # Not if preempted a moment ago.
+                if shard.budget and request.state is RequestState.RUNNING:
+                    self._serve_one(shard, request, now)
         self._admission.admit(now)
         if self._settings.prefill_first and not any(shard.rows for shard in self._shards):
-            self._serve(decodes, now, decodes=True)
+            for shard, decodes, _ in work:
+                self._serve_decodes(shard, decodes, now)
 
-    def _serve(
-        self, requests: Sequence[tuple[Shard, Request]], now: float, *, decodes: bool
-    ) -> None:
-        running = RequestState.RUNNING
-        for shard, request in requests:
-            # Not if preempted a moment ago.
-            if (
-                shard.budget
-                and request.state is running
-                and not (decodes and shard.add_decode(request, now))
-            ):
-                self._serve_one(shard, request, now)
+    def _serve_decodes(self, shard: Shard, requests: Sequence[Request], now: float) -> None:
+        unserved = iter(requests)
+        while (request := shard.add_decodes(unserved, now)) is not None:
+            self._serve_one(shard, request, now)
 
     def _serve_one(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.
@@ -395,8 +384,7 @@ class Scheduler:
         """
         for shard in self._shards:
             shard.check(self._traffic.abandoned_pages(shard.index))
-            for entry in shard.running:
-                request = entry.request
+            for request in shard.running:
                 assert request.state is RequestState.RUNNING and request.key in self._active
                 assert request.shard == shard.index and request not in self._waiting
                 held = len(request.page_ids) * self._page_size

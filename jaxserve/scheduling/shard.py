@@ -1,10 +1,11 @@
 """One data shard's share of the scheduler's state: its pages, slots and running requests."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
+from collections.abc import Iterator
 
-from jaxserve.core.request import Request
+from jaxserve.core.request import Request, RequestState
 from jaxserve.core.step import StepRow
-from jaxserve.scheduling.ranking import Ranked, Ranking
+from jaxserve.scheduling.ranking import Rank, Ranked, Ranking
 from jaxserve.scheduling.request_pages import Found, RequestPages
 
 
@@ -14,9 +15,11 @@ class Shard:
     Attributes:
         pages: gives requests their pages.
         running: requests that hold a slot here, in policy order.
+        ranks: theirs, in the same order.
         rows: rows planned for the current step.
         budget: tokens the current step may still take here.
-        owed: pages that the running requests will soon ask for; admission leaves them alone.
+        owed: pages that the running requests will soon ask for; admission leaves them alone. None:
+            not counted, and only counted when somebody could start.
         is_short: a running request went without all the pages it wanted in this step.
     """
 
@@ -34,30 +37,30 @@ class Shard:
         self.pool = pages.pool
         self.slots = slots
         self.page_size = page_size
-        self.running: list[Ranked] = []
+        self.running: list[Request] = []
+        self.ranks: list[Rank] = []
         self.free_slots = list(reversed(slots))
         self.rows: list[StepRow] = []
         self.budget = 0
-        self.owed = 0
+        self.owed: int | None = None
         self.is_short = False
         self._admission = admission
         self._probe_every = probe_every
-        self._entries: dict[int, Ranked] = {}  # by key: every running request, as in `running`
         self._settled: set[int] = set()  # keys: has a row, or started, in the current step
 
     def begin_step(self, budget: int, ranking: Ranking, now: float) -> None:
         """Forget the last step; the next may take `budget` tokens."""
         self.rows = []
         self.budget = budget
-        self.owed = 0
+        self.owed = None
         self.is_short = False
         self._settled.clear()
         self.pool.begin_step()
         if ranking.is_dynamic:
-            running = ranking.rerank(self.running, now)
-            if running is not self.running:
-                self.running = running
-                self._entries = {entry.key: entry for entry in running}
+            ranks = ranking.rerank(self.running, now)
+            if ranks is not None:
+                self.ranks = ranks
+                self.running = [rank[-1] for rank in ranks]
 
     # -- room -----------------------------------------------------------------------------
 
@@ -84,29 +87,35 @@ class Shard:
         most = -(-(len(request.prompt_token_ids) + request.max_tokens - 1) // self.page_size)
         return min(max(0, self.pages_wanted(request) - held) + 1, most - held)
 
-    def count_owed(self) -> None:
-        """Bring `owed` up to date: `pages_owed` of all that run.
+    def _count_owed(self) -> int:
+        """`pages_owed` of all that run.
 
-        This is asked for at every step in which somebody may start, for hundreds of requests: so
-        the usual kind of admission goes without calls.
+        Hundreds may run: so the usual kind of admission goes without calls.
         """
         if self._admission != "current":
-            self.owed = sum(self.pages_owed(entry.request) for entry in self.running)
-            return
+            return sum(map(self.pages_owed, self.running))
         size, owed = self.page_size, 0
-        for entry in self.running:
-            request = entry.request
+        for request in self.running:
             num_tokens, most_tokens = request.num_tokens, request.max_num_tokens
             if num_tokens < most_tokens:
                 held = len(request.page_ids)
-                free_to_fill = (most_tokens - 2) // size + 1 - held
                 missing = (num_tokens - 1) // size + 2 - held  # and one to grow into
-                owed += min(missing if missing > 1 else 1, free_to_fill)
-        self.owed = owed
+                free_to_fill = (most_tokens - 2) // size + 1 - held
+                if missing < 1:
+                    missing = 1
+                owed += missing if missing < free_to_fill else free_to_fill
+        return owed
+
+    def owe(self, request: Request) -> None:
+        """Count what is owed to a request that has started since the others were counted."""
+        assert self.owed is not None
+        self.owed += self.pages_owed(request)
 
     @property
     def spare_pages(self) -> int:
         """Pages that neither are in use nor will soon be wanted by a running request."""
+        if self.owed is None:
+            self.owed = self._count_owed()
         return self.pool.num_available - self.owed
 
     # -- requests come and go -------------------------------------------------------------
@@ -124,8 +133,9 @@ class Shard:
             return False
         request.slot = self.free_slots.pop()
         request.shard = self.index
-        self._entries[entry.key] = entry
-        insort(self.running, entry)
+        place = bisect_left(self.ranks, entry)
+        self.ranks.insert(place, entry)
+        self.running.insert(place, request)
         self.pages.adopt(request, found, now)
         # It keeps what it got until the next step: copies into its pages come after saves.
         self._settled.add(request.key)
@@ -137,17 +147,20 @@ class Shard:
         Launched steps may still read and write the pages and the slot. That is safe: the device
         runs steps in order, so whoever gets them next can only touch them in a later step.
         """
+        if self.owed is not None:
+            self.owed -= self.pages_owed(request)
         self.pages.release(request)
         assert request.slot is not None
         self.free_slots.append(request.slot)
         request.slot = None
-        del self.running[bisect_left(self.running, self._entries.pop(request.key))]
+        place = self.running.index(request)
+        del self.running[place], self.ranks[place]
 
     def victim(self) -> Request | None:
         """The last request in policy order that could give its pages to others in this step."""
-        for entry in reversed(self.running):
-            request = entry.request
-            if request.page_ids and entry.key not in self._settled and request.load_ticket is None:
+        for request in reversed(self.running):
+            is_idle = request.key not in self._settled and request.load_ticket is None
+            if is_idle and request.page_ids:
                 return request
         return None
 
@@ -157,15 +170,29 @@ class Shard:
         A request that loads pages cannot give them up, and one that only waits for its last
         token would gain nothing by making room.
         """
-        for entry in reversed(self.running):
-            request = entry.request
-            if entry.key in self._settled or request.load_ticket is not None:
-                continue
-            if not request.has_all_tokens:
-                return entry
+        for rank, request in zip(reversed(self.ranks), reversed(self.running), strict=True):
+            is_idle = request.key not in self._settled and request.load_ticket is None
+            if is_idle and not request.has_all_tokens:
+                return Ranked(*rank)
         return None
 
     # -- rows -----------------------------------------------------------------------------
+
+    def work(self) -> tuple[list[Request], list[Request]]:
+        """Who wants a row: those with one more token to compute, and those with several."""
+        decodes, prefills = [], []
+        for request in self.running:
+            num_tokens = request.num_tokens
+            if request.load_ticket is not None:
+                continue
+            if num_tokens >= request.max_num_tokens:
+                # It only waits for its commit; no later step reads its KV.
+                self.pages.release(request)
+            elif num_tokens - request.num_computed_tokens == 1:
+                decodes.append(request)
+            else:
+                prefills.append(request)
+        return decodes, prefills
 
     def add_row(self, request: Request, num_tokens: int, now: float) -> None:
         """Plan the request's next tokens, whose pages it holds, and advance its counters.
@@ -208,34 +235,50 @@ class Shard:
         if end // self.page_size > request.num_published_pages:
             self.pages.publish(request)
 
-    def add_decode(self, request: Request, now: float) -> bool:
-        """The same for one more token of an answer, if its page is there; else False.
+    def add_decodes(self, requests: Iterator[Request], now: float) -> Request | None:
+        """The same for one more token of each answer, up to one that takes more than that.
 
         Nearly all rows of a busy server are of this kind, and hundreds are made every step: so
         this does without what they never need, and without calls.
+
+        Args:
+            requests: of this shard, with one token to compute each; left at where this ended.
+                Those preempted meanwhile get nothing.
+            now: seconds.
+
+        Returns:
+            The first request whose page is not there, or that has no answer yet, without a row;
+            None if there was none before the requests or the budget came to an end.
         """
-        start = request.num_computed_tokens
-        page_ids = request.page_ids
-        if len(page_ids) != start // self.page_size + 1 or not request.output_token_ids:
-            return False
-        probe = self._probe_every
-        row = (
-            request.key, request.slot, self.index, start, 1,
-            () if request.num_pending_tokens else (request.output_token_ids[-1],),
-            page_ids, True, request.params, request.seed,
-            probe > 0 and request.num_output_tokens % probe == 0, request.params.sampled_late,
-            False,
-        )  # fmt: skip
-        self.rows.append(tuple.__new__(StepRow, row))
-        request.num_computed_tokens = start + 1
-        request.num_pending_tokens += 1
-        request.num_tokens += 1
-        request.last_progress = now
-        self.budget -= 1
-        self._settled.add(request.key)
-        if (start + 1) // self.page_size > request.num_published_pages:
-            self.pages.publish(request)
-        return True
+        rows, shard, size, probe = self.rows, self.index, self.page_size, self._probe_every
+        settle, make, running = self._settled.add, tuple.__new__, RequestState.RUNNING
+        most_rows = len(rows) + self.budget
+        for request in requests:
+            if len(rows) == most_rows:
+                break
+            if request.state is not running:
+                continue
+            key, start, params = request.key, request.num_computed_tokens, request.params
+            page_ids, answer = request.page_ids, request.output_token_ids
+            if len(page_ids) != start // size + 1 or not answer:
+                self.budget = most_rows - len(rows)
+                return request
+            end, pending = start + 1, request.num_pending_tokens
+            row = (
+                key, request.slot, shard, start, 1, () if pending else (answer[-1],), page_ids,
+                True, params, request.seed, probe > 0 and request.num_output_tokens % probe == 0,
+                params.sampled_late, False,
+            )  # fmt: skip
+            rows.append(make(StepRow, row))
+            request.num_computed_tokens = end
+            request.num_pending_tokens = pending + 1
+            request.num_tokens += 1
+            request.last_progress = now
+            settle(key)
+            if end // size > request.num_published_pages:
+                self.pages.publish(request)
+        self.budget = most_rows - len(rows)
+        return None
 
     # -- books ----------------------------------------------------------------------------
 
@@ -249,10 +292,9 @@ class Shard:
             AssertionError: they are not.
         """
         self.pool.check()
-        requests = [entry.request for entry in self.running]
-        assert self.running == sorted(self.running), "running requests out of order"
-        assert [self._entries.get(entry.key) for entry in self.running] == self.running
-        assert len(self._entries) == len(self.running)
+        requests = self.running
+        assert self.ranks == sorted(self.ranks), "running requests out of order"
+        assert [rank[-1] for rank in self.ranks] == requests
         slots = sorted([r.slot for r in requests if r.slot is not None] + self.free_slots)
         assert slots == list(self.slots), f"slots of shard {self.index}: {slots}"
         private = [page for r in requests for page in r.page_ids[r.num_published_pages :]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import StepPlan, StepRow
 from jaxserve.runner.buckets import Buckets, doubling_buckets, pick
-from jaxserve.runner.packing import pack, packed_length, unpack, unpack_sampling
+from jaxserve.runner.packing import Packer, packed_length, unpack, unpack_sampling
 
 PAGE_SIZE = 4
 BUCKETS = Buckets.for_limits(max_tokens=23, max_rows=7, max_model_len=53, page_size=PAGE_SIZE)
@@ -83,7 +83,7 @@ def read_row(row: StepRow, fields: dict[str, np.ndarray], place: int) -> None:
 @given(plans())
 def test_round_trip(drawn: tuple[StepPlan, int]):
     plan, shards = drawn
-    packed = pack(plan, BUCKETS, shards)
+    packed = Packer(BUCKETS, shards).pack(plan)
     assert packed.array.dtype == np.int32
     per_shard = [[r for r in plan.rows if r.shard == s] for s in range(shards)]
     most = max(sum(r.num_tokens for r in rows) for rows in per_shard)
@@ -120,6 +120,19 @@ def test_round_trip(drawn: tuple[StepPlan, int]):
         assert (np.diff(ends) >= 0).all(), "decode rows not sorted by context length"
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    drawn=st.lists(plans(), min_size=3, max_size=3),
+    order=st.lists(st.integers(0, 2), min_size=2, max_size=6),
+)
+def test_no_step_shows_in_a_later_one(drawn: list[tuple[StepPlan, int]], order: list[int]):
+    """Slots bring the same pages and settings again, or those of another request."""
+    packer = Packer(BUCKETS, num_shards=3)
+    for plan in [drawn[index][0] for index in order]:
+        packed, alone = packer.pack(plan), Packer(BUCKETS, num_shards=3).pack(plan)
+        assert (packed.array == alone.array).all()
+
+
 @pytest.mark.parametrize("num_tokens", [1, 6, 7, 23])
 def test_a_padded_step_has_no_rows(num_tokens: int):
     num_rows = BUCKETS.rows(num_tokens)
@@ -131,7 +144,7 @@ def test_a_padded_step_has_no_rows(num_tokens: int):
 def test_too_many_tokens_are_refused():
     row = _ROW._replace(num_tokens=24, token_ids=(1,) * 24, page_ids=tuple(range(6)))
     with pytest.raises(ValueError, match="24 exceeds the largest bucket, 23"):
-        pack(StepPlan((row,)), BUCKETS, 1)
+        Packer(BUCKETS, 1).pack(StepPlan((row,)))
 
 
 @given(largest=st.integers(1, 5000), data=st.data())

@@ -21,6 +21,7 @@ from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.scheduling import Scheduler
 from jaxserve.scheduling.policies import POLICIES, Policy, make_policy
 from jaxserve.scheduling.settings import SchedulerSettings
+from jaxserve.scheduling.shard import Shard
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 
 EOS = 7
@@ -77,6 +78,8 @@ class Bench:
             settings=self.settings,
             **self.limits,
         )
+        for shard in scheduler._shards:
+            check_what_is_owed(shard)
         return pools, scheduler
 
     def add(self, prompt_len: int, max_tokens: int, seed: int = 0) -> Request | None:
@@ -162,6 +165,7 @@ class Bench:
                 assert request.slot is None and not request.page_ids
         running = [r for r in self.requests if r.slot is not None]
         assert self.scheduler.num_running == len(running) <= self.limits["max_num_seqs"]
+        check_ranks(self.scheduler._policy, running, self.clock)
 
     def check_limits(self, plan: StepPlan) -> None:
         shards = len(self.pools)
@@ -242,6 +246,26 @@ def make_request(
         key=number,
         predicted_len=float(rng.randint(1, 40)),
     )
+
+
+def check_ranks(policy: Policy, running: list[Request], now: float) -> None:
+    """Asked about many requests, a policy says what it says about each."""
+    assert list(policy.priorities(running, now)) == [policy.priority(r, now) for r in running]
+    groups = [policy.group(request) for request in running]
+    expected = [policy.group_priority(group, now) for group in groups]
+    assert list(policy.group_priorities(running, now)) == expected
+
+
+def check_what_is_owed(shard: Shard) -> None:
+    """Whenever a request could start, what is owed to the others is up to date."""
+    start = shard.start
+
+    def checked(*args: Any) -> bool:
+        owed = sum(map(shard.pages_owed, shard.running))
+        assert shard.spare_pages == shard.pool.num_available - owed
+        return start(*args)
+
+    shard.start = checked  # type: ignore[method-assign]
 
 
 class ShortestFirst(Policy):

@@ -8,7 +8,6 @@ from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.scheduling.page_traffic import PageTraffic
-from jaxserve.scheduling.ranking import Ranked
 from jaxserve.scheduling.request_pages import RequestPages
 from jaxserve.scheduling.shard import Shard
 
@@ -37,6 +36,6 @@ def running(draw: st.DrawFn) -> Request:
 def test_what_is_owed_to_all_is_what_is_owed_to_each(admission: str, requests: list[Request]):
     pages = RequestPages(0, PagePool(1), PAGE_SIZE, PageTraffic(None), prefix_cache=False)
     shard = Shard(0, pages, range(4), PAGE_SIZE, admission, probe_every=0)
-    shard.running = [Ranked(1, 0.0, 0, 0.0, request.key, request) for request in requests]
-    shard.count_owed()
-    assert shard.owed == sum(map(shard.pages_owed, requests))
+    shard.running = requests
+    owed = shard.pool.num_available - shard.spare_pages
+    assert owed == sum(map(shard.pages_owed, requests))

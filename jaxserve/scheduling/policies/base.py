@@ -92,6 +92,12 @@ class Policy(ABC):
         """`priority` of every request, in their order: hundreds, at every step, if it `reranks`."""
         return [self.priority(request, now) for request in requests]
 
+    def group_priorities(self, requests: Sequence[Request], now: float) -> Sequence[float]:
+        """Likewise the `group_priority` of every request's group."""
+        groups = [self.group(request) for request in requests]
+        ranks = {group: self.group_priority(group, now) for group in dict.fromkeys(groups)}
+        return [ranks[group] for group in groups]
+
     def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:  # noqa: B027
         """A step was planned that computes so many tokens of each of these requests.
 

@@ -106,8 +106,8 @@ class LeastSlack(Policy):
 
     def _prompt_due(self, request: Request, book: _Book) -> float:
         """When the rest of a prompt must be begun for its first token to come in time."""
-        done = max(request.num_computed_tokens, request.num_cached_tokens)
-        missing = len(request.prompt_token_ids) - done
+        computed, cached = request.num_computed_tokens, request.num_cached_tokens
+        missing = len(request.prompt_token_ids) - (computed if computed > cached else cached)
         return book.ttft_deadline - self._pace.seconds_for(missing)
 
 
@@ -142,7 +142,8 @@ class _Pace:
 
     def seconds_for(self, num_tokens: int) -> float:
         """How long so many prompt tokens take, in one step at least."""
-        return max(num_tokens * self.seconds_per_token, self.seconds_per_step)
+        seconds = num_tokens * self.seconds_per_token
+        return seconds if seconds > self.seconds_per_step else self.seconds_per_step
 
     def idle(self) -> None:
         """Nothing is left to do: the time until the next step says nothing."""

@@ -33,14 +33,15 @@ class MultiLevelFeedbackQueue(Policy):
 
     def __init__(self) -> None:
         self._ranks: dict[int, tuple[float, float]] = {}  # (level, when it joined the level)
-        self._quantum_ends: dict[int, float] = {}  # answer tokens at which it is demoted
+        self._quantum_ends: dict[int, float] = {}  # `Request.num_tokens` at which it is demoted
 
     def arrived(self, request: Request, now: float) -> None:
         """Join the first level whose quantum pays for the prompt."""
-        cost = len(request.prompt_token_ids) / PROMPT_TOKENS_PER_ANSWER_TOKEN
+        prompt_len = len(request.prompt_token_ids)
+        cost = prompt_len / PROMPT_TOKENS_PER_ANSWER_TOKEN
         level = next(i for i, quantum in enumerate(_QUANTA) if cost < quantum)
         self._ranks[request.key] = (float(level), request.arrival_time)
-        self._quantum_ends[request.key] = _QUANTA[level] - cost
+        self._quantum_ends[request.key] = prompt_len + _QUANTA[level] - cost
 
     def priority(self, request: Request, now: float) -> Priority:
         """(level from 0 on, when the request joined it in seconds)."""
@@ -60,7 +61,7 @@ class MultiLevelFeedbackQueue(Policy):
         ends = self._quantum_ends
         for request, _ in served:
             key = request.key
-            if request.num_tokens - len(request.prompt_token_ids) >= ends[key]:
+            if request.num_tokens >= ends[key]:
                 level = int(self._ranks[key][0]) + 1
                 self._ranks[key] = (float(level), now)
                 ends[key] += _QUANTA[level]

@@ -121,6 +121,15 @@ class VirtualTokenCounter(Policy):
         account = self._accounts.get(group)
         return account.counter if account else self._floor()
 
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
+        """Their arrival times; they run, so none of them is back in the queue."""
+        return [request.arrival_time for request in requests]
+
+    def group_priorities(self, requests: Sequence[Request], now: float) -> Sequence[float]:
+        """Their tenants' counters."""
+        charges = self._charges
+        return [charges[request.key].account.counter for request in requests]
+
     def arrived(self, request: Request, now: float) -> None:
         """Queue a request; lift its tenant's counter if nothing of it was waiting."""
         tenant = request.service.tenant
