@@ -2,7 +2,8 @@
 
 A call falls into items that any thread may take. The thread that XLA calls on takes them one by
 one, and so do helpers from XLA's own pool, if they come in time: nobody waits for one that has not
-started, so a busy pool costs speed and never stops anything.
+started, so a busy pool costs speed and never stops anything. A helper that is done waits a moment
+for the next call's job (`waiting_room`).
 
 The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX 0.10, 0.4 in
 0.11, alike in all that is read here): structs of 8-byte words, by whose numbers they are
@@ -10,9 +11,11 @@ addressed.
 """
 
 import functools
+import os
 from typing import Any
 
 import jax
+import numpy as np
 from numba import cfunc, njit, types
 
 from pallas_kernels.cpu_calls.memory import (
@@ -24,20 +27,22 @@ from pallas_kernels.cpu_calls.memory import (
     release,
     words,
 )
+from pallas_kernels.cpu_calls.waiting_room import hand_over, make_room, wait_for_job
 
 # Words of XLA_FFI_CallFrame.
 _EXTENSION, _API, _CONTEXT, _ARGS, _NUM_RESULTS, _RESULTS = 1, 2, 3, 9, 12, 14
 _FRAME_WORDS = 22
 # Words of XLA_FFI_Buffer: its type, where the data and where the sizes of its axes are.
 _KIND, _DATA, _SIZES = 2, 3, 5
-_FLOAT32, _BFLOAT16 = 11, 16  # XLA_FFI_DataType
+_UINT16, _FLOAT32, _BFLOAT16 = 7, 11, 16  # XLA_FFI_DataType
 _BUFFER_WORDS = 6
 # Words of XLA_FFI_Api.
 _API_VERSION, _SCHEDULE, _NUM_THREADS = 4, 17, 18
 _API_WORDS = 19
+_kept: list[Any] = []  # the machine code and the waiting room live as long as these
 # Words of a job.
-_REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY = range(5)
-_JOB_WORDS = 5
+_REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _DO = range(6)
+_JOB_WORDS = 6
 
 
 @njit(inline="always")
@@ -72,9 +77,9 @@ def size(buffer: int, axis: int) -> int:
 
 @njit(inline="always")
 def itemsize(buffer: int) -> int:
-    """Bytes of one of a buffer's numbers: 4 for float32, 2 for bfloat16; 0 for other types."""
+    """Bytes of a number: 4 for float32, 2 for bfloat16 or its bits in uint16; 0 for others."""
     kind = words(buffer, _BUFFER_WORDS)[_KIND] & 0xFFFFFFFF
-    return 4 if kind == _FLOAT32 else 2 if kind == _BFLOAT16 else 0
+    return 4 if kind == _FLOAT32 else 2 if kind in (_BFLOAT16, _UINT16) else 0
 
 
 @njit(inline="always")
@@ -89,7 +94,7 @@ def _tell_version(frame: int) -> None:
 
 
 @njit
-def _num_threads(frame: int) -> int:
+def num_threads(frame: int) -> int:
     """Threads of XLA's pool."""
     frame_words = words(frame, _FRAME_WORDS)
     question = allocate(5 * 8)
@@ -115,6 +120,19 @@ def _schedule(frame: int, task: int, job: int) -> None:
 
 
 @njit
+def _work(job: int) -> None:
+    """Take items of a job until there are none."""
+    fields = words(job, _JOB_WORDS)
+    while True:
+        # Counted down: who comes too late learns it from this number alone.
+        item = fetch_add(job + 8 * _REMAINING, -1) - 1
+        if item < 0:
+            return
+        call_at(fields[_DO], fields[_FRAME], fields[_MEMORY], item)
+        fetch_add(job + 8 * _UNFINISHED, -1)
+
+
+@njit
 def _let_go(job: int) -> None:
     """One holder less; the last one frees the job: a helper may come when all is long done."""
     if fetch_add(job + 8 * _HOLDERS, -1) == 1:
@@ -126,6 +144,15 @@ def _let_go(job: int) -> None:
 begins = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
 does = functools.partial(cfunc, types.int64(types.int64, types.int64, types.int64), cache=True)
 ends = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
+
+
+@functools.cache
+def _waiting_room() -> tuple[int, int]:
+    """Of all calls of this process: its address, and the number of its slots."""
+    num_slots = os.cpu_count() or 1
+    room = np.frombuffer(make_room(num_slots), np.int64)
+    _kept.append(room)
+    return room.ctypes.data, num_slots
 
 
 def make_handler(begin: Any, do: Any, end: Any) -> Any:
@@ -142,22 +169,14 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         A Numba `cfunc`.
     """
     begin_at, do_at, end_at = begin.address, do.address, end.address
-
-    @njit
-    def work(job: int) -> None:
-        fields = words(job, _JOB_WORDS)
-        while True:
-            # Counted down: who comes too late learns it from this number alone.
-            item = fetch_add(job + 8 * _REMAINING, -1) - 1
-            if item < 0:
-                return
-            call_at(do_at, fields[_FRAME], fields[_MEMORY], item)
-            fetch_add(job + 8 * _UNFINISHED, -1)
+    room, num_slots = _waiting_room()
 
     @cfunc(types.void(types.int64))
     def help_out(job: int) -> None:
-        work(job)
-        _let_go(job)
+        while job:
+            _work(job)
+            _let_go(job)
+            job = wait_for_job(room, num_slots)
 
     helper: Any = help_out.address
 
@@ -170,12 +189,12 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         fields = words(job, _JOB_WORDS)
         fields[_MEMORY] = 0
         count = call_at(begin_at, frame, job + 8 * _MEMORY)
-        helpers = min(_num_threads(frame), count) - 1 if count > 1 else 0
+        helpers = min(num_threads(frame), count) - 1 if count > 1 else 0
         fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
-        fields[_FRAME] = frame
-        for _ in range(helpers):
+        fields[_FRAME], fields[_DO] = frame, do_at
+        for _ in range(hand_over(room, num_slots, job, helpers), helpers):
             _schedule(frame, helper, job)
-        work(job)
+        _work(job)
         while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
             give_way()
         call_at(end_at, frame, fields[_MEMORY])
@@ -186,9 +205,6 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
     return handle
 
 
-_handlers: list[Any] = []  # the machine code lives as long as these
-
-
 def register(name: str, handler: Any) -> None:
     """Make a custom call known to XLA:CPU, before a program that has it is loaded or run.
 
@@ -196,5 +212,5 @@ def register(name: str, handler: Any) -> None:
         name: of the target; once per process.
         handler: what `make_handler` gave.
     """
-    _handlers.append(handler)
+    _kept.append(handler)
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")

@@ -83,15 +83,41 @@ def fetch_add(_: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def read(_: Any, address: Any) -> Any:
+    """read(address): an int64 that another thread may change."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def replace(_: Any, address: Any, old: Any, new: Any) -> Any:
+    """replace(address, old, new): an int64, unless it is not `old`; whether that was done."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _I64.as_pointer())
+        found = builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+def fetch(builder: Any, address: Any) -> None:
+    """Write the instruction of `prefetch`."""
+    function = ir.FunctionType(_VOID, [_BYTES, _I32, _I32, _I32])
+    call = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    read, keep_in_all_caches, data = _I32(0), _I32(3), _I32(1)
+    builder.call(call, [builder.inttoptr(address, _BYTES), read, keep_in_all_caches, data])
+
+
+@intrinsic
 def prefetch(_: Any, address: Any) -> Any:
     """Ask for the cache line at an address, which need not be anybody's memory."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        function = ir.FunctionType(_VOID, [_BYTES, _I32, _I32, _I32])
-        call = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-        read, keep_in_all_caches, data = _I32(0), _I32(3), _I32(1)
-        pointer = builder.inttoptr(args[0], _BYTES)
-        builder.call(call, [pointer, read, keep_in_all_caches, data])
+        fetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

@@ -1,7 +1,7 @@
 """Small matrix products in registers, for Numba: what its loops over arrays are not turned into."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -9,14 +9,16 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from pallas_kernels.cpu_calls.memory import intrinsic
+from pallas_kernels.cpu_calls.memory import fetch, intrinsic
 
 ROWS = 4
-LANES = 16  # float32 of one vector; on a CPU with narrower ones LLVM takes two
-# Vectors of a row: with ROWS rows of sums, one row of b and a number of a they fill the registers.
-_WIDE = _DOT_COLUMNS = 4 if llvm.get_host_cpu_features().get("avx512f", False) else 1
+# A wide CPU has 32 registers of 16 float32, a narrow one 16 of 8: what sums may take of them
+# leaves some for what is multiplied.
+_IS_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+LANES = 16 if _IS_WIDE else 8
+SUMS = 24 if _IS_WIDE else 12
 
-_I64, _FLOAT = ir.IntType(64), ir.FloatType()
+_I32, _I64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _FAST = ("fast",)
 
@@ -56,57 +58,84 @@ def _fma(builder: Any, total: Any, x: Any, y: Any) -> Any:
     return builder.fadd(total, builder.fmul(x, y, flags=_FAST), flags=_FAST)
 
 
-def _product_tile(vectors: int) -> Any:
-    """out [ROWS, vectors * LANES] += a [ROWS, count] @ b [count, vectors * LANES]."""
+def product_tile(rows: int, vectors: int, *, is_streamed: bool = False) -> Any:
+    """out [rows, vectors * LANES] += a [rows, count] @ b [count, vectors * LANES].
+
+    Args:
+        rows, vectors: of the tile; their product is how many sums it holds.
+        is_streamed: out is overwritten instead, and an address follows the other arguments: the
+            `rows * count` numbers there, the next a, are fetched meanwhile. Then it is memory's
+            speed and not its latency that holds up a large a that is read once.
+
+    Returns:
+        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba: strides
+        are numbers from row to row.
+    """
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
-             count: Any) -> None:  # fmt: skip
+             count: Any, ahead: Any = None) -> None:  # fmt: skip
         indices = [
             builder.add(builder.mul(out_stride, _I64(row)), _I64(vector * LANES))
-            for row in range(ROWS)
+            for row in range(rows)
             for vector in range(vectors)
         ]
 
         def add(k: Any, sums: Sequence[Any]) -> list[Any]:
+            if ahead is not None:
+                fetch(builder, builder.add(ahead, builder.mul(k, _I64(4 * rows))))
             row_of_b = builder.mul(k, b_stride)
             values = [
                 _load(builder, b, builder.add(row_of_b, _I64(vector * LANES)))
                 for vector in range(vectors)
             ]
             added = []
-            for row in range(ROWS):
+            for row in range(rows):
                 index = builder.add(builder.mul(a_stride, _I64(row)), k)
                 number = _spread(builder, builder.load(_at(builder, a, index, _FLOAT)))
                 mine = sums[row * vectors : (row + 1) * vectors]
                 added += [_fma(builder, *each, number) for each in zip(mine, values, strict=True)]
             return added
 
-        starts = [_load(builder, out, index) for index in indices]
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        starts = [zero if is_streamed else _load(builder, out, index) for index in indices]
         results = _sum_products(builder, count, starts, add)
         for index, value in zip(indices, results, strict=True):
             builder.store(value, _at(builder, out, index, _VECTOR), align=4)
 
-    return _as_intrinsic(emit)
+    return _as_intrinsic(emit, 8 if is_streamed else 7)
 
 
-def _dot_tile(columns: int) -> Any:
-    """out [ROWS, columns] = a [ROWS, count * LANES] @ b [columns, count * LANES], transposed."""
+def dot_tile(rows: int, columns: int, *, is_streamed: bool = False) -> Any:
+    """out [rows, columns] = a [rows, count * LANES] @ b [columns, count * LANES], transposed.
+
+    Args:
+        rows, columns: of the tile; their product is how many sums it holds.
+        is_streamed: an address follows the other arguments, of the next b: fetched meanwhile.
+
+    Returns:
+        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba.
+    """
     reduction = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
-             count: Any) -> None:  # fmt: skip
+             count: Any, ahead: Any = None) -> None:  # fmt: skip
         def add(k: Any, sums: Sequence[Any]) -> list[Any]:
             first = builder.mul(k, _I64(LANES))
 
-            def rows(base: Any, stride: Any, number: int) -> list[Any]:
-                starts = (builder.mul(stride, _I64(row)) for row in range(number))
-                return [_load(builder, base, builder.add(start, first)) for start in starts]
+            def starts(stride: Any, number: int) -> Iterator[Any]:
+                for row in range(number):
+                    yield builder.add(builder.mul(stride, _I64(row)), first)
 
-            pairs = itertools.product(rows(a, a_stride, ROWS), rows(b, b_stride, columns))
+            if ahead is not None:
+                for start in starts(b_stride, columns):
+                    fetch(builder, builder.add(ahead, builder.mul(start, _I64(4))))
+            of_a = [_load(builder, a, start) for start in starts(a_stride, rows)]
+            of_b = [_load(builder, b, start) for start in starts(b_stride, columns)]
+            pairs = itertools.product(of_a, of_b)
             return [_fma(builder, total, *pair) for total, pair in zip(sums, pairs, strict=True)]
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        results = _sum_products(builder, count, [zero] * (ROWS * columns), add)
+        results = _sum_products(builder, count, [zero] * (rows * columns), add)
         reduce = cgutils.get_or_insert_function(
             builder.module, reduction, f"llvm.vector.reduce.fadd.v{LANES}f32"
         )
@@ -115,34 +144,35 @@ def _dot_tile(columns: int) -> Any:
             total = builder.call(reduce, [_FLOAT(-0.0), value], fastmath=_FAST)
             builder.store(total, _at(builder, out, index, _FLOAT))
 
-    return _as_intrinsic(emit)
+    return _as_intrinsic(emit, 8 if is_streamed else 7)
 
 
 def _spread(builder: Any, number: Any) -> Any:
     """A vector of one number."""
     undefined = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, number, ir.IntType(32)(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    first = builder.insert_element(undefined, number, _I32(0))
+    zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _as_intrinsic(emit: Any) -> Any:
-    """(out, out_stride, a, a_stride, b, b_stride, count) for Numba: addresses and numbers."""
+def _as_intrinsic(emit: Any, count: int) -> Any:
+    """What `emit` writes, for Numba: a function of `count` addresses and numbers."""
 
     @intrinsic
-    def tile(_: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
-             count: Any) -> Any:  # fmt: skip
+    def tile(_: Any, *given: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            emit(builder, *args)
+            emit(builder, *cgutils.unpack_tuple(builder, args[0]))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), codegen
+        return types.void(types.StarArgTuple([types.int64] * count)), codegen
 
     return tile
 
 
-_wide_tile, _narrow_tile = _product_tile(_WIDE), _product_tile(1)
-_dot_tiles, _dot_column = _dot_tile(_DOT_COLUMNS), _dot_tile(1)
+# Tiles of attention's products, and what is left at the edge.
+_WIDE = _DOT_COLUMNS = 4 if _IS_WIDE else 2
+_wide_tile, _narrow_tile = product_tile(ROWS, _WIDE), product_tile(ROWS, 1)
+_dot_tiles, _dot_column = dot_tile(ROWS, _DOT_COLUMNS), dot_tile(ROWS, 1)
 
 
 @njit(forceinline=True)

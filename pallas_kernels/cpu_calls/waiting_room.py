@@ -1,0 +1,50 @@
+"""Where a helper waits a moment for the next job, instead of going to sleep.
+
+One step is a few hundred calls, microseconds apart, and waking a thread takes longer than some of
+them. A job is handed to those who wait; only where there are none is a sleeper woken.
+"""
+
+import mmap
+from typing import Any
+
+from numba import njit
+
+from pallas_kernels.cpu_calls.memory import give_way, read, replace
+
+SLOT_BYTES = 64  # a cache line each: who waits reads its own only
+_EMPTY, _WAITING = 0, 1  # a slot's word, or else the address of a job
+PATIENCE = 400  # looks at the slot, each a system call: some 100 us
+
+
+def make_room(num_slots: int) -> Any:
+    """Zeroed memory of `num_slots` empty slots, aligned to pages."""
+    return mmap.mmap(-1, num_slots * SLOT_BYTES)
+
+
+@njit(cache=True)
+def wait_for_job(room: int, num_slots: int) -> int:
+    """A job that `hand_over` gave, which is now the caller's to do; 0 if none came in time."""
+    for slot in range(room, room + num_slots * SLOT_BYTES, SLOT_BYTES):
+        if replace(slot, _EMPTY, _WAITING):
+            for _ in range(PATIENCE):
+                if read(slot) != _WAITING:
+                    break
+                give_way()
+            if replace(slot, _WAITING, _EMPTY):
+                return 0
+            job = read(slot)
+            replace(slot, job, _EMPTY)
+            return job
+    return 0
+
+
+@njit(cache=True)
+def hand_over(room: int, num_slots: int, job: int, wanted: int) -> int:
+    """Give a job to at most `wanted` helpers who wait; to how many."""
+    given = 0
+    for slot in range(room, room + num_slots * SLOT_BYTES, SLOT_BYTES):
+        if given == wanted:
+            break
+        if read(slot) == _WAITING and replace(slot, _WAITING, job):
+            given += 1
+    return given

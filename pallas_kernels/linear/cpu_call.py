@@ -1,0 +1,166 @@
+"""One custom call of `linear` on CPUs: strips of the weight, and the tiles they fall into."""
+
+from typing import Any
+
+from numba import njit
+
+from pallas_kernels.cpu_calls.handler import (
+    begins,
+    data,
+    does,
+    ends,
+    make_handler,
+    num_threads,
+    operand,
+    result,
+    size,
+)
+from pallas_kernels.cpu_calls.memory import floats
+from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, product_tile
+from pallas_kernels.linear.cpu import COLUMNS_FROM
+
+GROUP = 12  # rows of the weight that tiles come to a border at: a multiple of every tile's rows
+STRIPS = 2  # items per thread: one that comes late leaves some to the others
+L2_BYTES = 1 << 20  # what activations may take of a core's own cache
+_X, _WEIGHT = range(2)  # the call's operands
+
+
+def _make_dots(rows: int) -> Any:
+    """The strip for few tokens: `rows` of them at once, dot products along both operands' rows."""
+    columns = min(SUMS // rows, 4)
+    tile = dot_tile(rows, columns, is_streamed=True)
+    one = dot_tile(rows, 1, is_streamed=True)
+
+    @njit
+    def strip(x, weight, out, tokens, width, outputs, first, last):  # type: ignore[no-untyped-def]
+        whole = width // LANES
+        at = first
+        while at < last:
+            count = columns if at + columns <= last else 1
+            row = weight + 4 * at * width
+            ahead = row + 4 * count * width
+            for token in range(0, tokens, rows):
+                start = min(token, tokens - rows)  # the last may repeat some of those before
+                target, source = out + 4 * (start * outputs + at), x + 4 * start * width
+                if count > 1:
+                    tile(target, outputs, source, width, row, width, whole, ahead)
+                else:
+                    one(target, outputs, source, width, row, width, whole, ahead)
+                if whole * LANES < width:
+                    _add_rest(target, outputs, source, row, width, rows, count)
+            at += count
+
+    return strip
+
+
+@njit
+def _add_rest(out, outputs, x, weight, width, rows, columns):  # type: ignore[no-untyped-def]
+    """What is left of the dot products where rows are no multiple of LANES."""
+    done = width // LANES * LANES
+    for row in range(rows):
+        target = floats(out + 4 * row * outputs, columns)
+        mine = floats(x + 4 * (row * width + done), width - done)
+        for column in range(columns):
+            other = floats(weight + 4 * (column * width + done), width - done)
+            for i in range(width - done):
+                target[column] += mine[i] * other[i]
+
+
+def _make_products(vectors: int) -> Any:
+    """The strip for `vectors * LANES` tokens at once, which lie next to one another."""
+    rows = min(SUMS // vectors, GROUP)
+    tile = product_tile(rows, vectors, is_streamed=True)
+    one = product_tile(1, vectors, is_streamed=True)
+    columns = vectors * LANES
+
+    @njit
+    def strip(x, weight, out, tokens, width, begin, end, first, last):  # type: ignore[no-untyped-def]
+        """Rows first..last-1 of the weight, for tokens begin..end-1."""
+        at = first
+        while at < last:
+            count = rows if at + rows <= last else 1
+            row = weight + 4 * at * width
+            ahead = row + 4 * count * width
+            for token in range(begin, end, columns):
+                start = min(token, tokens - columns)  # the last may repeat some of those before
+                target, source = out + 4 * (at * tokens + start), x + 4 * start
+                if count > 1:
+                    tile(target, tokens, row, width, source, tokens, width, ahead)
+                else:
+                    one(target, tokens, row, width, source, tokens, width, ahead)
+            at += count
+
+    return strip
+
+
+_dots_1, _dots_2, _dots_4, _dots_8 = (_make_dots(rows) for rows in (1, 2, 4, 8))
+_products_1, _products_2, _products_4 = (_make_products(vectors) for vectors in (1, 2, 4))
+
+
+@njit
+def _few_tokens(x, weight, out, tokens, width, outputs, first, last):  # type: ignore[no-untyped-def]
+    if tokens >= 8:
+        _dots_8(x, weight, out, tokens, width, outputs, first, last)
+    elif tokens >= 4:
+        _dots_4(x, weight, out, tokens, width, outputs, first, last)
+    elif tokens >= 2:
+        _dots_2(x, weight, out, tokens, width, outputs, first, last)
+    else:
+        _dots_1(x, weight, out, tokens, width, outputs, first, last)
+
+
+@njit
+def _many_tokens(x, weight, out, tokens, width, first, last):  # type: ignore[no-untyped-def]
+    """As many tokens at a time as their activations stay in the core's cache for all rows."""
+    block = max(L2_BYTES // (4 * width), 1)
+    block = (block + 4 * LANES - 1) // (4 * LANES) * (4 * LANES)
+    for begin in range(0, tokens, block):
+        end = min(begin + block, tokens)
+        wide = begin + (end - begin) // (4 * LANES) * (4 * LANES)
+        if wide > begin:
+            _products_4(x, weight, out, tokens, width, begin, wide, first, last)
+        if end - wide > LANES and tokens >= 2 * LANES:
+            _products_2(x, weight, out, tokens, width, wide, end, first, last)
+        elif end > wide:
+            _products_1(x, weight, out, tokens, width, wide, end, first, last)
+
+
+@njit
+def _strip_rows(frame):  # type: ignore[no-untyped-def]
+    """Rows of the weight that an item is: few long strips, since memory is read best in order."""
+    groups = (size(operand(frame, _WEIGHT), 0) + GROUP - 1) // GROUP
+    strips = STRIPS * num_threads(frame)
+    return GROUP * ((groups + strips - 1) // strips)
+
+
+@begins()
+def _begin(frame, place):  # type: ignore[no-untyped-def]
+    strip = _strip_rows(frame)
+    return (size(operand(frame, _WEIGHT), 0) + strip - 1) // strip
+
+
+@does()
+def _do(frame, memory, item):  # type: ignore[no-untyped-def]
+    """One strip of the weight, for all tokens."""
+    x, weight = operand(frame, _X), operand(frame, _WEIGHT)
+    tokens, width, outputs = size(x, 0), size(x, 1), size(weight, 0)
+    strip = _strip_rows(frame)
+    # Counted from the last: items are taken in that order, and memory is read from the first.
+    first = ((outputs - 1) // strip - item) * strip
+    last = min(first + strip, outputs)
+    x_at, weight_at, out = data(x), data(weight), data(result(frame, 0))
+    if tokens < COLUMNS_FROM:
+        _few_tokens(x_at, weight_at, out, tokens, width, outputs, first, last)
+    else:
+        _many_tokens(x_at, weight_at, out, tokens, width, first, last)
+    return 0
+
+
+@ends()
+def _end(frame, memory):  # type: ignore[no-untyped-def]
+    return 0
+
+
+def make_call() -> Any:
+    """The handler of the custom call whose operands and results `cpu.linear` names."""
+    return make_handler(_begin, _do, _end)
