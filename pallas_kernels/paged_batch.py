@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Sharding
 
@@ -19,7 +20,8 @@ class PagedBatch(NamedTuple):
 
     The pool is `kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]`, K at index 0 of
     the third axis and V at 1: a page of one layer is one contiguous piece of memory. Position p
-    of row s is in page page_table[s, p // page_size].
+    of row s is in page page_table[s, p // page_size]. Its values may be of another type than the
+    queries, and may be held as their bits (`values_dtype`).
 
     Attributes:
         query_start: int32 [rows].
@@ -64,3 +66,33 @@ def pool_format(sharding: Sharding) -> Format:
     and would copy the pool to and fro around every kernel.
     """
     return Format(Layout(major_to_minor=(0, 1, 2, 3, 4, 5)), sharding)
+
+
+# XLA:CPU computes nothing in bfloat16: around every update of a bfloat16 pool it would convert
+# all of it to float32 and back, in memory of three times its size. Moving bits is no computing.
+BITS = jnp.dtype("uint16")
+
+
+def bits_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """What a pool of such values is made of where it is held as bits.
+
+    Returns:
+        uint16 for bfloat16; other types as they are.
+    """
+    return BITS if jnp.dtype(dtype) == jnp.bfloat16 else jnp.dtype(dtype)
+
+
+def values_dtype(pool_dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The type of a pool's values, given that of its array: uint16 stands for bfloat16's bits."""
+    return jnp.dtype(jnp.bfloat16 if pool_dtype == BITS else pool_dtype)
+
+
+def from_pool(x: jax.Array) -> jax.Array:
+    """What was read from a pool, as values: any shape, in `values_dtype`."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == BITS else x
+
+
+def to_pool(x: jax.Array, pool_dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Values of any type and shape, rounded and ready to be stored in a pool of `pool_dtype`."""
+    x = x.astype(values_dtype(pool_dtype))
+    return lax.bitcast_convert_type(x, BITS) if pool_dtype == BITS else x

@@ -18,7 +18,7 @@ VOCAB_SIZE = 32_000  # which tokens a trace's prompts are made of does not matte
 MAX_TRACE_REQUESTS = 10_000
 DEVICE_OPTIONS = (
     "model", "random_weights", "dtype", "seed", "attention_implementation",
-    "compilation_cache_dir", "kv_cache_memory",
+    "linear_implementation", "compilation_cache_dir", "kv_cache_dtype", "kv_cache_memory",
 )  # fmt: skip
 REPLAYED_OPTIONS = (  # as `bench.replay.REPLAYED`, which needs imports that --help does not
     "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy",

@@ -37,8 +37,8 @@ BUDGETS = (32, 64, 128, 256, 512)
 @output_json_option
 @disable_tqdm_option
 @engine_options(
-    include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size",
-             "overlap"),
+    include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir",
+             "kv_cache_dtype", "page_size", "overlap"),
 )  # fmt: skip
 def chunked_prefill(
     config: EngineConfig, output_json: Path | None, disable_tqdm: bool, **options: Any

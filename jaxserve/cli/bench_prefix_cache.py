@@ -41,9 +41,9 @@ def quiet_engines() -> "BuildEngine":
 @output_json_option
 @disable_tqdm_option
 @engine_options(
-    include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size",
-             "host_cache_memory", "disk_cache_memory", "disk_cache_dir", "max_num_seqs",
-             "max_num_batched_tokens", "overlap"),
+    include=("model", "random_weights", "dtype", "seed", "compilation_cache_dir",
+             "kv_cache_dtype", "page_size", "host_cache_memory", "disk_cache_memory",
+             "disk_cache_dir", "max_num_seqs", "max_num_batched_tokens", "overlap"),
     # Small pages: what is shared is shared by the page.
     defaults={"host_cache_memory": TIER_GIB, "disk_cache_memory": TIER_GIB, "max_num_seqs": 32,
               "page_size": 16},

@@ -62,6 +62,12 @@ class EngineConfig:
         group="device",
         choices=("auto", "tpu", "gpu", "cpu", "xla", "reference"),
     )
+    linear_implementation: str = option(
+        "auto",
+        "the products with weights to use; a named one never falls back to another",
+        group="device",
+        choices=("auto", "cpu", "xla", "reference"),
+    )
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept (default: ~/.cache/jaxserve/programs)",
         group="device",
@@ -71,6 +77,13 @@ class EngineConfig:
     )
 
     # KV cache
+    kv_cache_dtype: str = option(
+        "auto",
+        "type of the KV cache; auto is --dtype's; on a CPU, bfloat16 beside float32 weights holds "
+        "twice the tokens in as many bytes",
+        group="cache",
+        choices=("auto", "float32", "bfloat16"),
+    )
     page_size: int = option(64, "tokens per KV page", group="cache")
     num_pages: int | None = option(
         None, "KV pages over all data shards (default: from --kv-cache-memory)", group="cache"

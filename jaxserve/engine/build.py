@@ -40,7 +40,7 @@ from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
-from pallas_kernels.paged_attention import Shape, choose_implementation, prepare
+from pallas_kernels import linear, paged_attention
 from pallas_kernels.tpu_layout import padded_to_lanes
 
 log = logging.getLogger(__name__)
@@ -70,24 +70,27 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     checkpoint = open_checkpoint(path) if path else _random_checkpoint(config)
     model_config, rules = shard_model(checkpoint.config, mesh)
     dtype = _dtype(config)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
     _check_divides(config, rules)
     max_model_len = _max_model_len(config, model_config)
-    implementation = _attention(config, model_config, rules, dtype)
-    log.info("attention: %s", implementation)
+    implementation = _attention(config, model_config, rules, dtype, kv_dtype)
+    linear_implementation = _linear(config, rules, dtype)
+    log.info("attention: %s, linear layers: %s", implementation, linear_implementation)
     graph = ModelGraph.of_model(model_config)
     params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
     # What the weights leave free decides about the pool, and the pool about the longest request:
     # one that the whole pool cannot hold could never be served.
-    num_pages = _num_pages(config, model_config, rules, dtype, max_model_len)
+    num_pages = _num_pages(config, model_config, rules, kv_dtype, max_model_len)
     max_model_len = min(max_model_len, num_pages // rules.data * config.page_size)
     limits = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
-    program = StepProgram.of_graph(graph, rules, limits, implementation)
-    lowering = StepLowering(program, dtype, num_pages, config.page_size, dtype)
+    program = StepProgram.of_graph(graph, rules, limits, implementation, linear_implementation)
+    lowering = StepLowering(program, dtype, num_pages, config.page_size, kv_dtype)
     events, fingerprint = EventLog(), model_fingerprint(path, config)
     store = build_store(config, lowering, fingerprint, events)
     runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
-    prepare(implementation)
-    cache = _program_cache(config, model_config, lowering, implementation)
+    paged_attention.prepare(implementation)
+    linear.prepare(linear_implementation)
+    cache = _program_cache(config, model_config, lowering)
     _compile(runner, cache, progress)
     predictor = build_predictor(
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
@@ -108,8 +111,10 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         vocab_size=model_config.vocab_size,
         num_layers=model_config.num_layers,
         dtype=dtype.name,
+        kv_cache_dtype=kv_dtype.name,
         mesh=f"data={rules.data},tensor={rules.tensor}",
         attention_implementation=implementation,
+        linear_implementation=linear_implementation,
         page_size=config.page_size,
         num_pages=num_pages,
         max_num_seqs=config.max_num_seqs,
@@ -121,7 +126,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     info = dataclasses.replace(
         info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
     )
-    log.info("KV cache: %d pages of %d tokens", num_pages, config.page_size)
+    log.info("KV cache: %d pages of %d tokens, %s", num_pages, config.page_size, kv_dtype.name)
     counter.ready()
     return Engine(
         scheduler,
@@ -171,14 +176,32 @@ def _dtype(config: EngineConfig) -> np.dtype:
 
 
 def _attention(
-    config: EngineConfig, model: ModelConfig, rules: ShardingRules, dtype: np.dtype
+    config: EngineConfig,
+    model: ModelConfig,
+    rules: ShardingRules,
+    dtype: np.dtype,
+    kv_dtype: np.dtype,
 ) -> str:
     """The attention that runs on this mesh's devices."""
     device, parts = rules.mesh.devices.flat[0], rules.head_parts
     heads, kv_heads = model.num_heads // parts, model.num_kv_heads // parts
-    shape = Shape(heads, kv_heads, model.head_dim, config.page_size, dtype)
+    shape = paged_attention.Shape(
+        heads, kv_heads, model.head_dim, config.page_size, kv_dtype, dtype
+    )
     try:
-        return choose_implementation(config.attention_implementation, device, shape)
+        return paged_attention.choose_implementation(config.attention_implementation, device, shape)
+    except ValueError as error:
+        chosen = f" (--dtype {dtype.name}, --kv-cache-dtype {kv_dtype.name})"
+        raise ConfigError(f"{error}{chosen if kv_dtype != dtype else ''}") from error
+
+
+def _linear(config: EngineConfig, rules: ShardingRules, dtype: np.dtype) -> str:
+    """The products with weights that run on this mesh's devices."""
+    devices = rules.mesh.devices
+    try:
+        return linear.choose_implementation(
+            config.linear_implementation, devices.flat[0], devices.size, dtype
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -187,7 +210,7 @@ def _num_pages(
     config: EngineConfig,
     model: ModelConfig,
     rules: ShardingRules,
-    dtype: np.dtype,
+    kv_dtype: np.dtype,
     max_model_len: int,
 ) -> int:
     """Pages of the KV pool, over all data shards."""
@@ -197,7 +220,7 @@ def _num_pages(
     kv_heads, head_dim = model.num_kv_heads // rules.head_parts, model.head_dim
     if device.platform == "tpu":
         head_dim = padded_to_lanes(head_dim)
-    page_bytes = model.num_layers * 2 * kv_heads * head_dim * dtype.itemsize
+    page_bytes = model.num_layers * 2 * kv_heads * head_dim * kv_dtype.itemsize
     page_bytes *= config.page_size
     stats = device.memory_stats() or {}
     if config.kv_cache_memory is not None:
@@ -218,8 +241,9 @@ def _num_pages(
 
 
 def _program_cache(
-    config: EngineConfig, model: ModelConfig, lowering: StepLowering, implementation: str
+    config: EngineConfig, model: ModelConfig, lowering: StepLowering
 ) -> ProgramCache:
+    backend = lowering.program.backend
     settings = {
         "model": model,
         "mesh": config.mesh,
@@ -227,7 +251,9 @@ def _program_cache(
         "num_pages": lowering.num_pages,
         "page_size": config.page_size,
         "dtype": lowering.dtype.name,
-        "attention": implementation,
+        "kv_dtype": lowering.kv_dtype.name,
+        "attention": backend.implementation,
+        "linear": backend.linear_implementation,
     }
     return ProgramCache(_cache_dir(config), settings)
 

@@ -67,13 +67,15 @@ def build_store(
     host, disk = int(config.host_cache_memory * GIB), int(config.disk_cache_memory * GIB)
     if not host and not disk:
         return None
-    shape, dtype = lowering.page_shape, lowering.kv_dtype
+    shape = lowering.page_shape
     tier = None
     if disk:
         directory = Path(config.disk_cache_dir) if config.disk_cache_dir else cache_home("kv")
-        facts = f"{fingerprint} {shape} {dtype.name}"
+        # What computed the values counts too: rounded to one type, they differ by their origin.
+        dtypes = f"{lowering.kv_dtype.name} of {lowering.dtype.name}"
+        facts = f"{fingerprint} {shape} {dtypes}"
         tier = DiskTier(directory, _stored_page_bytes(lowering), facts, disk)
-    return PageStore(shape, dtype, host_bytes=host, disk=tier, events=events)
+    return PageStore(shape, lowering.page_dtype, host_bytes=host, disk=tier, events=events)
 
 
 def build_predictor(

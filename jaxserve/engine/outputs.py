@@ -83,8 +83,10 @@ class ModelInfo:
     vocab_size: int
     num_layers: int
     dtype: str
+    kv_cache_dtype: str
     mesh: str
     attention_implementation: str
+    linear_implementation: str
     page_size: int
     num_pages: int
     max_num_seqs: int

@@ -1,20 +1,22 @@
-"""Where models meet the kernels: write this step's KV, then attend, on every mesh shard."""
+"""Where models meet the kernels: write this step's KV and attend on every mesh shard; multiply."""
 
 import dataclasses
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import ShardingRules
 from pallas_kernels.kv_write import kv_write
+from pallas_kernels.linear import linear
 from pallas_kernels.paged_attention import paged_attention
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, bits_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionBackend:
-    """How attention runs: on which mesh, with which implementation.
+    """How attention and linear layers run: on which mesh, with which implementations.
 
     Kernels work on one shard's own tokens, pages and KV heads, and need nobody else's.
 
@@ -23,16 +25,32 @@ class AttentionBackend:
         implementation: of `paged_attention`.
         loop_layers: share one attention between all layers (`Decoder`), which takes an
             implementation whose layer and window may be traced values.
+        linear_implementation: of `pallas_kernels.linear`.
     """
 
     rules: ShardingRules
     implementation: str
     loop_layers: bool = False
+    linear_implementation: str = "xla"
 
     @property
     def kv_write_implementation(self) -> str:
         """The KV write beside it: on a TPU its kernel; GPUs and CPUs scatter in place."""
         return "tpu" if self.implementation == "tpu" else "xla"
+
+    def pool_dtype(self, kv_dtype: np.dtype) -> np.dtype:
+        """The type of the array that holds a pool of `kv_dtype` values, of the same size.
+
+        On a CPU they are held as bits (`paged_batch.bits_dtype`). The kernels of other devices,
+        which a CPU may interpret, take them as what they are.
+        """
+        on_cpu = self.rules.mesh.devices.flat[0].platform == "cpu"
+        as_bits = on_cpu and self.implementation not in ("tpu", "gpu")
+        return bits_dtype(kv_dtype) if as_bits else kv_dtype
+
+    def linear(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """x [tokens, in...] times weight [out..., in...] -> [tokens, out...]."""
+        return linear(x, weight, implementation=self.linear_implementation)
 
     def __call__(
         self,

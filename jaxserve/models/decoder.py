@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxserve.models.attention import AttentionBackend
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.layers import linear, rms_norm, rope_frequencies, rope_table, rotate
+from jaxserve.models.layers import Linear, rms_norm, rope_frequencies, rope_table, rotate
 from pallas_kernels.paged_batch import PagedBatch
 
 Rope = tuple[jax.Array, jax.Array]
@@ -57,8 +57,10 @@ class Layer(nnx.Module, abc.ABC):
         self.gate_up = param(rngs, (2, mlp, hidden), None, "mlp", None, fan_in=hidden)
         self.down = param(rngs, (hidden, mlp), None, "mlp", fan_in=mlp)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x: jax.Array, linear: Linear) -> tuple[jax.Array, jax.Array, jax.Array]:
         """From x [tokens, hidden] to what attention needs, not yet rotated.
+
+        `linear` multiplies by weights.
 
         Returns:
             q [tokens, kv_heads, group, head_dim], k and v [tokens, kv_heads, head_dim].
@@ -75,12 +77,13 @@ class Layer(nnx.Module, abc.ABC):
         return q, k, v
 
     @abc.abstractmethod
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
         """The rest of the layer.
 
         Args:
             x: [tokens, hidden], the layer's input.
             attended: [tokens, kv_heads, group, head_dim], attention's output.
+            linear: multiplies by weights.
 
         Returns:
             The layer's output [tokens, hidden].
@@ -120,7 +123,7 @@ class Decoder(nnx.Module):
             kv_pages: the KV pool.
             batch: which tokens belong to whom.
             positions: int32 [tokens], absolute.
-            backend: runs attention.
+            backend: runs attention, and multiplies by weights.
 
         Returns:
             Final hidden states [tokens, hidden], not normed, and the updated pool.
@@ -153,13 +156,13 @@ class Decoder(nnx.Module):
         """One layer after the other in the program: the compiler sees across layers."""
         for index, layer in enumerate(self.layers):
             window = self.config.sliding_window[index]
-            q, k, v = layer.project(x)
+            q, k, v = layer.project(x, backend.linear)
             rope = ropes[0 if window is None else 1]
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
-            x = layer.finish(x, attended)
+            x = layer.finish(x, attended, backend.linear)
         return x, kv_pages
 
     def _looped(
@@ -184,7 +187,8 @@ class Decoder(nnx.Module):
 
         def body(index: jax.Array, state: tuple[jax.Array, jax.Array]):
             x, kv_pages = state
-            q, k, v = lax.switch(index, [layer.project for layer in self.layers], x)
+            projects = [partial(layer.project, linear=backend.linear) for layer in self.layers]
+            q, k, v = lax.switch(index, projects, x)
             if one_window == -1:
                 window = windows[index]
                 rope = jax.tree.map(partial(jnp.where, window == no_window), *ropes)
@@ -194,20 +198,21 @@ class Decoder(nnx.Module):
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
-            x = lax.switch(index, [layer.finish for layer in self.layers], x, attended)
+            finishes = [partial(layer.finish, linear=backend.linear) for layer in self.layers]
+            x = lax.switch(index, finishes, x, attended)
             return x, kv_pages
 
         return lax.fori_loop(0, len(self.layers), body, (x, kv_pages))
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, linear: Linear) -> jax.Array:
         """hidden [rows, hidden], as `hidden` returns it -> float32 [rows, vocab]."""
-        return self.head(self.norm(hidden))
+        return self.head(self.norm(hidden), linear)
 
     def norm(self, hidden: jax.Array) -> jax.Array:
         """The final norm of hidden [rows, hidden]: what embeddings are made of."""
         return rms_norm(hidden, self.final_norm[...], self.config.norm_eps)
 
-    def head(self, normed: jax.Array) -> jax.Array:
+    def head(self, normed: jax.Array, linear: Linear) -> jax.Array:
         """normed [rows, hidden], as `norm` returns it -> float32 [rows, vocab]."""
         config = self.config
         head = self.embed[...] if config.tie_embeddings else self.lm_head[...]

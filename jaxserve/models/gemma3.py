@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Layer, param
-from jaxserve.models.layers import gated_mlp, linear, rms_norm
+from jaxserve.models.layers import Linear, gated_mlp, rms_norm
 
 
 class Gemma3Layer(Layer):
@@ -16,10 +16,11 @@ class Gemma3Layer(Layer):
         self.post_attention_norm = param(rngs, (config.hidden_size,), None)
         self.post_mlp_norm = param(rngs, (config.hidden_size,), None)
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
         """See `Layer.finish`."""
         config, eps = self.config, self.config.norm_eps
         x = x + rms_norm(linear(attended, self.o[...]), self.post_attention_norm[...], eps)
         normed = rms_norm(x, self.mlp_norm[...], eps)
-        expanded = gated_mlp(normed, self.gate_up[...], self.down[...], config.activation)
+        gate_up, down = self.gate_up[...], self.down[...]
+        expanded = gated_mlp(normed, gate_up, down, config.activation, linear)
         return x + rms_norm(expanded, self.post_mlp_norm[...], eps)

@@ -1,6 +1,7 @@
 """The pieces that every family's layer is put together from: plain functions of arrays."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,43 +9,8 @@ from jax import lax
 
 from jaxserve.models.config import Activation, RopeScaling
 
-WEIGHT_FIRST_TOKENS = 64
-
-
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [tokens, in...] times weight [out..., in...] -> [tokens, out...]."""
-    on_cpu = _weight_first if x.shape[0] <= WEIGHT_FIRST_TOKENS else _flattened
-    return lax.platform_dependent(x, weight, cpu=on_cpu, default=_activations_first)
-
-
-def _activations_first(x: jax.Array, weight: jax.Array) -> jax.Array:
-    inputs = tuple(range(weight.ndim - x.ndim + 1, weight.ndim))
-    contract = (tuple(range(1, x.ndim)), inputs)
-    return lax.dot_general(x, weight, (contract, ((), ())), preferred_element_type=x.dtype)
-
-
-def _weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The same with rows of weights as the left operand.
-
-    XLA:CPU's matmul of a few columns of activations is up to 2x faster this way round; the
-    barrier keeps XLA from turning it back when it sees the transpose.
-    """
-    inputs = tuple(range(weight.ndim - x.ndim + 1, weight.ndim))
-    contract = (inputs, tuple(range(1, x.ndim)))
-    out = lax.dot_general(weight, x, (contract, ((), ())), preferred_element_type=x.dtype)
-    return jnp.moveaxis(lax.optimization_barrier(out), -1, 0)
-
-
-def _flattened(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The same as a product of matrices.
-
-    XLA:CPU copies a transpose of every weight of more dimensions. Elsewhere it does not, and
-    merged dimensions could not be split over a mesh.
-    """
-    inputs = weight.ndim - x.ndim + 1
-    size = math.prod(x.shape[1:])
-    out = _activations_first(x.reshape(-1, size), weight.reshape(-1, size))
-    return out.reshape(x.shape[0], *weight.shape[:inputs])
+# x [tokens, in...] times weight [out..., in...] -> [tokens, out...]; see `pallas_kernels.linear`.
+Linear = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -94,7 +60,7 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def gated_mlp(
-    x: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation
+    x: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation, linear: Linear
 ) -> jax.Array:
     """x [tokens, E] -> [tokens, E]; gate_up is [2, F, E], down is [E, F]."""
     both = linear(x, gate_up)  # [tokens, 2, F]

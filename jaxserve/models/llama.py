@@ -3,15 +3,16 @@
 import jax
 
 from jaxserve.models.decoder import Layer
-from jaxserve.models.layers import gated_mlp, linear, rms_norm
+from jaxserve.models.layers import Linear, gated_mlp, rms_norm
 
 
 class LlamaLayer(Layer):
     """Pre-norm attention and a gated MLP, each on its own residual."""
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
         """See `Layer.finish`."""
         config = self.config
         x = x + linear(attended, self.o[...])
         normed = rms_norm(x, self.mlp_norm[...], config.norm_eps)
-        return x + gated_mlp(normed, self.gate_up[...], self.down[...], config.activation)
+        gate_up, down = self.gate_up[...], self.down[...]
+        return x + gated_mlp(normed, gate_up, down, config.activation, linear)

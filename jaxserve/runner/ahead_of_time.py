@@ -74,7 +74,7 @@ def lower_step(
         mesh: of axes (data, tensor), over devices that need not be there.
         buckets: shapes of one data shard's part of a step.
         dtype: type of weights and activations.
-        kv_dtype: type of the KV pool.
+        kv_dtype: type of the values in the KV pool.
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
         implementation: of attention; "auto" would ask this machine, so name one.

@@ -41,7 +41,7 @@ class StepLowering:
         dtype: type of weights and activations.
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
-        kv_dtype: type of the KV pool.
+        kv_dtype: type of the values in the KV pool.
     """
 
     program: StepProgram
@@ -63,6 +63,11 @@ class StepLowering:
         return self.program.graph.abstract_params(self.rules, self.dtype)
 
     @property
+    def page_dtype(self) -> np.dtype:
+        """What the pool and all arrays of pages are made of: `kv_dtype`, or its bits."""
+        return self.program.backend.pool_dtype(self.kv_dtype)
+
+    @property
     def kv_pages(self) -> Abstract:
         """The KV pool; see `PagedBatch`."""
         config = self.program.graph.abstract.config
@@ -71,7 +76,7 @@ class StepLowering:
             config.head_dim,
         )  # fmt: skip
         sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
-        return Abstract(shape, self.kv_dtype, sharding=pool_format(sharding))
+        return Abstract(shape, self.page_dtype, sharding=pool_format(sharding))
 
     @property
     def last_tokens(self) -> Abstract:
@@ -104,7 +109,7 @@ class StepLowering:
     def pages(self, n: int) -> Abstract:
         """Contents of `n` pages of every shard: [shards, n, *page_shape]."""
         sharding = NamedSharding(self.rules.mesh, self._pages_spec)
-        return Abstract((self.rules.data, n, *self.page_shape), self.kv_dtype, sharding=sharding)
+        return Abstract((self.rules.data, n, *self.page_shape), self.page_dtype, sharding=sharding)
 
     # -- the programs of a step ---------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Staging:
 
     def on_host(self, n: int) -> np.ndarray:
         """Room for `n` pages, [n, *page_shape]; new each time, as the device may share it."""
-        return np.empty((n, *self._lowering.page_shape), self._lowering.kv_dtype)
+        return np.empty((n, *self._lowering.page_shape), self._lowering.page_dtype)
 
     def on_device(self, shard: int, pages: np.ndarray) -> jax.Array:
         """Send pages to a shard and wait until they are there.

@@ -44,7 +44,12 @@ class StepProgram:
 
     @classmethod
     def of_graph(
-        cls, graph: "ModelGraph", rules: ShardingRules, buckets: Buckets, implementation: str
+        cls,
+        graph: "ModelGraph",
+        rules: ShardingRules,
+        buckets: Buckets,
+        implementation: str,
+        linear_implementation: str = "xla",
     ) -> "StepProgram":
         """The step of a model on a mesh.
 
@@ -53,11 +58,13 @@ class StepProgram:
             rules: the mesh, and what is split over it.
             buckets: shapes per data shard.
             implementation: of attention.
+            linear_implementation: of the products with weights.
         """
         # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers. The
         # GPU kernel, which a CPU may interpret, takes no traced window.
         loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
-        return cls(graph, AttentionBackend(rules, implementation, loop_layers=loop), buckets)
+        backend = AttentionBackend(rules, implementation, loop, linear_implementation)
+        return cls(graph, backend, buckets)
 
     def backbone(
         self,
@@ -124,7 +131,7 @@ class StepProgram:
             num_sampled].
         """
         model = self.graph.model(params)
-        logits = model.logits(_first_rows(hidden, num_sampled))
+        logits = model.logits(_first_rows(hidden, num_sampled), self.backend.linear)
         return _draw(last_tokens, logits, sampling, num_sampled)
 
     def late_logits(
@@ -142,7 +149,8 @@ class StepProgram:
         """
         model = self.graph.model(params)
         rows = _first_rows(hidden, num_sampled)
-        logits = model.head(jnp.where(normed, rows, model.norm(rows)))
+        normed_rows = jnp.where(normed, rows, model.norm(rows))
+        logits = model.head(normed_rows, self.backend.linear)
         return logits.reshape(hidden.shape[0], num_sampled, -1)
 
     def late_draw(

@@ -33,8 +33,8 @@ def kv_write(
 
     Args:
         kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
-        k: [tokens, kv_heads, head_dim].
-        v: [tokens, kv_heads, head_dim].
+        k: [tokens, kv_heads, head_dim]; rounded to the pool's type.
+        v: [tokens, kv_heads, head_dim], likewise.
         batch: which token goes to which position of which page table row.
         layer: index on the pool's first axis.
         implementation: "auto" picks the fastest for the platform; a named one is used or fails.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, to_pool
 
 
 def kv_write(
@@ -17,7 +17,7 @@ def kv_write(
     def one_token(token: jax.Array, pool: jax.Array) -> jax.Array:
         page_index, slot = jnp.divmod(position[token], page_size)
         page = jnp.where(valid[token], batch.page_table[row[token], page_index], 0)
-        new = jnp.stack([k[token], v[token]]).astype(pool.dtype)  # [2, kv_heads, head_dim]
+        new = to_pool(jnp.stack([k[token], v[token]]), pool.dtype)  # [2, kv_heads, head_dim]
         old = pool[layer, page, :, :, slot]
         return pool.at[layer, page, :, :, slot].set(jnp.where(valid[token], new, old))
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, to_pool
 
 
 def kv_write(
@@ -19,5 +19,5 @@ def kv_write(
         # second, dropped row keeps it a scatter in place.
         k, v, position = (jnp.concatenate([x, x]) for x in (k, v, position))
         page = jnp.concatenate([page, jnp.full_like(page, num_pages)])
-    new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)  # [tokens, 2, kv_heads, head_dim]
+    new = to_pool(jnp.stack([k, v], axis=1), kv_pages.dtype)  # [tokens, 2, kv_heads, head_dim]
     return kv_pages.at[layer, page, :, :, position % page_size].set(new, mode="drop")

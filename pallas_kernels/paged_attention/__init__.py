@@ -10,7 +10,7 @@ from pallas_kernels.paged_attention.choice import (
     kernel_module,
 )
 from pallas_kernels.paged_attention.tuning import Shape
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, values_dtype
 
 __all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention", "prepare"]
 
@@ -78,7 +78,8 @@ def paged_attention(
 
     Args:
         q: [tokens, heads, head_dim].
-        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
+        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]; of q's dtype, or of another
+            one where the implementation takes both.
         batch: the ragged batch; see `PagedBatch`.
         layer: index on the pool's first axis.
         scale: what scores are multiplied by.
@@ -94,11 +95,12 @@ def paged_attention(
         hold no meaning.
 
     Raises:
-        ValueError: unknown implementation, or shapes that the one named does not take.
+        ValueError: unknown implementation, or shapes or dtypes that the one named does not take.
     """
     if implementation == "auto":
         heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
-        shape = Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)
+        kv_dtype = values_dtype(kv_pages.dtype)
+        shape = Shape(heads, kv_heads, head_dim, page_size, kv_dtype, q.dtype)
         implementation = choose_implementation("auto", jax.devices()[0], shape)
     return kernel_module(implementation).paged_attention(
         q,

@@ -7,21 +7,19 @@ long row keeps all cores busy), or one KV head of a tile of prefill queries. Bot
 FlashAttention's running maximum and sum in float32.
 """
 
-import functools
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.cpu_calls import targets
 from pallas_kernels.paged_attention.tuning import Shape
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, values_dtype
 
 DTYPES = ("float32", "bfloat16")
 TARGET = "jaxserve_paged_attention"
 NO_WINDOW = np.iinfo(np.int32).max
-_lock = threading.Lock()
 
 
 def refusal(shape: Shape) -> str | None:
@@ -34,24 +32,8 @@ def refusal(shape: Shape) -> str | None:
 
 
 def prepare() -> None:
-    """Compile the kernel, or load what was compiled, and make it known to XLA.
-
-    To be called before a program that has the kernel is loaded; tracing one does it by itself.
-    """
-    with _lock:
-        _register()
-
-
-@functools.cache  # once per process
-def _register() -> None:
-    # Here, since Numba takes time to import, and only CPUs need it.
-    from pallas_kernels.cpu_calls.code_cache import code_cache
-
-    with code_cache():
-        from pallas_kernels.cpu_calls.handler import register
-        from pallas_kernels.paged_attention.cpu_call import make_call
-
-        register(TARGET, make_call())
+    """Make the kernel known to XLA: before a program that has it is loaded."""
+    targets.prepare(TARGET, "pallas_kernels.paged_attention.cpu_call")
 
 
 def paged_attention(
@@ -71,7 +53,7 @@ def paged_attention(
         ValueError: the pool is of another type than float32 or bfloat16.
     """
     heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
-    if reason := refusal(Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype)):
+    if reason := refusal(Shape(heads, kv_heads, head_dim, page_size, values_dtype(kv_pages.dtype))):
         raise ValueError(f"attention 'cpu': {reason}")
     prepare()
     window = NO_WINDOW if sliding_window is None else sliding_window

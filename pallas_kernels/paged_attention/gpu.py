@@ -104,6 +104,12 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
     if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):
         name = jnp.dtype(shape.dtype).name
         return f"it takes bfloat16 or float16, not {name}: tensor cores round float32 to 10 bits"
+    if shape.query_dtype is not None and jnp.dtype(shape.query_dtype) != jnp.dtype(shape.dtype):
+        return (
+            f"it takes queries and KV pages of one dtype, not {jnp.dtype(shape.query_dtype).name} "
+            f"and {jnp.dtype(shape.dtype).name}; give both {jnp.dtype(shape.dtype).name}, or use "
+            "'xla', which takes both"
+        )
     if shape.head_dim not in (64, 128, 256):
         return f"it takes head_dim 64, 128 or 256, not {shape.head_dim}"
     if shape.heads % shape.kv_heads or _group(shape.heads // shape.kv_heads) > ROWS:
@@ -124,8 +130,7 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
 def _check(q: jax.Array, kv_pages: jax.Array, tiles: GpuTiles) -> None:
     """Refuses what the kernels cannot do, with what to do instead."""
     kv_heads, page_size = kv_pages.shape[3:5]
-    reason = refusal(Shape(q.shape[1], kv_heads, q.shape[2], page_size, q.dtype), tiles)
-    if kv_pages.dtype != q.dtype:
-        reason = f"queries are {q.dtype} and pages {kv_pages.dtype}; it takes one dtype"
+    shape = Shape(q.shape[1], kv_heads, q.shape[2], page_size, kv_pages.dtype, q.dtype)
+    reason = refusal(shape, tiles)
     if reason is not None:
         raise ValueError(f'paged attention on GPU: {reason}; use implementation="xla"')

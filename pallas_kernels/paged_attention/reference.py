@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, from_pool
 
 
 def paged_attention(
@@ -23,7 +23,7 @@ def paged_attention(
     position, row, valid = batch.positions(num_tokens)
 
     table = jnp.clip(batch.page_table, 0, num_pages - 1)
-    dense = kv_pages[layer][table]  # [rows, max_pages, 2, kv_heads, page_size, head_dim]
+    dense = from_pool(kv_pages[layer][table])  # [rows, max_pages, 2, kv_heads, page_size, head_dim]
     dense = jnp.moveaxis(dense, (2, 3), (0, 1))
     dense = dense.reshape(2, kv_heads, table.shape[0], table.shape[1] * page_size, head_dim)
     dense = dense.astype(q.dtype)[:, :, row]  # [2, kv_heads, tokens, context, head_dim]

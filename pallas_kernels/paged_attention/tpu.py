@@ -118,14 +118,16 @@ def paged_attention(
 
 def refusal(shape: tuning.Shape) -> str | None:
     """Why the kernel does not take a shape, or None if it does."""
-    if jnp.dtype(shape.dtype) not in (jnp.float32, jnp.bfloat16):
-        return f"it takes float32 or bfloat16, not {jnp.dtype(shape.dtype).name}"
-    tile = tile_rows(shape.dtype)
-    if shape.page_size % tile:
-        return (
-            f"it takes pages of a multiple of {tile} slots of {jnp.dtype(shape.dtype).name}, "
-            f"not {shape.page_size}"
-        )
+    queries = shape.dtype if shape.query_dtype is None else shape.query_dtype
+    for dtype in map(jnp.dtype, (shape.dtype, queries)):  # pages are multiplied in the queries'
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            return f"it takes float32 or bfloat16, not {dtype.name}"
+        tile = tile_rows(dtype)
+        if shape.page_size % tile:
+            return (
+                f"it takes pages of a multiple of {tile} slots of {dtype.name}, not "
+                f"{shape.page_size}"
+            )
     return None
 
 
@@ -135,10 +137,9 @@ def _check(q: jax.Array, kv_pages: jax.Array, batch: PagedBatch) -> None:
     heads = q.shape[1]
     if q.shape[2] != head_dim or heads % kv_heads:
         raise ValueError(f"queries {q.shape} do not fit {kv_heads} KV heads of size {head_dim}")
-    shapes = [tuning.Shape(heads, kv_heads, head_dim, page_size, x.dtype) for x in (q, kv_pages)]
-    for shape in shapes:
-        if (reason := refusal(shape)) is not None:
-            raise ValueError(f"paged attention on TPU: {reason}")
+    shape = tuning.Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype, q.dtype)
+    if (reason := refusal(shape)) is not None:
+        raise ValueError(f"paged attention on TPU: {reason}")
     table_bytes = 4 * batch.page_table.size
     if table_bytes > MAX_TABLE_BYTES:
         raise ValueError(

@@ -30,11 +30,12 @@ DEFAULT_VMEM = 16  # of a chip that we do not know: the smallest of all
 
 
 class Shape(NamedTuple):
-    """What block sizes depend on, beside the chip.
+    """What block sizes depend on, beside the chip; and whether a kernel can run at all.
 
     Attributes:
         heads, kv_heads, head_dim, page_size: of one shard.
-        dtype: of the pool.
+        dtype: of the pool's values.
+        query_dtype: of the queries; None: as the pool's. Block sizes do not depend on it.
     """
 
     heads: int
@@ -42,6 +43,7 @@ class Shape(NamedTuple):
     head_dim: int
     page_size: int
     dtype: Any
+    query_dtype: Any = None
 
 
 class BlockSizes(NamedTuple):
@@ -99,7 +101,7 @@ def entry_values(name: str, entry: dict[str, int], fields: Sequence[str]) -> dic
 
 def key(chip: str, shape: Shape) -> str:
     """An entry's name: TPU v6 lite|heads=32|kv_heads=8|head_dim=128|page_size=16|bfloat16."""
-    sizes = [f"{name}={getattr(shape, name)}" for name in shape._fields if name != "dtype"]
+    sizes = [f"{name}={getattr(shape, name)}" for name in shape._fields if "dtype" not in name]
     return "|".join([chip, *sizes, jnp.dtype(shape.dtype).name])
 
 

@@ -7,7 +7,8 @@ Two loops with run-time trip counts, so that cost follows real lengths and not p
 * prefill rows in tiles of up to PREFILL_TILE query tokens, over blocks of that row's context
   up to the tile's last token.
 
-Both keep FlashAttention's running maximum and sum in float32.
+Both keep FlashAttention's running maximum and sum in float32. K and V are converted as they are
+gathered, to the queries' type or, if that is the wider one, the queries to the pool's.
 
 What decides the speed on CPU is the gather of pages, from memory that no cache holds: whole
 pages are copied, all KV heads together, and decode rows take one page a turn, so that what was
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, from_pool, values_dtype
 
 DECODE_TOKENS = 1024  # context tokens per turn of a decode loop: rows times one page
 PREFILL_TILE = 64  # query tokens
@@ -220,6 +221,7 @@ def _over_blocks(
     pages = kv_pages.reshape(-1, kv_heads * page_size * head_dim)  # K and V of a page: two rows
     table = jnp.pad(jnp.clip(table, 0, num_pages - 1), ((0, 0), (0, -width % block_pages)))
     table = (table + layer * num_pages) * 2
+    computed = jnp.promote_types(q.dtype, values_dtype(kv_pages.dtype))
 
     def one_block(j: jax.Array, state: tuple) -> tuple:
         highest, total, acc = state
@@ -228,6 +230,7 @@ def _over_blocks(
 
         def gather(which: int) -> jax.Array:  # K 0, V 1
             got = pages.at[mine + which].get(mode="promise_in_bounds")
+            got = from_pool(got).astype(computed)
             got = got.reshape(num_rows, block_pages, kv_heads, page_size, head_dim)
             return got.swapaxes(1, 2).reshape(num_rows, kv_heads, block, head_dim)
 

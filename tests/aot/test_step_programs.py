@@ -50,6 +50,7 @@ class Case(NamedTuple):
     tensor: int
     layers: int | None = 2  # None: all
     num_pages: int = CUT_PAGES
+    dtype: str = "bfloat16"  # of the weights; the pool is bfloat16
 
     @property
     def platform(self) -> str:
@@ -92,7 +93,7 @@ def lower(case: Case) -> StepLowering:
         buckets=Buckets(
             tokens=(64, 512), sampled=(MAX_ROWS,), max_rows=MAX_ROWS, max_pages=8192 // PAGE_SIZE
         ),
-        dtype=BFLOAT16,
+        dtype=jnp.dtype(case.dtype),
         kv_dtype=BFLOAT16,
         num_pages=case.num_pages,
         page_size=PAGE_SIZE,
@@ -160,6 +161,14 @@ def test_backbone(case: Case, tokens: int):
     padding = used.padding / (used.weights + used.kv_pages) * (weights + pool)
     room = hbm_bytes(whole.rules.mesh.devices.flat[0]) * USABLE
     assert weights + pool + padding + used.temporaries < room
+
+
+@pytest.mark.parametrize("case", [case("v5e", "llama-3.1-8b", 1, dtype="float32")])
+def test_a_tpu_takes_float32_weights_and_bfloat16_kv(case: Case):
+    compiled = backbone(case, 64)
+    hidden = 2 * 64 * model(case.preset, case.layers).hidden_size * 4  # and that of all rows
+    assert lower(case).kv_pages.dtype == BFLOAT16
+    assert_in_place(compiled.backbones[64], compiled.bytes.kv_pages, hidden)
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,11 @@ def test_every_field_can_be_given() -> None:
     given = {
         "tokenizer": "tok", "served_model_name": "name", "random_weights": True,
         "dtype": "float32", "max_model_len": 99, "seed": 5, "mesh": "tensor=2",
-        "attention_implementation": "reference", "compilation_cache_dir": "/tmp/c",
-        "strict_compile": True, "page_size": 32, "num_pages": 77, "kv_cache_memory": 1.5,
-        "max_num_seqs": 3, "max_num_batched_tokens": 64, "max_waiting": 9, "policy": "fcfs",
-        "overlap": False,
+        "attention_implementation": "reference", "linear_implementation": "xla",
+        "compilation_cache_dir": "/tmp/c",
+        "strict_compile": True, "kv_cache_dtype": "bfloat16", "page_size": 32, "num_pages": 77,
+        "kv_cache_memory": 1.5, "max_num_seqs": 3, "max_num_batched_tokens": 64, "max_waiting": 9,
+        "policy": "fcfs", "overlap": False,
     }  # fmt: skip
     arguments = []
     for name, value in given.items():
@@ -82,6 +83,7 @@ def test_include_exclude_and_defaults() -> None:
     [
         (["--page-size", "12"], "power of two"),
         (["--dtype", "float8"], "float8"),
+        (["--kv-cache-dtype", "fp8"], "fp8"),
         (["--max-num-seqs", "0"], "max_num_seqs"),
         (["--num-pages", "many"], "many"),
     ],

@@ -13,9 +13,15 @@ from safetensors.numpy import load_file
 
 
 class NumpyModel:
-    """A Hugging Face checkpoint directory of the Llama family, Qwen2 or Gemma 3."""
+    """A Hugging Face checkpoint directory of the Llama family, Qwen2 or Gemma 3.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: the checkpoint's.
+        kv_dtype: what keys, as attention sees them, and values are rounded to; None: not at all.
+    """
+
+    def __init__(self, directory: Path, kv_dtype: Any = None) -> None:
+        self.kv_dtype = np.dtype(np.float64 if kv_dtype is None else kv_dtype)
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
         self.tensors = {
             name.removeprefix("model."): value.astype(np.float64)
@@ -85,6 +91,7 @@ class NumpyModel:
         if self.is_gemma:
             q, k = self._norm(q, p + "q_norm.weight"), self._norm(k, p + "k_norm.weight")
         q, k = _rotate(q, frequencies), _rotate(k, frequencies)
+        k, v = (x.astype(self.kv_dtype).astype(np.float64) for x in (k, v))
         age = np.arange(len(x))[:, None] - np.arange(len(x))
         hidden = (age < 0) | (age >= (window or len(x)))
         outputs = []

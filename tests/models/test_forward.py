@@ -15,8 +15,10 @@ from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.step_program import ModelGraph
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, to_pool
 from tests.models.numpy_reference import NumpyModel
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 # Odd sizes, no two alike where that can be, so that a wrong axis cannot pass.
 SIZES = {
@@ -62,6 +64,7 @@ def run_paged(
     steps: Sequence[Sequence[int]],
     implementation: str,
     loop_layers: bool,
+    kv_dtype: jnp.dtype | None = None,
 ) -> list[np.ndarray]:
     """Logits at every position of every sequence, computed step by step on shuffled pages."""
     checkpoint = open_checkpoint(directory)
@@ -78,12 +81,13 @@ def run_paged(
         model = graph.model(params)
         positions = batch.positions(NUM_TOKENS)[0]
         hidden, pool = model.hidden(token_ids, pool, batch, positions, backend)
-        return model.logits(hidden), pool
+        return model.logits(hidden, backend.linear), pool
 
     num_pages = len(sequences) * MAX_PAGES + 1
     pages = np.random.default_rng(1).permutation(num_pages - 1).reshape(len(sequences), -1)
     shape = (config.num_layers, num_pages, 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
-    pool = jnp.full(shape, jnp.nan, jnp.float32)
+    values = jnp.full(shape, jnp.nan, jnp.float32)
+    pool = to_pool(values, backend.pool_dtype(kv_dtype or values.dtype))
     logits: list[list[np.ndarray]] = [[] for _ in sequences]
     done = [0] * len(sequences)
     for counts in steps:
@@ -123,6 +127,26 @@ def test_paged_steps_equal_the_dense_forward_pass(
         assert got.shape == expected.shape
         assert np.std(expected) > 0.3, "logits too flat to tell a wrong model"
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("implementation", ["cpu", "xla", "reference"])
+def test_a_bfloat16_pool_rounds_keys_and_values_and_nothing_else(
+    name: str, implementation: str, tmp_path: Path
+):
+    """What the dense pass with rounded K and V computes, and far from what it does without."""
+    directory = write_tiny_checkpoint(tmp_path / name, seed=3, **SIZES | MODELS[name])
+    random = np.random.default_rng(5)
+    tokens = random.integers(0, SIZES["vocab_size"], sum(counts[0] for counts in STEPS)).tolist()
+    steps = [(counts[0],) for counts in STEPS]
+    bfloat16 = jnp.dtype("bfloat16")
+    [got] = run_paged(directory, [tokens], steps, implementation, True, bfloat16)
+
+    def distance(kv_dtype: jnp.dtype | None) -> float:
+        """Root mean square: single values may well be rounded the other way."""
+        return float(np.sqrt(np.mean((got - NumpyModel(directory, kv_dtype).logits(tokens)) ** 2)))
+
+    assert distance(bfloat16) < 2e-4 < 1e-3 < distance(None)
 
 
 def test_the_reference_tells_the_models_apart(tmp_path: Path):

@@ -28,6 +28,11 @@ A100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100", compute_capabi
         (H200, {"dtype": jnp.float32}, "xla"),
         (H200, {"head_dim": 96}, "xla"),
         (A100, {}, "xla"),
+        (CPU, {"query_dtype": jnp.float32}, "cpu"),
+        (TPU, {"query_dtype": jnp.float32}, "tpu"),
+        (TPU, {"dtype": jnp.float32, "query_dtype": jnp.bfloat16, "page_size": 8}, "xla"),
+        (H200, {"query_dtype": jnp.bfloat16}, "gpu"),
+        (H200, {"query_dtype": jnp.float32}, "xla"),
     ],
 )
 def test_auto(device: Any, changes: dict, chosen: str, caplog: pytest.LogCaptureFixture):
@@ -51,6 +56,7 @@ def test_a_name_never_stands_for_another():
         ("gpu", CPU, {}, "takes an NVIDIA GPU, and this is cpu"),
         ("gpu", A100, {}, "NVIDIA A100 has 8.0"),
         ("gpu", H200, {"dtype": jnp.float32}, "not float32"),
+        ("gpu", H200, {"query_dtype": jnp.float32}, "one dtype, not float32 and bfloat16; give"),
         ("tpu", TPU, {"page_size": 24}, "multiple of 16 slots"),
         ("magic", TPU, {}, "no paged attention 'magic'"),
     ]:

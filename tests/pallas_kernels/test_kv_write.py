@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.kv_write import kv_write, resolve_implementation
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, values_dtype
 from tests.pallas_kernels.paged_case import GARBAGE
 
 BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
@@ -44,12 +44,11 @@ def check(
     implementation: str = "xla",
 ):
     random = np.random.default_rng(seed + 1)
-    pool = jnp.asarray(
-        random.standard_normal((LAYERS, PAGES, 2, KV_HEADS, PAGE_SIZE, HEAD_DIM)), dtype
-    )
+    shape = (LAYERS, PAGES, 2, KV_HEADS, PAGE_SIZE, HEAD_DIM)
+    expected = random.standard_normal(shape).astype(values_dtype(dtype))
+    pool = jnp.asarray(expected.view(dtype))
     k, v = (random.standard_normal((TOKENS, KV_HEADS, HEAD_DIM)).astype(np.float32) for _ in "kv")
     batch = make_batch(rows, seed)
-    expected = np.array(pool)
     token = 0
     for i, (query_len, context_len) in enumerate(rows):
         for position in range(context_len - query_len, context_len):
@@ -61,11 +60,11 @@ def check(
         pool, jnp.asarray(k), jnp.asarray(v), batch, layer=layer, implementation=implementation
     )
     assert got.dtype == dtype
-    np.testing.assert_array_equal(np.asarray(got), expected)
+    np.testing.assert_array_equal(np.asarray(got).view(expected.dtype), expected)
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16"])  # the last: bfloat16's bits
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_mixed_rows(implementation: str, layer: int, dtype: str):
     # A decode, a chunk over three pages from mid-page, a decode on a fresh page, a whole prompt.

@@ -1,5 +1,6 @@
 """Paged attention, fast and reference, against dense float64 attention of every row by itself."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.paged_attention import paged_attention
-from pallas_kernels.paged_batch import PagedBatch
+from pallas_kernels.paged_batch import PagedBatch, bits_dtype
 from tests.pallas_kernels.paged_case import (
     PagedCase,
     make_case,
@@ -74,6 +75,29 @@ def test_mixed_rows(implementation: str, dtype: str, window: int | None, soft_ca
         MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, layers=3, dtype=dtype
     )
     check(case, implementation, sliding_window=window, soft_cap=soft_cap)
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("q_dtype", "kv_dtype"),
+    [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")],
+)
+@pytest.mark.parametrize("as_bits", [True, False])
+def test_the_pool_may_have_another_dtype(
+    implementation: str, q_dtype: str, kv_dtype: str, as_bits: bool
+):
+    """As exact as the queries allow: they are not rounded to the pool's type, nor are weights."""
+    case = make_case(MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, dtype=kv_dtype)
+    queries = (case.q.astype(np.float32) * np.float32(1.0037)).astype(q_dtype)
+    case = dataclasses.replace(case, q=queries)
+    held = case.pool.view(bits_dtype(kv_dtype)) if as_bits else case.pool
+    out = _attend(
+        jnp.asarray(case.q), jnp.asarray(held), case.device_batch(), jnp.int32(case.layer),
+        scale=0.31, sliding_window=11, soft_cap=None, implementation=implementation,
+    )  # fmt: skip
+    assert out.dtype == q_dtype
+    errors = relative_errors(out, case, oracle(case, scale=0.31, sliding_window=11))
+    assert (errors < LIMIT[q_dtype]).all(), f"token errors {errors}"
 
 
 @ALL

@@ -195,6 +195,7 @@ def test_float16():
         (64, 48, 4, "bfloat16", "pages of .*, not 48"),
         (64, 4, 4, "bfloat16", "pages of .*, not 4"),
         (64, 16, 5, "bfloat16", "5 for 2"),
+        (64, 16, 4, "float32 bfloat16", "one dtype, not float32 and bfloat16"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -204,7 +205,7 @@ def test_what_cannot_work_is_refused(
     batch = PagedBatch(one, one, one, one[:, None])
     with pytest.raises(ValueError, match=message):
         functools.partial(paged_attention, layer=0, scale=1.0)(
-            jnp.zeros((1, heads, head_dim), dtype),
-            jnp.zeros((1, 1, 2, 2, page_size, head_dim), dtype),
+            jnp.zeros((1, heads, head_dim), dtype.split()[0]),
+            jnp.zeros((1, 1, 2, 2, page_size, head_dim), dtype.split()[-1]),
             batch,
         )

@@ -13,6 +13,8 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
 
 
@@ -28,15 +30,19 @@ def model_config(family: str) -> ModelConfig:
 
 
 def lowering(
-    family: str, mesh: str, num_pages: int, implementation: str, loop_layers: bool
+    family: str,
+    mesh: str,
+    num_pages: int,
+    implementation: str,
+    loop_layers: bool,
+    kv_dtype: str = "float32",
 ) -> StepLowering:
     config, rules = shard_model(model_config(family), make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
     backend = AttentionBackend(rules, implementation, loop_layers=loop_layers)
     program = StepProgram(graph, backend, buckets)
-    float32 = jnp.dtype("float32")
-    return StepLowering(program, float32, num_pages, PAGE_SIZE, float32)
+    return StepLowering(program, jnp.dtype("float32"), num_pages, PAGE_SIZE, jnp.dtype(kv_dtype))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,19 @@ def test_temporaries_do_not_grow_with_the_pool(
     assert temporaries[1] < pool / 10
 
 
+@pytest.mark.parametrize("num_tokens", [1, 32])
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
+def test_a_bfloat16_pool_is_never_converted(num_tokens: int, implementation: str):
+    """XLA:CPU would make float32 of all of it, and bfloat16 again, in every layer."""
+    num_pages = 10_000
+    lowered = lowering("llama", "", num_pages, implementation, True, "bfloat16")
+    memory = lowered.backbone(num_tokens).compile().memory_analysis()
+    assert memory is not None
+    pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * 2
+    assert memory.alias_size_in_bytes >= pool, "the pool is not updated in place"
+    assert memory.temp_size_in_bytes < pool / 10
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> ModelGraph:
     """30 layers, 3 KV heads, head_dim 64."""
@@ -74,16 +93,16 @@ def smollm2() -> ModelGraph:
 
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=3"])
 @pytest.mark.parametrize("program", ["save", "load", "copy"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
-    smollm2: ModelGraph, mesh: str, program: str
+    smollm2: ModelGraph, mesh: str, program: str, kv_dtype: str
 ):
     _, rules = shard_model(smollm2.abstract.config, make_mesh(mesh))
     temporaries = []
     for num_pages in (1_000, 10_000):
         buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)
         step = StepProgram(smollm2, AttentionBackend(rules, "xla"), buckets)
-        float32 = jnp.dtype("float32")
-        lowering = StepLowering(step, float32, num_pages, 64, float32)
+        lowering = StepLowering(step, jnp.dtype("float32"), num_pages, 64, jnp.dtype(kv_dtype))
         largest = lowering.page_pieces[-1]
         if program == "save":
             lowered = lowering.save_pages(largest)

@@ -45,7 +45,7 @@ class Store(PageStore):
     """A store that may be told to fail or to block, and remembers what was called off."""
 
     def __init__(self, lowering: StepLowering) -> None:
-        super().__init__(lowering.page_shape, lowering.kv_dtype, host_bytes=2**24)
+        super().__init__(lowering.page_shape, lowering.page_dtype, host_bytes=2**24)
         self.may_put, self.may_fetch = threading.Event(), threading.Event()
         self.may_put.set()
         self.may_fetch.set()
@@ -95,7 +95,8 @@ class Device:
         self.store = Store(self.lowering)
         self.mover = PageMover(self.lowering, self.store, copies=True, **options)
         shape = self.lowering.kv_pages.shape
-        self.expected = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        values = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        self.expected = values.view(self.lowering.page_dtype)
         pool = jax.device_put(self.expected, self.lowering.kv_pages.format)
         self.pool = self.mover.use(programs(mesh, dtype), pool)
 

@@ -175,6 +175,7 @@ def test_model_info_and_load(make_engine, serving, make_request) -> None:
         async with serving(make_engine()) as s:
             info = await s.stub.GetModelInfo(pb.GetModelInfoRequest(model="fake"))
             assert (info.name, info.vocab_size, info.page_size) == ("fake", 258, 4)
+            assert (info.dtype, info.kv_cache_dtype) == ("int32", "none")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await s.stub.GetModelInfo(pb.GetModelInfoRequest(model="other"))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND

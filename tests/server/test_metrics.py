@@ -261,6 +261,7 @@ def test_a_gateway_finds_what_it_asks_for() -> None:
     [info] = families["vllm:cache_config_info"].samples
     assert info.value == 1
     assert (info.labels["block_size"], info.labels["num_gpu_blocks"]) == ("4", "64")
+    assert info.labels["cache_dtype"] == engine.info.kv_cache_dtype != engine.info.dtype
 
 
 def test_vllms_dashboard_finds_what_it_asks_for() -> None:

@@ -185,7 +185,7 @@ def _infos(names: MetricNames, info: ModelInfo) -> Iterator[Metric]:
         "engine": ENGINE,
         "block_size": str(info.page_size),
         "num_gpu_blocks": str(info.num_pages),
-        "cache_dtype": info.dtype,
+        "cache_dtype": info.kv_cache_dtype,
     }
     yield _info(names("cache_config_info"), GAUGES["cache_config_info"], cache)
     model = {
@@ -194,6 +194,7 @@ def _infos(names: MetricNames, info: ModelInfo) -> Iterator[Metric]:
         "dtype": info.dtype,
         "mesh": info.mesh,
         "attention": info.attention_implementation,
+        "linear": info.linear_implementation,
         "platform": info.platform,
         "max_model_len": str(info.max_model_len),
     }

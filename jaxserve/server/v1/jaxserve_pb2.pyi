@@ -280,7 +280,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "family", "max_model_len", "vocab_size", "num_layers", "dtype", "mesh", "attention_implementation", "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "platform", "eos_token_ids")
+    __slots__ = ("name", "family", "max_model_len", "vocab_size", "num_layers", "dtype", "mesh", "attention_implementation", "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "platform", "eos_token_ids", "kv_cache_dtype", "linear_implementation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +295,8 @@ class GetModelInfoResponse(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LINEAR_IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     max_model_len: int
@@ -309,7 +311,9 @@ class GetModelInfoResponse(_message.Message):
     max_num_batched_tokens: int
     platform: str
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., mesh: _Optional[str] = ..., attention_implementation: _Optional[str] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., platform: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    kv_cache_dtype: str
+    linear_implementation: str
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., mesh: _Optional[str] = ..., attention_implementation: _Optional[str] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., platform: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., linear_implementation: _Optional[str] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

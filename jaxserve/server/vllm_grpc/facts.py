@@ -38,7 +38,7 @@ def server_info(engine: AsyncEngine, uptime_seconds: float) -> pb.GetServerInfoR
         uptime_seconds=uptime_seconds,
         server_type="jaxserve",
         data_parallel_size=1,
-        kv_cache_dtype="auto",
+        kv_cache_dtype=info.kv_cache_dtype,
         block_size=info.page_size,
         attention_backend=info.attention_implementation,
         model_dtype=info.dtype,

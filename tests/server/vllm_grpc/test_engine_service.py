@@ -155,6 +155,7 @@ def test_facts_and_health_from_warming_up_to_draining(make_engine, serving) -> N
             assert (list(info.eos_token_ids), info.bos_token_id) == ([257], 256)
             server = await stub.GetServerInfo(pb.GetServerInfoRequest())
             assert (server.block_size, server.max_num_seqs) == (4, 16)
+            assert (server.model_dtype, server.kv_cache_dtype) == ("int32", "none")
             await s.server.drain()
             assert not (await stub.HealthCheck(pb.HealthCheckRequest())).healthy
             code, _ = await refusal(stub.Generate(request([1])))

@@ -73,9 +73,10 @@ function showFacts({ load, model, pages }) {
     ["Runs on", `${model.platform}, ${model.dtype}`],
     ["Mesh", model.mesh],
     ["Attention", model.attention_implementation],
+    ["Linear layers", model.linear_implementation],
     ["Context", `${whole(model.max_model_len)} tokens`],
     ["Vocabulary", whole(model.vocab_size)],
-    ["KV cache", `${whole(model.num_pages)} pages of ${model.page_size} tokens`],
+    ["KV cache", `${whole(model.num_pages)} pages of ${model.page_size} tokens, ${model.kv_cache_dtype}`],
     ["Batch", `${model.max_num_seqs} requests, ${model.max_num_batched_tokens} tokens`],
   ]);
   const late = load.compiles_after_ready;
