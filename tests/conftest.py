@@ -1,6 +1,7 @@
 """What all tests share: eight CPU devices, the demo models, and one cache of programs."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports JAX; subprocesses that tests start inherit them.
@@ -11,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -31,6 +33,19 @@ def smollm2_gguf() -> Path:
 def gemma3_gguf() -> Path:
     """Gemma 3 270M as a GGUF file, downloaded on first use and kept."""
     return pull("gemma3-270m", progress=False)
+
+
+@pytest.fixture
+def quick_compiles() -> Iterator[None]:
+    """Has LLVM leave the test's programs as XLA wrote them, for faster compiles.
+
+    For tests of many programs that run little or not at all. What XLA itself makes of them, and
+    so the memory they take, is the same.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,29 @@
 """A real gRPC server on a thread of its own, with a fake device behind it."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
+from tests.server.in_a_thread import in_a_thread
+
+
+@contextlib.asynccontextmanager
+async def _serving(engine: AsyncEngine) -> AsyncIterator[GrpcServer]:
+    server = GrpcServer(ServerOptions(port=0))
+    await server.start()
+    await server.attach(engine)
+    yield server
+    await server.stop(0)
 
 
 @pytest.fixture(scope="module")
 def server_port() -> Iterator[int]:
     """The port of a running server."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
     engine = fake_engine(max_model_len=256, num_pages=1024, step_seconds=0.002)
-
-    async def start() -> GrpcServer:
-        server = GrpcServer(ServerOptions(port=0))
-        await server.start()
-        await server.attach(engine)
-        return server
-
-    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    yield server.port
-    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+    with in_a_thread(_serving(engine)) as server:
+        yield server.port
     engine.shutdown()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()

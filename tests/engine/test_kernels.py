@@ -63,9 +63,19 @@ def assert_same_tokens(
     assert answers(engine) == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_tpu_kernels(family: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    options = {"page_size": 8, "num_pages": 24, "max_num_batched_tokens": 16}
+@pytest.mark.parametrize(
+    ("family", "kv_dtype"), [("llama", "auto"), ("gemma3", "auto"), ("llama", "bfloat16")]
+)
+def test_tpu_kernels(
+    family: str,
+    kv_dtype: str,
+    tiny_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    options = {
+        "page_size": 8 if kv_dtype == "auto" else 16, "num_pages": 24,
+        "max_num_batched_tokens": 16, "kv_cache_dtype": kv_dtype,
+    }  # fmt: skip
     assert_same_tokens("tpu", tiny_model(family), options, monkeypatch)
 
 

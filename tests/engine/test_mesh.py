@@ -36,6 +36,7 @@ def prompts(vocab: int, lengths: Sequence[int]) -> list[list[int]]:
     return [random.integers(0, vocab, n).tolist() for n in lengths]
 
 
+@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("name", MODELS)
 def test_same_tokens_on_every_mesh(
     name: str, tiny_model: Callable[..., Path], program_cache_dir: Path
@@ -65,6 +66,7 @@ def shard_shapes(engine: Engine) -> tuple[dict[str, tuple[int, ...]], tuple[int,
     return {k: shape(v) for k, v in runner._params.items()}, shape(runner._kv_pages)  # type: ignore
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cache_dir: Path):
     family, config = MODELS["kv-heads-divide"]
     engine = build(
@@ -81,6 +83,7 @@ def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cac
     assert weights["final_norm"] == (32,)
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_repeated_heads_are_split(tiny_model: Callable[..., Path], program_cache_dir: Path):
     family, config = MODELS["kv-heads-repeated"]
     engine = build(
@@ -93,6 +96,7 @@ def test_repeated_heads_are_split(tiny_model: Callable[..., Path], program_cache
     assert weights["layers.0.qkv"] == (1, 3, 8, 32)
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_data_shards_share_the_work(tiny_model: Callable[..., Path], program_cache_dir: Path):
     """Pages of both shards get used, and a full batch on two shards preempts correctly."""
     family, config = MODELS["kv-heads-divide"]

@@ -13,7 +13,7 @@ from jaxserve.runner.buckets import doubling_buckets
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from tests.engine.harness import build, greedy, run, tokens
 
-pytestmark = pytest.mark.usefixtures("compile_watches")
+pytestmark = pytest.mark.usefixtures("compile_watches", "quick_compiles")
 
 LIMITS = dict(max_num_batched_tokens=4, max_num_seqs=2)
 # Backbones, samplers, what late steps take, and what copies pages for the prefix cache.
@@ -49,6 +49,7 @@ def test_changed_options_miss_the_cache(tiny_model: Callable[..., Path], tmp_pat
     for options in (
         {"num_pages": 128},
         {"page_size": 8},
+        {"kv_cache_dtype": "bfloat16"},
         {"attention_implementation": "reference"},
     ):
         other = start(tiny_model(), tmp_path, **options)

@@ -91,7 +91,7 @@ async def _serving(
         await server.stop(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[..., contextlib.AbstractAsyncContextManager[Serving]]:
     """`async with serving(engine, channel_options, context, **ServerOptions) as s`."""
     return _serving

@@ -3,11 +3,10 @@
 A longer run: `pytest tests/server/test_fuzz_grpc.py --hypothesis-profile=fuzz`.
 """
 
-import asyncio
 import math
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxserve.engine.async_engine import AsyncEngine
-from jaxserve.server.server import SERVICERS, GrpcServer, ServerOptions
+from jaxserve.server.server import SERVICERS
 from jaxserve.testing.fake_engine import fake_engine
+from tests.server.in_a_thread import in_a_thread
 
 METHODS = {m.full_name: m for service in SERVICERS for m in service.methods}
 NUM_EXAMPLES = settings().max_examples if settings.get_current_profile_name() == "fuzz" else 40
@@ -187,29 +187,11 @@ class Target(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[Target]:
+def target(serving: Callable[..., AbstractAsyncContextManager[Any]]) -> Iterator[Target]:
     engine = fake_engine(max_model_len=64, num_pages=256, step_seconds=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def run(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
-
-    async def start() -> GrpcServer:
-        server = GrpcServer(ServerOptions(port=0))
-        await server.start()
-        await server.attach(engine)
-        return server
-
-    server = run(start())
-    with grpc.insecure_channel(server.address) as channel:
+    with in_a_thread(serving(engine)) as s, grpc.insecure_channel(s.server.address) as channel:
         yield Target(engine, channel)
-    run(server.stop(0))
     engine.shutdown()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def call(target: Target, method: MethodDescriptor, data: bytes) -> tuple[grpc.StatusCode, str]:

@@ -118,7 +118,8 @@ def test_storm_on_the_demo_model(
     engine = build_engine(
         EngineConfig(
             model=str(smollm2_gguf), max_model_len=256, max_num_seqs=32, num_pages=128,
-            max_num_batched_tokens=256, page_size=16,
+            max_num_batched_tokens=256, page_size=16, token_buckets="8,32,256",
+            row_buckets="8,32",
             compilation_cache_dir=str(program_cache_dir),
         ),
         progress=False,

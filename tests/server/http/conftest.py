@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from jaxserve.server.limits import RequestLimits
 from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
 from jaxserve.testing.fake_executor import FakeModel
+from tests.server.in_a_thread import in_a_thread
 
 MODEL = FakeModel(vocab_size=256)  # bytes only: no answer ends by chance
 
@@ -136,35 +136,13 @@ def wait_idle() -> Callable[..., object]:
 @contextlib.contextmanager
 def running_in_a_thread(engine: AsyncEngine, **options: Any) -> Iterator[str]:
     """A server on an event loop of its own, for clients that block; gives its base URL."""
-    ready, end, urls = threading.Event(), asyncio.Event(), []
-    loop = asyncio.new_event_loop()
-
-    async def main() -> None:
-        async with _serving(engine, **options) as s:
-            urls.append(f"http://{s.server.address}")
-            ready.set()
-            await end.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[main()])
-    thread.start()
-    try:
-        assert ready.wait(10)
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
-        loop.close()
+    with in_a_thread(_serving(engine, **options)) as s:
+        yield f"http://{s.server.address}"
 
 
 @pytest.fixture(scope="session")
 def serve_in_a_thread() -> Callable[..., contextlib.AbstractContextManager[str]]:
     """`with serve_in_a_thread(engine, parsers=, ...) as base_url`."""
-    return running_in_a_thread
-
-
-@pytest.fixture(scope="session")
-def serve_in_thread() -> Callable[..., contextlib.AbstractContextManager[str]]:
-    """`with serve_in_thread(engine) as base_url`."""
     return running_in_a_thread
 
 

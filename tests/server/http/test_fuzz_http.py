@@ -4,12 +4,11 @@ Requests are made from the application's own OpenAPI schema by schemathesis, by 
 and from requests that are served, with parts replaced. `scripts/fuzz.sh` goes on for longer.
 """
 
-import asyncio
 import copy
 import json
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import httpx
@@ -22,11 +21,9 @@ from schemathesis import APIOperation, GenerationMode
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
-from jaxserve.server.http.server import HttpServer
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.observability import Observability
-from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
 
 # Per route. A long run is many rounds with seeds of their own: see scripts/fuzz.sh.
@@ -72,37 +69,24 @@ class Target(NamedTuple):
     """A server in a thread, and a plain client of it."""
 
     engine: AsyncEngine
-    app: Any
     client: httpx.Client
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[Target]:
+def target(serve_in_a_thread: Callable[..., AbstractContextManager[str]]) -> Iterator[Target]:
     engine = fake_engine(max_model_len=64, num_pages=512, step_seconds=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def run(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
-
-    async def start() -> tuple[HttpServer, Any]:
-        context = ServerContext(LIMITS, observability=Observability())
-        context.engine = engine
-        app = make_app(context, routers=[metrics_router(context.observability.metrics)])
-        server = HttpServer(ServerOptions(http_port=0), app)
-        await server.start()
-        return server, app
-
-    server, app = run(start())
-    url = f"http://{server.address}"
-    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-        yield Target(engine, app, client)
-    run(server.stop(0))
+    observability = Observability()
+    with (
+        serve_in_a_thread(
+            engine,
+            limits=LIMITS,
+            parsers={"observability": observability},
+            routers=[metrics_router(observability.metrics)],
+        ) as url,
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        yield Target(engine, client)
     engine.shutdown()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def check(target: Target, answer: httpx.Response) -> None:

@@ -30,10 +30,10 @@ class Shape(pydantic.BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(serve_in_thread) -> Iterator[openai.OpenAI]:
+def client(serve_in_a_thread) -> Iterator[openai.OpenAI]:
     engine = fake_engine()  # its model knows EOS, with which a grammar ends
     with (
-        serve_in_thread(engine) as url,
+        serve_in_a_thread(engine) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client

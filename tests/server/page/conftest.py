@@ -1,9 +1,7 @@
 """A server with the page, on a thread and an event loop of its own."""
 
-import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -16,6 +14,7 @@ from jaxserve.server.http.server import HttpServer
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
+from tests.server.in_a_thread import in_a_thread
 
 
 class PageServer:
@@ -54,28 +53,16 @@ class PageServer:
         assert response.status_code == 200, response.text
 
 
-@contextlib.contextmanager
-def _serving(engine: AsyncEngine | None, keys: ApiKeys | None = None) -> Iterator[PageServer]:
-    started, loop = threading.Event(), asyncio.new_event_loop()
-    context, end = ServerContext(keys=keys), asyncio.Event()
+@contextlib.asynccontextmanager
+async def _serving(
+    engine: AsyncEngine | None, keys: ApiKeys | None = None
+) -> AsyncIterator[PageServer]:
+    context = ServerContext(keys=keys)
     context.engine = engine
     server = HttpServer(ServerOptions(http_port=0), make_app(context))
-
-    async def main() -> None:
-        await server.start()
-        started.set()
-        await end.wait()
-        await server.stop(0)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[main()])
-    thread.start()
-    try:
-        assert started.wait(10)
-        yield PageServer(f"http://{server.address}/", context)
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
-        loop.close()
+    await server.start()
+    yield PageServer(f"http://{server.address}/", context)
+    await server.stop(0)
 
 
 @pytest.fixture
@@ -91,6 +78,6 @@ def page_server() -> Iterator[Callable[..., PageServer]]:
             if options is not None:
                 engine = fake_engine(**options)
                 stack.callback(engine.shutdown)
-            return stack.enter_context(_serving(engine, **more))
+            return stack.enter_context(in_a_thread(_serving(engine, **more)))
 
         yield make
