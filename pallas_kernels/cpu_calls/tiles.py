@@ -20,6 +20,8 @@ SUMS = 24 if _IS_WIDE else 12
 
 _I32, _I64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
+_FOUR = 4
+_FOUR_FLOATS = ir.VectorType(_FLOAT, _FOUR)
 _FAST = ("fast",)
 
 
@@ -115,7 +117,6 @@ def dot_tile(rows: int, columns: int, *, is_streamed: bool = False) -> Any:
     Returns:
         An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba.
     """
-    reduction = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
              count: Any, ahead: Any = None) -> None:  # fmt: skip
@@ -136,15 +137,64 @@ def dot_tile(rows: int, columns: int, *, is_streamed: bool = False) -> Any:
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
         results = _sum_products(builder, count, [zero] * (rows * columns), add)
-        reduce = cgutils.get_or_insert_function(
-            builder.module, reduction, f"llvm.vector.reduce.fadd.v{LANES}f32"
-        )
-        for i, value in enumerate(results):
-            index = builder.add(builder.mul(out_stride, _I64(i // columns)), _I64(i % columns))
-            total = builder.call(reduce, [_FLOAT(-0.0), value], fastmath=_FAST)
-            builder.store(total, _at(builder, out, index, _FLOAT))
+        for row in range(rows):
+            mine = results[row * columns : (row + 1) * columns]
+            start = builder.mul(out_stride, _I64(row))
+            if columns == _FOUR:
+                place = _at(builder, out, start, _FOUR_FLOATS)
+                builder.store(_four_totals(builder, mine), place, align=4)
+                continue
+            for column, value in enumerate(mine):
+                index = builder.add(start, _I64(column))
+                builder.store(_total(builder, value), _at(builder, out, index, _FLOAT))
 
     return _as_intrinsic(emit, 8 if is_streamed else 7)
+
+
+def _total(builder: Any, vector: Any) -> Any:
+    """The sum of a vector's numbers."""
+    reduction = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    reduce = cgutils.get_or_insert_function(builder.module, reduction, name)
+    return builder.call(reduce, [_FLOAT(-0.0), vector], fastmath=_FAST)
+
+
+def _four_totals(builder: Any, vectors: Sequence[Any]) -> Any:
+    """The sums of four vectors' numbers, as one vector of four.
+
+    Adding up one vector is four shuffles one after the other, which may take longer than the
+    products; four vectors are added up in little more than one.
+    """
+
+    def both(x: Any, y: Any, picked: Sequence[Sequence[int]]) -> Any:
+        """The sum of two choices from every four numbers of x (0 to 3) and of y (4 to 7)."""
+        parts = []
+        for choice in picked:
+            lanes = [
+                group + lane % 4 + (LANES if lane >= 4 else 0)
+                for group in range(0, LANES, 4)
+                for lane in choice
+            ]
+            mask = ir.Constant(ir.VectorType(_I32, LANES), lanes)
+            parts.append(builder.shuffle_vector(x, y, mask))
+        return builder.fadd(*parts, flags=_FAST)
+
+    first, second = (
+        both(x, y, [(0, 4, 1, 5), (2, 6, 3, 7)]) for x, y in (vectors[:2], vectors[2:])
+    )
+    total, size = both(first, second, [(0, 1, 4, 5), (2, 3, 6, 7)]), LANES
+    while size > _FOUR:
+        size //= 2
+        halves = [
+            builder.shuffle_vector(
+                total,
+                total,
+                ir.Constant(ir.VectorType(_I32, size), list(range(start, start + size))),
+            )
+            for start in (0, size)
+        ]
+        total = builder.fadd(*halves, flags=_FAST)
+    return total
 
 
 def _spread(builder: Any, number: Any) -> Any:
