@@ -34,7 +34,7 @@ def interpret(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with interpreter():  # here, since it counts for one thread
             return lower().compile()  # such programs call back: no file can hold them
 
-    monkeypatch.setattr(build_module, "choose_implementation", lambda *_: kernel)
+    monkeypatch.setattr(build_module.paged_attention, "choose_implementation", lambda *_: kernel)
     monkeypatch.setattr(ProgramCache, "get", compile_program)
 
 
