@@ -64,7 +64,8 @@ class EngineConfig:
     )
     linear_implementation: str = option(
         "auto",
-        "the products with weights to use; a named one never falls back to another",
+        "the products with weights to use; a named one never falls back to another; cpu leaves "
+        "those of more than 192 tokens to XLA",
         group="device",
         choices=("auto", "cpu", "xla", "reference"),
     )

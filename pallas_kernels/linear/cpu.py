@@ -3,8 +3,8 @@
 A step of few tokens is bound by reading the weights, and XLA's product stops at each part of them
 for memory. Here the next part is fetched while one is multiplied, and threads that have finished
 wait for the next product. Sums stay in registers, as in BLIS (Van Zee and van de Geijn, 2015), but
-nothing is packed: a weight is used once. Activations of many tokens lie token
-by token next to one another, which XLA's other operations give and take as they are.
+nothing is packed: a weight is used once. Activations of many tokens lie token by token next to one
+another, which XLA's other operations give and take as they are.
 """
 
 import math
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """See `pallas_kernels.linear.linear`.
+    """See `pallas_kernels.linear.linear`; more than MOST_TOKENS tokens are left to XLA.
 
     Raises:
         ValueError: the weight or the activations are not float32.

@@ -15,8 +15,8 @@ from pallas_kernels.cpu_calls.handler import (
     result,
     size,
 )
-from pallas_kernels.cpu_calls.memory import floats
-from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, product_tile
+from pallas_kernels.cpu_calls.memory import allocate, floats, words
+from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, padded, product_tile
 from pallas_kernels.linear.cpu import COLUMNS_FROM
 
 GROUP = 12  # rows of the weight that tiles come to a border at: a multiple of every tile's rows
@@ -112,8 +112,7 @@ def _few_tokens(x, weight, out, tokens, width, outputs, first, last):  # type: i
 @njit
 def _many_tokens(x, weight, out, tokens, width, first, last):  # type: ignore[no-untyped-def]
     """As many tokens at a time as their activations stay in the core's cache for all rows."""
-    block = max(L2_BYTES // (4 * width), 1)
-    block = (block + 4 * LANES - 1) // (4 * LANES) * (4 * LANES)
+    block = padded(max(L2_BYTES // (4 * width), 1), 4 * LANES)
     for begin in range(0, tokens, block):
         end = min(begin + block, tokens)
         wide = begin + (end - begin) // (4 * LANES) * (4 * LANES)
@@ -125,18 +124,15 @@ def _many_tokens(x, weight, out, tokens, width, first, last):  # type: ignore[no
             _products_1(x, weight, out, tokens, width, wide, end, first, last)
 
 
-@njit
-def _strip_rows(frame):  # type: ignore[no-untyped-def]
-    """Rows of the weight that an item is: few long strips, since memory is read best in order."""
-    groups = (size(operand(frame, _WEIGHT), 0) + GROUP - 1) // GROUP
-    strips = STRIPS * num_threads(frame)
-    return GROUP * ((groups + strips - 1) // strips)
-
-
 @begins()
 def _begin(frame, place):  # type: ignore[no-untyped-def]
-    strip = _strip_rows(frame)
-    return (size(operand(frame, _WEIGHT), 0) + strip - 1) // strip
+    """Leaves the rows of an item: few long strips, since memory is read best in order."""
+    outputs = size(operand(frame, _WEIGHT), 0)
+    strip = padded((outputs - 1) // (STRIPS * num_threads(frame)) + 1, GROUP)
+    memory = allocate(8)
+    words(memory, 1)[0] = strip
+    words(place, 1)[0] = memory
+    return (outputs + strip - 1) // strip
 
 
 @does()
@@ -144,7 +140,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     """One strip of the weight, for all tokens."""
     x, weight = operand(frame, _X), operand(frame, _WEIGHT)
     tokens, width, outputs = size(x, 0), size(x, 1), size(weight, 0)
-    strip = _strip_rows(frame)
+    strip = words(memory, 1)[0]
     # Counted from the last: items are taken in that order, and memory is read from the first.
     first = ((outputs - 1) // strip - item) * strip
     last = min(first + strip, outputs)
