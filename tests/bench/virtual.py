@@ -126,8 +126,7 @@ def virtual_engine(
         name="virtual", family="hash", max_model_len=config.max_model_len,
         vocab_size=tokenizer.vocab_size, num_layers=1, dtype="int32", kv_cache_dtype="none",
         mesh="data=1,tensor=1", attention_implementation="none", linear_implementation="none",
-        page_size=config.page_size,
-        num_pages=config.num_pages,
+        page_size=config.page_size, num_pages=config.num_pages,
         max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
         platform="fake", eos_token_ids=tokenizer.eos_token_ids,
     )  # fmt: skip

@@ -42,8 +42,8 @@ def test_every_field_can_be_given() -> None:
         "tokenizer": "tok", "served_model_name": "name", "random_weights": True,
         "dtype": "float32", "max_model_len": 99, "seed": 5, "mesh": "tensor=2",
         "attention_implementation": "reference", "linear_implementation": "xla",
-        "compilation_cache_dir": "/tmp/c",
-        "strict_compile": True, "kv_cache_dtype": "bfloat16", "page_size": 32, "num_pages": 77,
+        "compilation_cache_dir": "/tmp/c", "strict_compile": True,
+        "kv_cache_dtype": "bfloat16", "page_size": 32, "num_pages": 77,
         "kv_cache_memory": 1.5, "max_num_seqs": 3, "max_num_batched_tokens": 64, "max_waiting": 9,
         "policy": "fcfs", "overlap": False,
     }  # fmt: skip

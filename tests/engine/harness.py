@@ -1,7 +1,8 @@
 """Runs an engine to the end on the test's thread, checking its books after every step."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,19 @@ def build(model: object, **options: Any) -> Engine:
         max_num_seqs=4, max_num_batched_tokens=8, num_pages=256, page_size=4
     )
     return build_sync_engine(EngineConfig(model=str(model), **(limits | options)), progress=False)
+
+
+@contextlib.contextmanager
+def maker(model: object, **defaults: Any) -> Iterator[Callable[..., Engine]]:
+    """Gives a function that builds real engines of one model; they are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> Engine:
+            engine = build(model, **(defaults | options))
+            stack.callback(engine.close)
+            return engine
+
+        yield make
 
 
 def fake_engine(**options: Any) -> Engine:

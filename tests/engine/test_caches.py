@@ -9,7 +9,7 @@ import pytest
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.engine import Engine
-from tests.engine.harness import assert_idle, build, greedy, prompts, run, tokens
+from tests.engine.harness import assert_idle, greedy, maker, prompts, run, tokens
 
 PAGE_SIZE = 4
 TURNS = 5
@@ -17,18 +17,9 @@ TURNS = 5
 
 @pytest.fixture(scope="module")
 def make(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def make(**options: Any) -> Engine:
-        limits: dict[str, Any] = {
-            "page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48
-        }  # fmt: skip
-        engines.append(build(tiny_model("llama"), **(limits | options)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
+    limits = {"page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48}
+    with maker(tiny_model("llama"), **limits) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")

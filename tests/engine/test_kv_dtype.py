@@ -14,7 +14,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine import build as build_module
 from jaxserve.engine.engine import Engine
-from tests.engine.harness import build, greedy, prompts, run, tokens
+from tests.engine.harness import greedy, maker, prompts, run, tokens
 from tests.models.numpy_reference import NumpyModel
 
 PAGE_SIZE = 4
@@ -23,20 +23,13 @@ PAGE_SIZE = 4
 @pytest.fixture(scope="module")
 def make(tiny_model: Callable[..., Path], program_cache_dir: Path) -> Iterator[Callable]:
     """Builds engines that keep KV in bfloat16 unless told otherwise."""
-    engines: list[Engine] = []
-
-    def make(**options: Any) -> Engine:
-        limits: dict[str, Any] = {
-            "page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48,
-            "kv_cache_dtype": "bfloat16", "compilation_cache_dir": str(program_cache_dir),
-            "token_buckets": "16", "row_buckets": "4",  # few programs to compile
-        }  # fmt: skip
-        engines.append(build(tiny_model("llama"), **(limits | options)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
+    limits = {
+        "page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48,
+        "kv_cache_dtype": "bfloat16", "compilation_cache_dir": str(program_cache_dir),
+        "token_buckets": "16", "row_buckets": "4",  # few programs to compile
+    }  # fmt: skip
+    with maker(tiny_model("llama"), **limits) as make:
+        yield make
 
 
 def test_greedy_equals_the_dense_model_with_rounded_kv(
