@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxserve.bench.tables import format_table
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import Executor, StepPlan, StepRow
@@ -113,10 +114,47 @@ def measure_engine(
     )
 
 
+def measure_contexts(
+    engine: "Engine", rows: Sequence[int], context_lens: Sequence[int], rounds: int = NUM_REPEATS
+) -> dict[int, dict[int, float]]:
+    """Median seconds of decode steps, by rows and by their context; the contexts take turns.
+
+    Args:
+        engine: idle, and one that has served nothing yet.
+        rows: that decode one token each.
+        context_lens: tokens of every row, that one included; 1 is what a step takes that attends
+            to nothing else.
+        rounds: of turns, of which each is one timed step after one that is not.
+    """
+    seconds = {}
+    for count in rows:
+        times: dict[int, list[float]] = {context: [] for context in context_lens}
+        for _ in range(rounds):
+            for context, mine in times.items():
+                mine.append(measure_engine(engine, [count], context, repeats=1)[count])
+        seconds[count] = {context: float(np.median(mine)) for context, mine in times.items()}
+    return seconds
+
+
+def format_contexts(seconds: Mapping[int, Mapping[int, float]]) -> str:
+    """What `measure_contexts` gave as a table; shares are of a step, over that of context 1."""
+    contexts = [context for context in next(iter(seconds.values())) if context > 1]
+    header = ["rows", "ms at context 1"]
+    for context in contexts:
+        header += [f"at {context}", "attention"]
+    table = []
+    for rows, mine in seconds.items():
+        cells = [str(rows), f"{1e3 * mine[1]:.1f}"]
+        for context in contexts:
+            cells += [f"{1e3 * mine[context]:.1f}", f"{1 - mine[1] / mine[context]:.0%}"]
+        table.append(cells)
+    return format_table(header, table)
+
+
 def _full_step(
     tokens: int, num_rows: int, page_size: int, num_pages: int, context_len: int
 ) -> StepPlan:
-    rows, params, page = [], SamplingParams(), 0
+    rows, params, page = [], SamplingParams(temperature=0), 0
     for index in range(num_rows):
         share = tokens // num_rows + (index < tokens % num_rows)
         end = max(share, context_len)

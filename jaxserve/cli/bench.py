@@ -15,6 +15,7 @@ from jaxserve.cli.bench_policies import policies
 from jaxserve.cli.bench_predictor import predictor
 from jaxserve.cli.bench_prefix_cache import prefix_cache
 from jaxserve.cli.bench_serve import serve
+from jaxserve.cli.bench_steps import steps
 
 
 @click.group()
@@ -25,7 +26,7 @@ def bench() -> None:
 _COMMANDS: tuple[click.Command, ...] = (
     throughput, latency, serve, startup, peers,
     prefix_cache, chunked_prefill, policies, predictor, fairness, padding, buckets, host_cost,
-    frontend, grammars,
+    steps, frontend, grammars,
 )  # fmt: skip
 for _command in _COMMANDS:
     bench.add_command(_command)

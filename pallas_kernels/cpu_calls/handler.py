@@ -45,44 +45,44 @@ _REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _DO = range(6)
 _JOB_WORDS = 6
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def operand(frame: int, index: int) -> int:
     """The buffer of a call's operand."""
     return words(words(frame, _FRAME_WORDS)[_ARGS], index + 1)[index]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def result(frame: int, index: int) -> int:
     """The buffer of a call's result."""
     return words(words(frame, _FRAME_WORDS)[_RESULTS], index + 1)[index]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def num_results(frame: int) -> int:
     """How many results a call has."""
     return words(frame, _FRAME_WORDS)[_NUM_RESULTS]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def data(buffer: int) -> int:
     """The address of a buffer's contents."""
     return words(buffer, _BUFFER_WORDS)[_DATA]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def size(buffer: int, axis: int) -> int:
     """The size of one of a buffer's axes."""
     return words(words(buffer, _BUFFER_WORDS)[_SIZES], axis + 1)[axis]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def itemsize(buffer: int) -> int:
     """Bytes of a number: 4 for float32, 2 for bfloat16 or its bits in uint16; 0 for others."""
     kind = words(buffer, _BUFFER_WORDS)[_KIND] & 0xFFFFFFFF
     return 4 if kind == _FLOAT32 else 2 if kind in (_BFLOAT16, _UINT16) else 0
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _tell_version(frame: int) -> None:
     """XLA asks for which version of its interface this was made: for the one that asks."""
     frame_words = words(frame, _FRAME_WORDS)

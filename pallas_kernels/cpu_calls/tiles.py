@@ -1,8 +1,13 @@
-"""Small matrix products in registers, for Numba: what its loops over arrays are not turned into."""
+"""Small matrix products in registers, for Numba: what its loops over arrays are not turned into.
+
+bfloat16 becomes float32 in registers, where a vector's numbers at even places and those at odd ones
+are two vectors. What it is multiplied with, or summed up in, is split alike: of every 2 * LANES
+numbers of a row, those at even places come first.
+"""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -11,7 +16,7 @@ from numba.core import cgutils
 
 from pallas_kernels.cpu_calls.memory import fetch, intrinsic
 
-ROWS = 4
+LINE = 64  # bytes of a cache line
 # A wide CPU has 32 registers of 16 float32, a narrow one 16 of 8: what sums may take of them
 # leaves some for what is multiplied.
 _IS_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
@@ -25,13 +30,22 @@ _FOUR_FLOATS = ir.VectorType(_FLOAT, _FOUR)
 _FAST = ("fast",)
 
 
-def _at(builder: Any, base: Any, index: Any, kind: Any) -> Any:
-    """A pointer to number `index` of what is at an address."""
-    return builder.inttoptr(builder.add(base, builder.mul(index, _I64(4))), kind.as_pointer())
+def _at(builder: Any, base: Any, index: Any, kind: Any, size: int = 4) -> Any:
+    """A pointer to number `index`, of `size` bytes each, of what is at an address."""
+    return builder.inttoptr(builder.add(base, builder.mul(index, _I64(size))), kind.as_pointer())
 
 
 def _load(builder: Any, base: Any, index: Any) -> Any:
     return builder.load(_at(builder, base, index, _VECTOR), align=4)
+
+
+def _load_halves(builder: Any, base: Any, index: Any) -> list[Any]:
+    """Two vectors of 2 * LANES bfloat16: those at even and those at odd places, as float32."""
+    kind = ir.VectorType(_I32, LANES)
+    words = builder.load(_at(builder, base, index, kind, 2), align=2)
+    even = builder.shl(words, ir.Constant(kind, [16] * LANES))
+    odd = builder.and_(words, ir.Constant(kind, [0xFFFF0000] * LANES))
+    return [builder.bitcast(half, _VECTOR) for half in (even, odd)]
 
 
 def _sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> list[Any]:
@@ -60,19 +74,29 @@ def _fma(builder: Any, total: Any, x: Any, y: Any) -> Any:
     return builder.fadd(total, builder.fmul(x, y, flags=_FAST), flags=_FAST)
 
 
-def product_tile(rows: int, vectors: int, *, is_streamed: bool = False) -> Any:
+def product_tile(
+    rows: int,
+    vectors: int,
+    *,
+    adds: bool = True,
+    fetches: Literal["a", "b"] | None = None,
+    is_narrow: bool = False,
+) -> Any:
     """out [rows, vectors * LANES] += a [rows, count] @ b [count, vectors * LANES].
 
     Args:
         rows, vectors: of the tile; their product is how many sums it holds.
-        is_streamed: out is overwritten instead, and an address follows the other arguments: the
-            `rows * count` numbers there, the next a, are fetched meanwhile. Then it is memory's
-            speed and not its latency that holds up a large a that is read once.
+        adds: to what is in out; otherwise that is overwritten.
+        fetches: an address follows the other arguments, of the next a (`rows * count` numbers), or
+            of the next b, which is fetched meanwhile. Then it is memory's speed and not its latency
+            that holds up what is large and read once.
+        is_narrow: b is bfloat16; `vectors` is even, and out is split (see the module).
 
     Returns:
         An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba: strides
         are numbers from row to row.
     """
+    size = 2 if is_narrow else 4  # bytes of a number of b
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
              count: Any, ahead: Any = None) -> None:  # fmt: skip
@@ -82,15 +106,24 @@ def product_tile(rows: int, vectors: int, *, is_streamed: bool = False) -> Any:
             for vector in range(vectors)
         ]
 
-        def add(k: Any, sums: Sequence[Any]) -> list[Any]:
-            if ahead is not None:
+        def fetch_next(k: Any, row_of_b: Any) -> None:
+            if fetches == "a":
                 fetch(builder, builder.add(ahead, builder.mul(k, _I64(4 * rows))))
+            if fetches == "b":
+                start = builder.add(ahead, builder.mul(row_of_b, _I64(size)))
+                for line in range(0, vectors * LANES * size, LINE):
+                    fetch(builder, builder.add(start, _I64(line)))
+
+        def row_of(row_of_b: Any) -> list[Any]:
+            starts = [builder.add(row_of_b, _I64(vector * LANES)) for vector in range(vectors)]
+            if is_narrow:
+                return [v for start in starts[::2] for v in _load_halves(builder, b, start)]
+            return [_load(builder, b, start) for start in starts]
+
+        def add(k: Any, sums: Sequence[Any]) -> list[Any]:
             row_of_b = builder.mul(k, b_stride)
-            values = [
-                _load(builder, b, builder.add(row_of_b, _I64(vector * LANES)))
-                for vector in range(vectors)
-            ]
-            added = []
+            fetch_next(k, row_of_b)
+            values, added = row_of(row_of_b), []
             for row in range(rows):
                 index = builder.add(builder.mul(a_stride, _I64(row)), k)
                 number = _spread(builder, builder.load(_at(builder, a, index, _FLOAT)))
@@ -99,41 +132,51 @@ def product_tile(rows: int, vectors: int, *, is_streamed: bool = False) -> Any:
             return added
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        starts = [zero if is_streamed else _load(builder, out, index) for index in indices]
+        starts = [_load(builder, out, index) if adds else zero for index in indices]
         results = _sum_products(builder, count, starts, add)
         for index, value in zip(indices, results, strict=True):
             builder.store(value, _at(builder, out, index, _VECTOR), align=4)
 
-    return _as_intrinsic(emit, 8 if is_streamed else 7)
+    return _as_intrinsic(emit, 7 if fetches is None else 8)
 
 
-def dot_tile(rows: int, columns: int, *, is_streamed: bool = False) -> Any:
+def dot_tile(rows: int, columns: int, *, is_narrow: bool = False) -> Any:
     """out [rows, columns] = a [rows, count * LANES] @ b [columns, count * LANES], transposed.
 
     Args:
         rows, columns: of the tile; their product is how many sums it holds.
-        is_streamed: an address follows the other arguments, of the next b: fetched meanwhile.
+        is_narrow: b is bfloat16, a is split (see the module), and `count` of 2 * LANES numbers.
 
     Returns:
-        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba.
+        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count, ahead) for Numba, `ahead`
+        being the address of the next b: fetched meanwhile.
     """
+    size, vectors = (2, 2) if is_narrow else (4, 1)  # bytes of a number of b; vectors per step
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
-             count: Any, ahead: Any = None) -> None:  # fmt: skip
+             count: Any, ahead: Any) -> None:  # fmt: skip
         def add(k: Any, sums: Sequence[Any]) -> list[Any]:
-            first = builder.mul(k, _I64(LANES))
+            first = builder.mul(k, _I64(vectors * LANES))
 
-            def starts(stride: Any, number: int) -> Iterator[Any]:
-                for row in range(number):
-                    yield builder.add(builder.mul(stride, _I64(row)), first)
+            def starts(stride: Any, number: int) -> list[Any]:
+                rows = (builder.mul(stride, _I64(row)) for row in range(number))
+                return [builder.add(row, first) for row in rows]
 
-            if ahead is not None:
-                for start in starts(b_stride, columns):
-                    fetch(builder, builder.add(ahead, builder.mul(start, _I64(4))))
-            of_a = [_load(builder, a, start) for start in starts(a_stride, rows)]
-            of_b = [_load(builder, b, start) for start in starts(b_stride, columns)]
-            pairs = itertools.product(of_a, of_b)
-            return [_fma(builder, total, *pair) for total, pair in zip(sums, pairs, strict=True)]
+            of_b = []
+            for start in starts(b_stride, columns):
+                fetch(builder, builder.add(ahead, builder.mul(start, _I64(size))))
+                halves = _load_halves if is_narrow else lambda *at: [_load(*at)]
+                of_b.append(halves(builder, b, start))
+            of_a = [
+                [_load(builder, a, builder.add(start, _I64(v * LANES))) for v in range(vectors)]
+                for start in starts(a_stride, rows)
+            ]
+            for part in range(vectors):
+                pairs = itertools.product([x[part] for x in of_a], [y[part] for y in of_b])
+                sums = [
+                    _fma(builder, total, *pair) for total, pair in zip(sums, pairs, strict=True)
+                ]
+            return list(sums)
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
         results = _sum_products(builder, count, [zero] * (rows * columns), add)
@@ -148,7 +191,7 @@ def dot_tile(rows: int, columns: int, *, is_streamed: bool = False) -> Any:
                 index = builder.add(start, _I64(column))
                 builder.store(_total(builder, value), _at(builder, out, index, _FLOAT))
 
-    return _as_intrinsic(emit, 8 if is_streamed else 7)
+    return _as_intrinsic(emit, 8)
 
 
 def _total(builder: Any, vector: Any) -> Any:
@@ -219,58 +262,7 @@ def _as_intrinsic(emit: Any, count: int) -> Any:
     return tile
 
 
-# Tiles of attention's products, and what is left at the edge.
-_WIDE = _DOT_COLUMNS = 4 if _IS_WIDE else 2
-_wide_tile, _narrow_tile = product_tile(ROWS, _WIDE), product_tile(ROWS, 1)
-_dot_tiles, _dot_column = dot_tile(ROWS, _DOT_COLUMNS), dot_tile(ROWS, 1)
-
-
 @njit(forceinline=True)
-def dot_rows(out, out_stride, a, a_stride, b, b_stride, rows, columns, count):  # type: ignore[no-untyped-def]
-    """out [rows, columns] = a [rows, count] @ b [columns, count], transposed: dot products of rows.
-
-    As `multiply_add`, but `count` is a multiple of LANES and `columns` any number.
-    """
-    for row in range(0, rows, ROWS):
-        out_row, a_row = out + 4 * row * out_stride, a + 4 * row * a_stride
-        column = 0
-        while column + _DOT_COLUMNS <= columns:
-            _dot_tiles(
-                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column * b_stride,
-                b_stride, count // LANES,
-            )  # fmt: skip
-            column += _DOT_COLUMNS
-        while column < columns:
-            _dot_column(
-                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column * b_stride,
-                b_stride, count // LANES,
-            )  # fmt: skip
-            column += 1
-
-
-@njit(forceinline=True)
-def multiply_add(out, out_stride, a, a_stride, b, b_stride, rows, count, columns):  # type: ignore[no-untyped-def]
-    """out [rows, columns] += a [rows, count] @ b [count, columns], float32 at addresses.
-
-    Rows are `stride` numbers apart. `rows` is a multiple of ROWS and `columns` one of LANES: what
-    is not wanted is padded.
-    """
-    for row in range(0, rows, ROWS):
-        out_row, a_row = out + 4 * row * out_stride, a + 4 * row * a_stride
-        column = 0
-        while column + _WIDE * LANES <= columns:
-            _wide_tile(
-                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column, b_stride, count
-            )
-            column += _WIDE * LANES
-        while column < columns:
-            _narrow_tile(
-                out_row + 4 * column, out_stride, a_row, a_stride, b + 4 * column, b_stride, count
-            )
-            column += LANES
-
-
-@njit(inline="always")
 def padded(size: int, to: int) -> int:
     """The next multiple of `to`."""
     return (size + to - 1) // to * to

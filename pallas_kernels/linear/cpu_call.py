@@ -28,8 +28,8 @@ _X, _WEIGHT = range(2)  # the call's operands
 def _make_dots(rows: int) -> Any:
     """The strip for few tokens: `rows` of them at once, dot products along both operands' rows."""
     columns = min(SUMS // rows, 4)
-    tile = dot_tile(rows, columns, is_streamed=True)
-    one = dot_tile(rows, 1, is_streamed=True)
+    tile = dot_tile(rows, columns)
+    one = dot_tile(rows, 1)
 
     @njit
     def strip(x, weight, out, tokens, width, outputs, first, last):  # type: ignore[no-untyped-def]
@@ -69,8 +69,8 @@ def _add_rest(out, outputs, x, weight, width, rows, columns):  # type: ignore[no
 def _make_products(vectors: int) -> Any:
     """The strip for `vectors * LANES` tokens at once, which lie next to one another."""
     rows = min(SUMS // vectors, GROUP)
-    tile = product_tile(rows, vectors, is_streamed=True)
-    one = product_tile(1, vectors, is_streamed=True)
+    tile = product_tile(rows, vectors, adds=False, fetches="a")
+    one = product_tile(1, vectors, adds=False, fetches="a")
     columns = vectors * LANES
 
     @njit

@@ -14,32 +14,28 @@ from pallas_kernels.cpu_calls.handler import (
     itemsize,
     make_handler,
     num_results,
+    num_threads,
     operand,
     result,
     size,
 )
 from pallas_kernels.cpu_calls.memory import allocate, floats, ints, release, words
-from pallas_kernels.paged_attention.cpu_kernel import (
-    MASKED,
-    KernelShape,
-    decode,
-    decode_scratch,
-    prefill,
-    prefill_scratch,
-    prefill_tile,
-)
+from pallas_kernels.cpu_calls.tiles import padded
+from pallas_kernels.paged_attention.cpu_decode import BLOCK, decode, decode_scratch
+from pallas_kernels.paged_attention.cpu_parts import MASKED, KernelShape
+from pallas_kernels.paged_attention.cpu_prefill import prefill, prefill_scratch, prefill_tile
 
-DECODE_SPAN = 256  # context tokens of an item
+DECODE_ITEMS = 16  # per thread, about: one that comes late leaves enough to the others
 # The call's operands.
 _Q, _POOL, _WHERE, _RULES, _QUERY_START, _QUERY_LEN, _CONTEXT_LEN, _PAGE_TABLE = range(8)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _row_field(frame, field, row):  # type: ignore[no-untyped-def]
     return np.int64(ints(data(operand(frame, field)), row + 1)[row])
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _first_position(frame, row):  # type: ignore[no-untyped-def]
     """The first position that a row's first query token sees."""
     window = np.int64(ints(data(operand(frame, _WHERE)), 2)[1])
@@ -47,7 +43,7 @@ def _first_position(frame, row):  # type: ignore[no-untyped-def]
     return max(first - window + 1, 0)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _shape(frame):  # type: ignore[no-untyped-def]
     pool = operand(frame, _POOL)
     kv_heads = size(pool, 3)
@@ -55,7 +51,7 @@ def _shape(frame):  # type: ignore[no-untyped-def]
     return KernelShape(size(pool, 5), size(pool, 4), group, itemsize(pool), kv_heads)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _lse_at(frame, token, heads):  # type: ignore[no-untyped-def]
     """Where a token's log-sum-exp goes; 0 if it is not wanted."""
     return data(result(frame, 1)) + 4 * token * heads if num_results(frame) > 1 else 0
@@ -84,28 +80,49 @@ def _merge(D, parts, stats, count, heads, out, lse):  # type: ignore[no-untyped-
             floats(lse, heads)[head] = highest + np.float32(math.log(total))
 
 
+@njit(forceinline=True)
+def _seen(frame, row):  # type: ignore[no-untyped-def]
+    """Context tokens of a row that its first query token sees, if it is its only one."""
+    return _row_field(frame, _CONTEXT_LEN, row) - _first_position(frame, row)
+
+
+@njit
+def _decode_span(frame, rows):  # type: ignore[no-untyped-def]
+    """Context tokens of an item of decode rows, whole blocks: longer ones the more there is."""
+    total = 0
+    for row in range(rows):
+        if _row_field(frame, _QUERY_LEN, row) == 1:
+            total += _seen(frame, row)
+    return padded(max(int(total) // (DECODE_ITEMS * num_threads(frame)), 1), BLOCK)
+
+
 @begins()
 def _begin(frame, place):  # type: ignore[no-untyped-def]
-    """Count the items of every row; blank what no row owns."""
+    """Count the items of every row; blank what no row owns.
+
+    Leaves where spans' results go (0: nowhere), an item's span, and every row's first item.
+    """
     shape = _shape(frame)
     D, tile = shape.head_dim, prefill_tile(shape)
     rows, tokens = size(operand(frame, _QUERY_LEN), 0), size(operand(frame, _Q), 0)
     heads = size(operand(frame, _Q), 1)
-    memory = allocate(8 * (rows + 2))
-    firsts = words(memory, rows + 2)
+    memory = allocate(8 * (rows + 3))
+    header, firsts = words(memory, 2), words(memory + 16, rows + 1)
+    span = _decode_span(frame, rows)
     count, end, any_split = np.int64(0), np.int64(0), False
     for row in range(rows):
-        firsts[1 + row] = count
+        firsts[row] = count
         query_len = _row_field(frame, _QUERY_LEN, row)
         if query_len == 1:
-            seen = _row_field(frame, _CONTEXT_LEN, row) - _first_position(frame, row)
-            any_split |= seen > DECODE_SPAN
-            count += (seen + DECODE_SPAN - 1) // DECODE_SPAN
+            seen = _seen(frame, row)
+            any_split |= seen > span
+            count += (seen + span - 1) // span
         else:
             count += (query_len + tile - 1) // tile * shape.kv_heads
         end = max(end, _row_field(frame, _QUERY_START, row) + query_len)
-    firsts[1 + rows] = count
-    firsts[0] = allocate(count * 4 * heads * (D + 2)) if any_split else 0
+    firsts[rows] = count
+    header[0] = allocate(count * 4 * heads * (D + 2)) if any_split else 0
+    header[1] = span
     floats(data(result(frame, 0)), tokens * heads * D)[end * heads * D :] = np.float32(0)
     if num_results(frame) > 1:
         floats(data(result(frame, 1)), tokens * heads)[end * heads :] = np.float32(0)
@@ -120,9 +137,9 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     D, kv_heads = shape.head_dim, shape.kv_heads
     block = shape.page_size * D * shape.itemsize  # bytes of one head's K or V of a page
     rows = size(operand(frame, _QUERY_LEN), 0)
-    firsts = words(memory, rows + 2)
-    row = np.int64(np.searchsorted(firsts[1:], item, side="right")) - 1
-    index, count = item - firsts[1 + row], firsts[2 + row] - firsts[1 + row]
+    header, firsts = words(memory, 2), words(memory + 16, rows + 1)
+    row = np.int64(np.searchsorted(firsts, item, side="right")) - 1
+    index, count = item - firsts[row], firsts[row + 1] - firsts[row]
     q, pool = operand(frame, _Q), operand(frame, _POOL)
     heads = size(q, 1)
     where, rules = ints(data(operand(frame, _WHERE)), 2), floats(data(operand(frame, _RULES)), 2)
@@ -137,12 +154,12 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
         scratch = allocate(decode_scratch(shape) + 8 * heads)
         out, stats = outs + 4 * token * heads * D, scratch + decode_scratch(shape)
         if count > 1:
-            out = firsts[0] + item * 4 * heads * (D + 2)
+            out = header[0] + item * 4 * heads * (D + 2)
             stats = out + 4 * heads * D
-        start = _first_position(frame, row) + index * DECODE_SPAN
+        start = _first_position(frame, row) + index * header[1]
         decode(
             shape, data(q) + 4 * token * heads * D, pages, page_row, start,
-            min(start + DECODE_SPAN, end), rules[0], rules[1], out, stats, scratch,
+            min(start + header[1], end), rules[0], rules[1], out, stats, scratch,
         )  # fmt: skip
         if count == 1:
             _merge(D, out, stats, 1, heads, out, _lse_at(frame, token, heads))
@@ -165,18 +182,18 @@ def _end(frame, memory):  # type: ignore[no-untyped-def]
     """Join what the spans of long decode rows came to."""
     D, heads = size(operand(frame, _POOL), 5), size(operand(frame, _Q), 1)
     rows = size(operand(frame, _QUERY_LEN), 0)
-    firsts = words(memory, rows + 2)
-    if not firsts[0]:
+    parts_at, firsts = words(memory, 1)[0], words(memory + 16, rows + 1)
+    if not parts_at:
         return 0
     for row in range(rows):
-        count = firsts[2 + row] - firsts[1 + row]
+        count = firsts[row + 1] - firsts[row]
         if count > 1 and _row_field(frame, _QUERY_LEN, row) == 1:
             token = _row_field(frame, _QUERY_START, row)
-            parts = firsts[0] + firsts[1 + row] * 4 * heads * (D + 2)
+            parts = parts_at + firsts[row] * 4 * heads * (D + 2)
             out = data(result(frame, 0)) + 4 * token * heads * D
             stats = parts + 4 * heads * D
             _merge(D, parts, stats, count, heads, out, _lse_at(frame, token, heads))
-    release(firsts[0])
+    release(parts_at)
     return 0
 
 

@@ -27,25 +27,49 @@ from pallas_kernels.cpu_calls.handler import (
     size,
 )
 from pallas_kernels.cpu_calls.memory import allocate, ints, words
-from pallas_kernels.cpu_calls.tiles import LANES, ROWS, dot_rows, multiply_add
+from pallas_kernels.cpu_calls.products import ROWS, make_dots, make_sums, multiply_add
+from pallas_kernels.cpu_calls.tiles import LANES
+
+
+@njit
+def _multiply_add(out, a, b, rows, count, columns):  # type: ignore[no-untyped-def]
+    multiply_add(
+        out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1],
+        rows, count, columns,
+    )  # fmt: skip
 
 
 def on_arrays(product: Any) -> Any:
-    """A product of addresses as one of arrays; three sizes follow them."""
+    """A product of addresses as one of arrays, with something to fetch that is nobody's memory."""
 
     @njit
-    def call(out, a, b, first, second, third):  # type: ignore[no-untyped-def]
+    def call(out, a, b, rows, columns, count):  # type: ignore[no-untyped-def]
         product(
             out.ctypes.data, out.shape[1], a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1],
-            first, second, third,
+            rows, columns, count, 64,
         )  # fmt: skip
 
     return call
 
 
-_multiply_add, _dot_rows = on_arrays(multiply_add), on_arrays(dot_rows)
+_dots = {narrow: on_arrays(make_dots(is_narrow=narrow)) for narrow in (False, True)}
+_sums = {narrow: on_arrays(make_sums(is_narrow=narrow)) for narrow in (False, True)}
 
-SIZES = st.tuples(st.integers(1, 3), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
+
+def split(x: np.ndarray) -> np.ndarray:
+    """Of every 2 * LANES columns those at even places come first; what is left over stays."""
+    whole = x.shape[1] // (2 * LANES) * 2 * LANES
+    pairs = x[:, :whole].reshape(len(x), whole // (2 * LANES), LANES, 2)
+    return np.concatenate([pairs.swapaxes(2, 3).reshape(len(x), whole), x[:, whole:]], axis=1)
+
+
+def halve(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest bfloat16: as bits, and as float32."""
+    near = x.astype(jnp.bfloat16)
+    return near.view(np.uint16), near.astype(np.float32)
+
+
+SIZES = st.tuples(st.integers(1, 9), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,18 +88,42 @@ def test_multiply_add(sizes: tuple[int, int, int, int], seed: int):
     np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
 
 
+@pytest.mark.parametrize("is_narrow", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 99))
-def test_dot_rows(sizes: tuple[int, int, int, int], seed: int):
-    quads, columns, vectors, margin = sizes
-    rows, count = quads * ROWS, vectors * LANES
+def test_sums(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
+    rows, count, vectors, margin = sizes
+    columns = vectors * LANES * (2 if is_narrow else 1)
+    draw = np.random.default_rng(seed).standard_normal
+    a, b = draw((rows, count + margin), np.float32), draw((count, columns + margin), np.float32)
+    out, given_b = draw((rows, columns + margin), np.float32), b
+    expected = out.copy()
+    if is_narrow:
+        given_b, b = halve(b)
+        b = split(b)
+    expected[:, :columns] += a[:, :count] @ b[:, :columns]
+    _sums[is_narrow](out, a, given_b, rows, columns, count)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_dots(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
+    rows, columns, vectors, margin = sizes
+    count = vectors * LANES * (2 if is_narrow else 1)
     draw = np.random.default_rng(seed).standard_normal
     a, b = draw((rows, count + margin), np.float32), draw((columns, count + margin), np.float32)
-    out = draw((rows, columns + margin), np.float32)
+    out, given_a, given_b = draw((rows, columns + margin), np.float32), a, b
+    if is_narrow:
+        given_a = split(a)
+        given_b, b = halve(b)
     expected = out.copy()
     expected[:, :columns] = a[:, :count] @ b[:, :count].T
-    _dot_rows(out, a, b, rows, columns, count)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+    _dots[is_narrow](out, given_a, given_b, rows, columns, vectors)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
 
 
 def make_test_call() -> Any:

@@ -1,0 +1,119 @@
+"""What decode rows and prefill tiles have in common on a CPU, in Numba: see `cpu`.
+
+Arrays are addresses of raw memory, and `floats` and the like make arrays of them.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from pallas_kernels.cpu_calls.memory import floats, halves
+
+MASKED = np.float32(-1e30)  # finite: a row with nothing to see must not turn into NaN
+# Sums may be taken in any order; neither infinities nor NaN are to be told apart from numbers.
+FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
+_options = {"fastmath": FAST, "error_model": "numpy", "boundscheck": False}
+compiled = functools.partial(njit, cache=True, **_options)
+inlined = functools.partial(njit, forceinline=True, **_options)
+
+LOG2_E = np.float32(math.log2(math.e))
+# 2**x for 0 <= x < 1, a polynomial by powers of x from 0 on: 2e-7 off at most.
+_POWERS = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[0, 1]).convert(
+    kind=np.polynomial.Polynomial
+)
+_P0, _P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(c) for c in _POWERS.coef)
+
+
+class KernelShape(NamedTuple):
+    """What all kernels must know.
+
+    Attributes:
+        head_dim, page_size: as in the pool.
+        group: query heads per KV head.
+        itemsize: bytes of the pool's numbers: 4 for float32, 2 for bfloat16.
+        kv_heads: KV heads.
+    """
+
+    head_dim: int
+    page_size: int
+    group: int
+    itemsize: int
+    kv_heads: int
+
+
+# Loops below count from 0 over a slice: where an index could be negative, for all that LLVM knows,
+# Numba's support for those keeps it from being vectorised.
+
+
+@inlined()
+def fill(array, value):  # type: ignore[no-untyped-def]
+    """array[:] = value, without what Numba makes of that."""
+    for i in range(array.shape[0]):
+        array[i] = value
+
+
+@inlined()
+def multiply(array, factor):  # type: ignore[no-untyped-def]
+    """array *= factor."""
+    for i in range(array.shape[0]):
+        array[i] *= factor
+
+
+@inlined()
+def copy_rows(target, stride, source, width, size, count):  # type: ignore[no-untyped-def]
+    """`count` rows of `width` numbers of the pool become float32 rows, `stride` apart."""
+    for row in range(count):
+        wide = floats(target + 4 * row * stride, stride)
+        if size == 2:
+            bits = wide.view(np.uint32)
+            narrow = halves(source + 2 * row * width, width)
+            for i in range(width):
+                bits[i] = np.uint32(narrow[i]) << np.uint32(16)
+        else:
+            given = floats(source + 4 * row * width, width)
+            for i in range(width):
+                wide[i] = given[i]
+        fill(wide[width:], np.float32(0))
+
+
+@inlined()
+def softmax_step(scores, soft_cap, highest, total, row):  # type: ignore[no-untyped-def]
+    """One turn of the online softmax: scores become weights.
+
+    Args:
+        scores: float32, scaled.
+        soft_cap: bound on scores, 0 for none.
+        highest, total: the running maximum and sum of every row.
+        row: which of them to use.
+
+    Returns:
+        What all that was summed up so far is to be multiplied by.
+    """
+    if soft_cap > 0:
+        for i in range(scores.shape[0]):
+            scores[i] = soft_cap * np.float32(math.tanh(scores[i] / soft_cap))
+    new = highest[row]
+    for i in range(scores.shape[0]):
+        new = max(new, scores[i])
+    fade = np.float32(math.exp(highest[row] - new))
+    highest[row] = new
+    added = np.float32(0)
+    for i in range(scores.shape[0]):
+        power = max((scores[i] - new) * LOG2_E, np.float32(-126))
+        whole = np.floor(power)
+        x = power - whole
+        y = _P6 * x + _P5
+        y = y * x + _P4
+        y = y * x + _P3
+        y = y * x + _P2
+        y = y * x + _P1
+        y = y * x + _P0
+        exponent = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        y *= np.int32(exponent).view(np.float32)
+        scores[i] = y
+        added += y
+    total[row] = total[row] * fade + added
+    return fade
