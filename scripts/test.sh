@@ -4,11 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two tests at a time; a file's tests together, since they share engines and compiled programs.
+# Two tests at a time; a file's tests together, since they share engines and compiled programs,
+# and files in the order that tests/conftest.py gives them.
 run_tests() {
   local venv="$1" status=0
   shift
-  PATH="$PWD/$venv/bin:$PATH" pytest -n 2 --dist loadfile "$@" || status=$?
+  PATH="$PWD/$venv/bin:$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
   return $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
 }
 

@@ -23,6 +23,12 @@ settings.register_profile("fuzz", max_examples=20_000, deadline=None)
 settings.register_profile("rounds", max_examples=100, deadline=None)  # see scripts/fuzz.sh
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one would keep a single worker busy at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file, downloaded on first use and kept."""

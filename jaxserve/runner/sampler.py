@@ -9,7 +9,7 @@ from jax import lax
 from jaxserve.runner.packing import SamplingRows
 
 LOWEST = -1e30  # finite, so that a masked row has no NaN
-ARGMAX_BLOCK = 64  # tokens
+BLOCK = 64  # tokens
 
 
 def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
@@ -44,7 +44,40 @@ def _draw(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     least = jnp.max(scaled, axis=-1) + jnp.log(jnp.maximum(rows.min_p, 1e-30))
     kept = (scaled >= least[:, None]) | (rows.min_p <= 0)[:, None]
     scaled = jnp.where(kept, scaled, LOWEST)
-    return _argmax(scaled + _gumbel(rows, logits.shape[-1]))
+    return lax.platform_dependent(scaled, rows, cpu=_draw_by_sums, default=_draw_gumbels)
+
+
+def _draw_gumbels(logits: jax.Array, rows: SamplingRows) -> jax.Array:
+    """A draw from softmax(logits): the largest of logits + Gumbel noise."""
+    return _argmax_plain(logits + _gumbel(rows, logits.shape[-1]))
+
+
+def _draw_by_sums(logits: jax.Array, rows: SamplingRows) -> jax.Array:
+    """The same by inversion: a block of the vocabulary by one random number, then its token.
+
+    Two random numbers per row: those of Gumbel noise, one per token, take a CPU longer than all
+    attention does.
+    """
+    count, vocab = logits.shape
+    block = math.gcd(vocab, BLOCK)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    blocks = weights.reshape(count, vocab // block, block)
+    numbers = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(_keys(rows))
+    best = _draw_weighted(jnp.sum(blocks, axis=-1), numbers[:, 0])
+    inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
+    return best * block + _draw_weighted(inside, numbers[:, 1])
+
+
+def _draw_weighted(weights: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Index of each row's weight that a number of [0, 1) falls to: [rows, n] -> int32 [rows].
+
+    Sums are rounded, and need not even rise; but a weight of 0 is never drawn.
+    """
+    ends, place = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[-1])
+    passed = ends > (numbers * ends[:, -1])[:, None]
+    # The first of those that passed; if there is none, the last of all.
+    rank = jnp.where(passed, 2 * len(place) - place, place)
+    return _argmax_plain(jnp.where(weights > 0, rank, -1))
 
 
 def _argmax(x: jax.Array) -> jax.Array:
@@ -62,7 +95,7 @@ def _argmax_by_blocks(x: jax.Array) -> jax.Array:
     XLA:CPU vectorises a maximum, but not an argmax.
     """
     rows, vocab = x.shape
-    block = math.gcd(vocab, ARGMAX_BLOCK)
+    block = math.gcd(vocab, BLOCK)
     blocks = x.reshape(rows, vocab // block, block)
     best = _argmax_plain(jnp.max(blocks, axis=-1))
     inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
@@ -70,13 +103,15 @@ def _argmax_by_blocks(x: jax.Array) -> jax.Array:
 
 
 def _gumbel(rows: SamplingRows, vocab: int) -> jax.Array:
-    """Gumbel noise [rows, vocab]: argmax(logits + noise) is a draw from softmax(logits)."""
+    """Gumbel noise [rows, vocab]."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, (vocab,), jnp.float32))(_keys(rows))
 
-    def one(seed: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.random.gumbel(key, (vocab,), jnp.float32)
 
-    return jax.vmap(one)(rows.seed, rows.position)
+def _keys(rows: SamplingRows) -> jax.Array:
+    """Random keys [rows]: of a request's seed and the token's position alone."""
+    return jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(
+        rows.seed, rows.position
+    )
 
 
 def _keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:

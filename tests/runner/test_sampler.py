@@ -1,5 +1,7 @@
 """The sampler against softmax and filters written plainly in float64 numpy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +176,36 @@ def test_large_vocabulary_nucleus():
     ranks = np.argsort(order)[tokens]
     assert ranks.max() <= size + 2
     assert ranks.max() > size * 0.8  # and the tail of the nucleus does come
+
+
+@pytest.mark.parametrize("way", [sampler._draw_by_sums, sampler._draw_gumbels])
+@pytest.mark.parametrize("vocab", [1, 41, 192])
+def test_both_ways_draw_from_the_softmax(way: Any, vocab: int):
+    """The CPU's, by blocks or not, and that of other devices; what is masked never comes."""
+    count, random = 30011, np.random.default_rng(vocab)
+    logits = random.normal(0, 0.7, vocab).astype(np.float32)
+    logits[random.permutation(vocab)[: vocab // 3]] = sampler.LOWEST
+    rows = settings(count, position=np.arange(count))
+    tokens = np.asarray(jax.jit(way)(jnp.broadcast_to(logits, (count, vocab)), rows))
+    p = np.exp(logits.astype(np.float64))
+    counts = np.bincount(tokens, minlength=vocab)
+    assert not counts[p == 0].any() and len(counts) == vocab
+    some = p > 0
+    if some.sum() > 1:
+        assert stats.chisquare(counts[some], count * p[some] / p.sum()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 1009])
+def test_a_weight_of_zero_is_never_drawn(count: int):
+    """At the ends of the range, and where sums that are rounded differently could fall."""
+    random = np.random.default_rng(count)
+    weights = random.exponential(1, (3000, count)) * 10.0 ** random.integers(-6, 6, (3000, count))
+    weights[random.random(weights.shape) < 0.7] = 0
+    weights[:, random.integers(count)] = 1e-3  # at least one
+    numbers = random.random(3000).astype(np.float32)
+    numbers[::3], numbers[1::3] = 0, np.nextafter(np.float32(1), np.float32(0))
+    drawn = jax.jit(sampler._draw_weighted)(jnp.asarray(weights, jnp.float32), numbers)
+    assert (weights[np.arange(3000), np.asarray(drawn)] > 0).all()
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 64, 101, 192, 277 * 4])
