@@ -16,7 +16,7 @@ from jaxserve.bench.replay import (
     replay,
     scale_lengths,
 )
-from jaxserve.bench.step_time import LinearCost, TabledCost, measure_steps
+from jaxserve.bench.step_time import LinearCost
 from jaxserve.bench.stepping import TimedRequest, greedy
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.cli.bench_buckets import REPLAYED_OPTIONS
@@ -25,7 +25,7 @@ from jaxserve.core.errors import ConfigError, InvalidRequest
 from jaxserve.scheduling.policies import POLICIES
 from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.testing.fake_engine import fake_sync_engine
-from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+from jaxserve.testing.fake_executor import FakeModel
 from tests.bench.virtual import VirtualExecutor, VirtualTime
 
 COST = LinearCost(VirtualExecutor.STEP, VirtualExecutor.TOKEN)
@@ -159,35 +159,3 @@ def test_utilisation_is_of_what_the_engine_can_do():
         at_utilisation(items, 0, LIMITS, COST)
     with pytest.raises(ConfigError, match="all arrive at once"):
         at_utilisation(items[:1], 0.5, LIMITS, COST)
-
-
-# ------------------------------------------------------------------------- step times
-
-
-def test_a_line_is_found_again():
-    line = LinearCost.fit({n: 0.03 + 0.002 * n for n in (1, 8, 16, 64)})
-    assert (line.base, line.per_token) == (pytest.approx(0.03), pytest.approx(0.002))
-    assert line(100) == pytest.approx(0.23)
-    flat = LinearCost.fit({1: 2.0, 100: 1.9})
-    assert flat.per_token == 0 and flat(1) > 0
-    for base, slope in ((-1, 2), (1, -2), (0, 0), (float("nan"), 1)):
-        with pytest.raises(ConfigError, match="must take time"):
-            LinearCost(base, slope)
-
-
-def test_a_table_never_falls():
-    cost = TabledCost({16: 3.0, 1: 1.0, 8: 5.0, 32: 9.0})
-    assert [cost(n) for n in (1, 8, 16, 24, 32, 99)] == [1, 5, 5, 7, 9, 9]
-
-
-def test_measured_steps_fill_their_bucket():
-    executor = FakeExecutor(page_size=4)
-    sizes = (1, 3, 7)
-    seconds = measure_steps(
-        executor, sizes, max_rows=3, page_size=4, num_pages=100, context_len=6, repeats=2
-    )
-    assert list(seconds) == list(sizes) and min(seconds.values()) > 0
-    plans = executor.plans[::3]  # one to warm up and two timed, of each
-    assert [plan.num_tokens for plan in plans] == list(sizes)
-    assert [[row.num_tokens for row in plan.rows] for plan in plans] == [[1], [1, 1, 1], [3, 2, 2]]
-    assert {row.end for plan in plans for row in plan.rows} == {6}
