@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.layers import Linear, rms_norm, rope_frequencies, rope_table, rotate
 from pallas_kernels.paged_batch import PagedBatch
@@ -114,7 +114,7 @@ class Decoder(nnx.Module):
         kv_pages: jax.Array,
         batch: PagedBatch,
         positions: jax.Array,
-        backend: AttentionBackend,
+        backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """Run the layers.
 
@@ -151,7 +151,7 @@ class Decoder(nnx.Module):
         kv_pages: jax.Array,
         batch: PagedBatch,
         ropes: tuple[Rope, Rope],
-        backend: AttentionBackend,
+        backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """One layer after the other in the program: the compiler sees across layers."""
         for index, layer in enumerate(self.layers):
@@ -171,7 +171,7 @@ class Decoder(nnx.Module):
         kv_pages: jax.Array,
         batch: PagedBatch,
         ropes: tuple[Rope, Rope],
-        backend: AttentionBackend,
+        backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """A loop over layers that shares one attention and switches between their weights.
 

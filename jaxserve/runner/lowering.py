@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
-from jaxserve.models.attention import kv_pages_spec
+from jaxserve.models.backend import kv_pages_spec
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.logit_programs import EDIT_FIELDS, edit_logits, max_edits, token_logprobs
 from jaxserve.runner.packing import packed_length

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import build_model
@@ -39,7 +39,7 @@ class StepProgram:
     """
 
     graph: "ModelGraph"
-    backend: AttentionBackend
+    backend: KernelBackend
     buckets: Buckets
 
     @classmethod
@@ -63,7 +63,7 @@ class StepProgram:
         # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers. The
         # GPU kernel, which a CPU may interpret, takes no traced window.
         loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
-        backend = AttentionBackend(rules, implementation, loop, linear_implementation)
+        backend = KernelBackend(rules, implementation, loop, linear_implementation)
         return cls(graph, backend, buckets)
 
     def backbone(

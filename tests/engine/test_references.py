@@ -16,7 +16,7 @@ from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import TokenDelta
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.step_program import ModelGraph
@@ -153,7 +153,7 @@ def test_first_logits(model: tuple[Path, list]):
     pages = np.random.default_rng(0).permutation(len(prompts) * 64).reshape(len(prompts), 64)
     batch = PagedBatch(*map(jnp.int32, (np.cumsum(lens) - lens, lens, lens, pages)))
 
-    backend = AttentionBackend(rules, "xla")
+    backend = KernelBackend(rules, "xla")
 
     @jax.jit
     def logits(params: dict, token_ids: jax.Array, batch: PagedBatch) -> jax.Array:

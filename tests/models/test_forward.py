@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.step_program import ModelGraph
@@ -74,7 +74,7 @@ def run_paged(
         name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
     }
     params = load_params(checkpoint, targets, progress=False)
-    backend = AttentionBackend(rules, implementation, loop_layers=loop_layers)
+    backend = KernelBackend(rules, implementation, loop_layers=loop_layers)
 
     @jax.jit
     def step(params, pool, token_ids, batch):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import SamplingExtras, StepPlan, StepResult, StepRow
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
@@ -50,7 +50,7 @@ class SmallRunner:
     ) -> None:
         config, rules = shard_model(config, make_mesh(mesh))
         buckets = Buckets(tokens=(16,), sampled=sampled, max_rows=sampled[-1], max_pages=4)
-        step = StepProgram(ModelGraph.of_model(config), AttentionBackend(rules, "xla"), buckets)
+        step = StepProgram(ModelGraph.of_model(config), KernelBackend(rules, "xla"), buckets)
         float32 = jnp.dtype("float32")
         lowering = StepLowering(step, float32, 16 * rules.data, 4, float32)
         random = np.random.default_rng(0)

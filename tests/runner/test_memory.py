@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
 from jaxserve.models.registry import build_model
@@ -40,7 +40,7 @@ def lowering(
     config, rules = shard_model(model_config(family), make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
-    backend = AttentionBackend(rules, implementation, loop_layers=loop_layers)
+    backend = KernelBackend(rules, implementation, loop_layers=loop_layers)
     program = StepProgram(graph, backend, buckets)
     return StepLowering(program, jnp.dtype("float32"), num_pages, PAGE_SIZE, jnp.dtype(kv_dtype))
 
@@ -101,7 +101,7 @@ def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
     temporaries = []
     for num_pages in (1_000, 10_000):
         buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)
-        step = StepProgram(smollm2, AttentionBackend(rules, "xla"), buckets)
+        step = StepProgram(smollm2, KernelBackend(rules, "xla"), buckets)
         lowering = StepLowering(step, jnp.dtype("float32"), num_pages, 64, jnp.dtype(kv_dtype))
         largest = lowering.page_pieces[-1]
         if program == "save":

@@ -15,7 +15,7 @@ from jax.stages import Compiled
 from jaxserve.cache.page_keys import page_key
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
-from jaxserve.models.attention import AttentionBackend
+from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
 from jaxserve.parallel.mesh import make_mesh, shard_model
 from jaxserve.runner.buckets import Buckets
@@ -74,7 +74,7 @@ def lowering(mesh: str, dtype: str) -> StepLowering:
     config, rules = shard_model(model_config("llama"), make_mesh(mesh))
     graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
     buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)
-    program = StepProgram(graph, AttentionBackend(rules, "xla"), buckets)
+    program = StepProgram(graph, KernelBackend(rules, "xla"), buckets)
     return StepLowering(program, jnp.dtype(dtype), PAGES * rules.data, 8, jnp.dtype(dtype))
 
 

@@ -15,7 +15,7 @@ from pallas_kernels.paged_batch import PagedBatch, bits_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionBackend:
+class KernelBackend:
     """How attention and linear layers run: on which mesh, with which implementations.
 
     Kernels work on one shard's own tokens, pages and KV heads, and need nobody else's.
