@@ -13,21 +13,31 @@ run_tests() {
   return $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
 }
 
+is_all=true  # or certain tests only, which somebody asked for
+for argument in "$@"; do
+  [[ ! -e ${argument%%::*} ]] || is_all=false
+done
+
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 scripts/make_venv.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
+# While one core lints, the other makes the next environment and compiles the CPU's kernels, which
+# every worker would otherwise do by itself.
+if $is_all; then
+  scripts/make_venv.sh test,aot .venv-aot &
+  making=$!
+fi
+python -c 'from pallas_kernels import linear, paged_attention
+linear.prepare("cpu"), paged_attention.prepare("cpu")' &
 ruff check .
 ruff format --check .
 pyright
 scripts/install_chromium.sh || echo "NOT RUN: the page's tests in a browser." >&2
 run_tests .venv "$@"
-for argument in "$@"; do
-  if [[ -e ${argument%%::*} ]]; then
-    exit 0  # somebody asked for certain tests, and has had them
-  fi
-done
+$is_all || exit 0  # they have had them
 
 # The compilers of TPUs and GPUs live apart: with them installed, JAX looks for such devices.
-scripts/make_venv.sh test,aot .venv-aot
+wait "$making"
 run_tests .venv-aot "$@" tests/aot tests/pallas_kernels/*aot*.py
 
 # Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests

@@ -37,7 +37,7 @@ def test_every_command_has_help_without_heavy_imports() -> None:
     assert sorted(bench.bench.commands) == [
         "buckets", "chunked-prefill", "fairness", "frontend", "grammars", "host-cost", "latency",
         "padding", "peers", "policies", "predictor", "prefix-cache", "serve", "startup",
-        "throughput",
+        "steps", "throughput",
     ]  # fmt: skip
 
 
