@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.bench import __main__ as bench
-from pallas_kernels.bench import peers, timing, workloads
+from pallas_kernels.bench import linear, peers, timing, workloads
 from pallas_kernels.bench.workloads import Work, make_inputs, make_workload, work_of
 from pallas_kernels.paged_attention import Shape, tuning
 from pallas_kernels.shapes import MODEL_SHAPES
@@ -242,3 +242,28 @@ def test_there_are_candidates_for_every_model_and_the_heuristic_is_one(
             assert len(candidates) == len(set(candidates))
             # A multiprocessor's registers: what three warpgroups ask for is never there.
             assert all(tiles.prefill_warpgroups <= 2 for tiles in candidates)
+
+
+def test_linear_layers_are_timed_beside_their_bound(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(timing, "measure_limits", lambda *_, **__: timing.Limits(1e6, 1e9))
+    command = ["--tokens", "3", "--shapes", "40x24", "17x40", "--layers", "2", "--repeats", "2"]
+    linear.main(command)
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("4 products")
+    assert [row.split()[:2] for row in rows] == [["xla", "3"], ["cpu", "3"]]
+    assert {tuple(row.split()[4:6]) for row in rows} == {("13.1", "memory")}  # 13,120 bytes
+    for bad, message in (
+        (["--shapes", "40"], "invalid parse_shape value"),
+        (["--shapes", "0x4"], "invalid parse_shape value"),
+        (["--tokens", "0"], "must be positive"),
+        (["--dtype", "bfloat16", "--implementations", "cpu"], "takes float32, not bfloat16"),
+    ):
+        with pytest.raises(SystemExit):
+            linear.main(bad)
+        assert message in capsys.readouterr().err
+
+
+def test_linear_layers_need_every_weight_once():
+    assert linear.work_of([(40, 24), (17, 40)], 3, 5, 4) == Work(4 * 3 * 1640, 2 * 5 * 3 * 1640)
