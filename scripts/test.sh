@@ -21,10 +21,15 @@ done
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 scripts/make_venv.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-# While one core lints, the other makes the next environment and compiles the CPU's kernels, which
+has_gpu_interpreter=true  # of Pallas: JAX 0.11 has it, which takes Python 3.12
+python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))' || has_gpu_interpreter=false
+# While one core lints, the other makes the environments below and compiles the CPU's kernels, which
 # every worker would otherwise do by itself.
 if $is_all; then
-  scripts/make_venv.sh test,aot .venv-aot &
+  {
+    scripts/make_venv.sh test,aot .venv-aot
+    $has_gpu_interpreter || scripts/make_venv.sh test .venv-jax011 3.12 || true  # looked at below
+  } &
   making=$!
 fi
 python -c 'from pallas_kernels import linear, paged_attention
@@ -40,12 +45,9 @@ $is_all || exit 0  # they have had them
 wait "$making"
 run_tests .venv-aot "$@" tests/aot tests/pallas_kernels/*aot*.py
 
-# Pallas' interpreter of GPU kernels is in JAX 0.11, which takes Python 3.12: where the tests
-# above ran with less, those of GPU kernels run once more.
+# Where the tests above had no interpreter of GPU kernels, those of them run once more.
 gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py::test_gpu_kernels)
-if python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))'; then
-  exit 0
-fi
+! $has_gpu_interpreter || exit 0
 made=0
 scripts/make_venv.sh test .venv-jax011 3.12 || made=$?
 if ((made == 3)); then

@@ -25,6 +25,8 @@ from tests.engine.harness import (
 )
 from tests.models.numpy_reference import NumpyModel
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 MAX_MODEL_LEN = 96
 
 

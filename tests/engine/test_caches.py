@@ -11,6 +11,8 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.engine import Engine
 from tests.engine.harness import assert_idle, greedy, maker, prompts, run, tokens
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 PAGE_SIZE = 4
 TURNS = 5
 

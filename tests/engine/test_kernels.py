@@ -16,7 +16,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.runner.program_cache import ProgramCache
 from tests.engine.harness import build, greedy, run, tokens
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 REQUESTS = [(40, 6), (1, 9), (23, 4), (7, 8), (16, 5)]  # prompt tokens, answer tokens
 
