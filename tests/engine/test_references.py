@@ -73,10 +73,18 @@ def test_all_at_once(engine: Engine, model: tuple[Path, list]):
     check(engine, model[1])
 
 
-def test_in_chunks_and_preempted(model: tuple[Path, list], program_cache_dir: Path):
-    """32 tokens a step, prefills and decodes together, in a pool that holds one long prompt."""
+def test_chunks_of_32_tokens(model: tuple[Path, list], program_cache_dir: Path):
     engine = build(
         model[0], max_num_batched_tokens=32, token_buckets="32", row_buckets="18",
+        num_pages=640, compilation_cache_dir=str(program_cache_dir), **SIZES,
+    )  # fmt: skip
+    check(engine, model[1])
+    assert engine.load().num_preemptions == 0
+
+
+def test_preempted(model: tuple[Path, list], program_cache_dir: Path):
+    engine = build(
+        model[0], max_num_batched_tokens=512, token_buckets="32,512", row_buckets="18",
         num_pages=72, compilation_cache_dir=str(program_cache_dir), **SIZES,
     )  # fmt: skip
     check(engine, model[1])
