@@ -13,8 +13,8 @@ from pallas_kernels.cpu_calls.tiles import LANES, padded
 from pallas_kernels.paged_attention.cpu_parts import (
     MASKED,
     compiled,
-    copy_rows,
     fill,
+    float_rows,
     inlined,
     multiply,
     softmax_step,
@@ -89,24 +89,44 @@ def _score(shape, scores, queries, keys, count, wide):  # type: ignore[no-untype
     if _is_split(shape):
         _dots_narrow(scores, block, queries, stride, keys, D, G, count, D // (2 * LANES), ahead)
     else:
-        if shape.itemsize == 2 or stride != D:
-            copy_rows(wide, stride, keys, D, shape.itemsize, count)
-            keys = wide
-        _dots(scores, block, queries, stride, keys, stride, G, count, stride // LANES, ahead)
+        rows = float_rows(shape, keys, count, wide)
+        _dots(scores, block, queries, stride, rows, stride, G, count, stride // LANES, ahead)
 
 
 @inlined()
-def _add_values(shape, sums, weights, values, count, wide):  # type: ignore[no-untyped-def]
+def _add_values(shape, weights, sums, values, count, wide):  # type: ignore[no-untyped-def]
     """sums [group, head_dim] += weights [group, block][:, :count] @ a head's values in a page."""
     D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
     stride, ahead = padded(D, LANES), values + AHEAD
     if _is_split(shape):
         _sums_narrow(sums, stride, weights, block, values, D, G, D, count, ahead)
     else:
-        if shape.itemsize == 2 or stride != D:
-            copy_rows(wide, stride, values, D, shape.itemsize, count)
-            values = wide
-        _sums(sums, stride, weights, block, values, stride, G, stride, count, ahead)
+        rows = float_rows(shape, values, count, wide)
+        _sums(sums, stride, weights, block, rows, stride, G, stride, count, ahead)
+
+
+@inlined()
+def _each_piece(work, shape, pool, pages, half, begin, until, scores, rows, wide):  # type: ignore[no-untyped-def]
+    """`_score` or `_add_values` of positions begin..until-1: by page, and by head in it.
+
+    Args:
+        work: which of them.
+        shape, pool: as of `decode`.
+        pages: the row's page numbers.
+        half: of a page: 0, its keys; 1, its values.
+        scores: address of float32 [heads, block], from position `begin` on.
+        rows: of queries or sums, float32 [heads, stride].
+        wide: see `float_rows`.
+    """
+    D, P, G, size, kv_heads = shape
+    stride, block, head_bytes = padded(D, LANES), _block_tokens(shape), P * D * size
+    for page in range(begin // P, (until + P - 1) // P):
+        low, high = max(begin - page * P, 0), min(until - page * P, P)
+        column = page * P + low - begin
+        at = pool + (np.int64(pages[page]) * 2 + half) * kv_heads * head_bytes + low * D * size
+        for h in range(kv_heads):
+            own, mine = scores + 4 * (h * G * block + column), rows + 4 * h * G * stride
+            work(shape, own, mine, at + h * head_bytes, high - low, wide)
 
 
 @compiled()
@@ -126,10 +146,8 @@ def decode(  # type: ignore[no-untyped-def]
         stats: written: float32 [2, heads], the highest scores and those sums.
         scratch: `decode_scratch(shape)` bytes to work in.
     """
-    D, P, G, size, kv_heads = shape
-    heads, stride, block = kv_heads * G, padded(D, LANES), _block_tokens(shape)
-    head_bytes = P * D * size  # of one head's K or V of a page
-    half_page = kv_heads * head_bytes
+    P, heads = shape.page_size, shape.kv_heads * shape.group
+    stride, block = padded(shape.head_dim, LANES), _block_tokens(shape)
     scores_at, sums_at = scratch, scratch + 4 * heads * block
     scores, sums = floats(scores_at, heads * block), floats(sums_at, heads * stride)
     queries_at = sums_at + 4 * heads * stride
@@ -143,22 +161,10 @@ def decode(  # type: ignore[no-untyped-def]
     pages = ints(table, last)
     for first in range(start // P, last, block // P):
         begin, until = max(start, first * P), min(end, first * P + block)
-        for half in range(2):
-            for page in range(first, (until + P - 1) // P):
-                low, high = max(begin - page * P, 0), min(until - page * P, P)
-                column = page * P + low - begin
-                at = pool + (np.int64(pages[page]) * 2 + half) * half_page + low * D * size
-                for h in range(kv_heads):
-                    own = scores_at + 4 * (h * G * block + column)
-                    if half == 0:
-                        mine = queries_at + 4 * h * G * stride
-                        _score(shape, own, mine, at + h * head_bytes, high - low, wide)
-                    else:
-                        mine = sums_at + 4 * h * G * stride
-                        _add_values(shape, mine, own, at + h * head_bytes, high - low, wide)
-            if half == 0:
-                for head in range(heads):
-                    mine = scores[head * block : head * block + until - begin]
-                    fade = softmax_step(mine, soft_cap, highest, total, head)
-                    multiply(sums[head * stride : (head + 1) * stride], fade)
+        _each_piece(_score, shape, pool, pages, 0, begin, until, scores_at, queries_at, wide)
+        for head in range(heads):
+            mine = scores[head * block : head * block + until - begin]
+            fade = softmax_step(mine, soft_cap, highest, total, head)
+            multiply(sums[head * stride : (head + 1) * stride], fade)
+        _each_piece(_add_values, shape, pool, pages, 1, begin, until, scores_at, sums_at, wide)
     _give_sums(shape, sums_at, out)

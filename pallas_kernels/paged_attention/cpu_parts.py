@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from pallas_kernels.cpu_calls.memory import floats, halves
+from pallas_kernels.cpu_calls.tiles import LANES, padded
 
 MASKED = np.float32(-1e30)  # finite: a row with nothing to see must not turn into NaN
 # Sums may be taken in any order; neither infinities nor NaN are to be told apart from numbers.
@@ -63,7 +64,7 @@ def multiply(array, factor):  # type: ignore[no-untyped-def]
 
 
 @inlined()
-def copy_rows(target, stride, source, width, size, count):  # type: ignore[no-untyped-def]
+def _copy_rows(target, stride, source, width, size, count):  # type: ignore[no-untyped-def]
     """`count` rows of `width` numbers of the pool become float32 rows, `stride` apart."""
     for row in range(count):
         wide = floats(target + 4 * row * stride, stride)
@@ -77,6 +78,23 @@ def copy_rows(target, stride, source, width, size, count):  # type: ignore[no-un
             for i in range(width):
                 wide[i] = given[i]
         fill(wide[width:], np.float32(0))
+
+
+@inlined()
+def float_rows(shape, source, count, wide):  # type: ignore[no-untyped-def]
+    """Where `count` rows of the pool are float32, padded to whole vectors: at `source`, or copied.
+
+    Args:
+        shape: see `KernelShape`.
+        source: their address in the pool.
+        wide: where a copy goes, `padded(head_dim, LANES)` numbers from row to row.
+    """
+    D, stride = shape.head_dim, padded(shape.head_dim, LANES)
+    rows = source
+    if shape.itemsize == 2 or stride != D:
+        rows = wide
+        _copy_rows(rows, stride, source, D, shape.itemsize, count)
+    return rows
 
 
 @inlined()

@@ -13,8 +13,8 @@ from pallas_kernels.cpu_calls.tiles import LANES, padded
 from pallas_kernels.paged_attention.cpu_parts import (
     MASKED,
     compiled,
-    copy_rows,
     fill,
+    float_rows,
     inlined,
     multiply,
     softmax_step,
@@ -109,10 +109,7 @@ def prefill(  # type: ignore[no-untyped-def]
                 begin = until = P
             fill(mine[:begin], np.float32(0))
             fill(mine[until:], np.float32(0))
-        v = v_at
-        if size == 2 or stride != D:
-            v = wide_at
-            copy_rows(v, stride, v_at, D, size, high - low)
+        v = float_rows(shape, v_at, high - low, wide_at)
         multiply_add(
             sums_at, stride, scores_at + 4 * low, slots, v, stride, rows, high - low, stride
         )
