@@ -1,6 +1,7 @@
 """Sampling on the device, with every setting per row, so that no setting recompiles."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,9 @@ def _draw(logits: jax.Array, rows: SamplingRows) -> jax.Array:
 
 def _draw_gumbels(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     """A draw from softmax(logits): the largest of logits + Gumbel noise."""
-    return _argmax_plain(logits + _gumbel(rows, logits.shape[-1]))
+    vocab = logits.shape[-1]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab,), jnp.float32))(_keys(rows))
+    return _argmax_plain(logits + noise)
 
 
 def _draw_by_sums(logits: jax.Array, rows: SamplingRows) -> jax.Array:
@@ -58,14 +61,14 @@ def _draw_by_sums(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     Two random numbers per row: those of Gumbel noise, one per token, take a CPU longer than all
     attention does.
     """
-    count, vocab = logits.shape
-    block = math.gcd(vocab, BLOCK)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    blocks = weights.reshape(count, vocab // block, block)
     numbers = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(_keys(rows))
-    best = _draw_weighted(jnp.sum(blocks, axis=-1), numbers[:, 0])
-    inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
-    return best * block + _draw_weighted(inside, numbers[:, 1])
+    return _by_blocks(
+        weights,
+        jnp.sum,
+        lambda sums: _draw_weighted(sums, numbers[:, 0]),
+        lambda inside: _draw_weighted(inside, numbers[:, 1]),
+    )
 
 
 def _draw_weighted(weights: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -94,17 +97,29 @@ def _argmax_by_blocks(x: jax.Array) -> jax.Array:
 
     XLA:CPU vectorises a maximum, but not an argmax.
     """
+    return _by_blocks(x, jnp.max, _argmax_plain, _argmax_plain)
+
+
+def _by_blocks(
+    x: jax.Array,
+    summary: Callable[..., jax.Array],
+    choose_block: Callable[[jax.Array], jax.Array],
+    choose_inside: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Index of a number of each row, [rows, vocab] -> int32 [rows]: its block's, then its own.
+
+    Args:
+        x: [rows, vocab].
+        summary: of a block's numbers, along an `axis`.
+        choose_block: from all blocks' summaries, [rows, n] -> int32 [rows].
+        choose_inside: likewise from the numbers of the block.
+    """
     rows, vocab = x.shape
     block = math.gcd(vocab, BLOCK)
     blocks = x.reshape(rows, vocab // block, block)
-    best = _argmax_plain(jnp.max(blocks, axis=-1))
+    best = choose_block(summary(blocks, axis=-1))
     inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
-    return best * block + _argmax_plain(inside)
-
-
-def _gumbel(rows: SamplingRows, vocab: int) -> jax.Array:
-    """Gumbel noise [rows, vocab]."""
-    return jax.vmap(lambda key: jax.random.gumbel(key, (vocab,), jnp.float32))(_keys(rows))
+    return best * block + choose_inside(inside)
 
 
 def _keys(rows: SamplingRows) -> jax.Array:
