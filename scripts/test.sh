@@ -31,9 +31,9 @@ if $is_all; then
     $has_gpu_interpreter || scripts/make_venv.sh test .venv-jax011 3.12 || true  # looked at below
   } &
   making=$!
-fi
-python -c 'from pallas_kernels import linear, paged_attention
+  python -c 'from pallas_kernels import linear, paged_attention
 linear.prepare("cpu"), paged_attention.prepare("cpu")' &
+fi
 ruff check .
 ruff format --check .
 pyright

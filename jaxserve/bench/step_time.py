@@ -76,8 +76,8 @@ def measure_steps(
 ) -> dict[int, float]:
     """Median seconds of steps that fill their bucket, each launched and waited for.
 
-    A step of t tokens has min(t, max_rows) rows that sample, as equal as possible. Their pages go
-    round the pool: a pool too small for all of them is shared, which costs as many bytes.
+    A step of t tokens has min(t, max_rows) rows that sample greedily, as equal as possible. Their
+    pages go round the pool: a pool too small for all of them is shared, which costs as many bytes.
 
     Args:
         executor: of one data shard; what is in its KV pool is overwritten.

@@ -87,10 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "results": [],
         "left_out": [],
     }
-    print(
-        f"{device.device_kind} ({device.platform}), JAX {jax.__version__}, {options.dtype}: copies "
-        f"{limits.bandwidth / 1e9:.4g} GB/s, multiplies {limits.rate / 1e12:.3g} TFLOP/s"
-    )
+    print(timing.describe(limits, options.dtype))
     for model, shape in shapes.items():
         for name in options.workloads:
             workload = workloads.make_workload(name, options.batch, options.context)

@@ -119,11 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for shape in options.shapes
     ]
     limits = timing.measure_limits(dtype, repeats=options.repeats)
-    print(
-        f"{device.device_kind} ({device.platform}), JAX {jax.__version__}, {dtype.name}: copies "
-        f"{limits.bandwidth / 1e9:.4g} GB/s, multiplies {limits.rate / 1e12:.3g} TFLOP/s; "
-        f"{len(weights)} products"
-    )
+    print(f"{timing.describe(limits, dtype)}; {len(weights)} products")
     print(ROW.format("implementation", "tokens", "ms", "best", "bound (ms)", "of", "fraction"))
     for tokens in options.tokens:
         bound, of = work_of(options.shapes, options.layers, tokens, dtype.itemsize).bound(*limits)

@@ -28,6 +28,21 @@ class Limits(NamedTuple):
     rate: float
 
 
+def describe(limits: Limits, dtype: Any) -> str:
+    """The device and its limits, in a line.
+
+    Args:
+        limits: what `measure_limits` gave.
+        dtype: of the product whose rate it is.
+    """
+    device = jax.devices()[0]
+    return (
+        f"{device.device_kind} ({device.platform}), JAX {jax.__version__}, "
+        f"{jnp.dtype(dtype).name}: copies {limits.bandwidth / 1e9:.4g} GB/s, "
+        f"multiplies {limits.rate / 1e12:.3g} TFLOP/s"
+    )
+
+
 def calls_in_program() -> int:
     """Calls of a kernel in one program.
 
