@@ -4,12 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two tests at a time; a file's tests together, since they share engines and compiled programs,
-# and files in the order that tests/conftest.py gives them.
+# Two tests at a time.
 run_tests() {
   local venv="$1" status=0
   shift
-  PATH="$PWD/$venv/bin:$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
+  PATH="$PWD/$venv/bin:$PATH" pytest -n 2 "$@" || status=$?
   return $((status == 5 ? 0 : status))  # 5: the arguments chose none of them
 }
 
@@ -38,12 +37,14 @@ ruff check .
 ruff format --check .
 pyright
 scripts/install_chromium.sh || echo "NOT RUN: the page's tests in a browser." >&2
-run_tests .venv "$@"
+# A file's tests together, since they share engines and compiled programs, and files in the order
+# that tests/conftest.py gives them.
+run_tests .venv --dist loadfile --no-loadscope-reorder "$@"
 $is_all || exit 0  # they have had them
 
 # The compilers of TPUs and GPUs live apart: with them installed, JAX looks for such devices.
 wait "$making"
-run_tests .venv-aot "$@" tests/aot tests/pallas_kernels/*aot*.py
+run_tests .venv-aot --dist worksteal "$@" tests/aot tests/pallas_kernels/*aot*.py
 
 # Where the tests above had no interpreter of GPU kernels, those of them run once more.
 gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py::test_gpu_kernels)
@@ -56,4 +57,4 @@ if ((made == 3)); then
 elif ((made)); then
   exit "$made"
 fi
-run_tests .venv-jax011 "$@" "${gpu_tests[@]}"
+run_tests .venv-jax011 --dist worksteal "$@" "${gpu_tests[@]}"

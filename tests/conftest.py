@@ -41,12 +41,13 @@ def gemma3_gguf() -> Path:
     return pull("gemma3-270m", progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compiles() -> Iterator[None]:
-    """Has LLVM leave the test's programs as XLA wrote them, for faster compiles.
+    """Has LLVM leave the module's programs as XLA wrote them, for faster compiles.
 
     For tests of many programs that run little or not at all. What XLA itself makes of them, and
-    so the memory they take, is the same.
+    so the memory they take, is the same. For whole modules, since engines that a module's tests
+    share are built before what a single test asks for.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)

@@ -84,11 +84,17 @@ def assert_idle(engine: Engine) -> None:
 
 
 def build(model: object, **options: Any) -> Engine:
-    """A real engine; programs for few and small buckets unless told otherwise."""
+    """A real engine, small and with a single bucket of tokens and of rows unless told otherwise.
+
+    Most of what such an engine takes is compiling; None asks for the server's own buckets.
+    """
     limits: dict[str, Any] = dict(
         max_num_seqs=4, max_num_batched_tokens=8, num_pages=256, page_size=4
     )
-    return build_sync_engine(EngineConfig(model=str(model), **(limits | options)), progress=False)
+    limits |= options
+    limits.setdefault("token_buckets", str(limits["max_num_batched_tokens"]))
+    limits.setdefault("row_buckets", str(limits["max_num_seqs"]))
+    return build_sync_engine(EngineConfig(model=str(model), **limits), progress=False)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,13 @@ TURNS = 5
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Engine]]:
-    limits = {"page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48}
+def make(
+    tiny_model: Callable[..., Path], program_cache_dir: Path
+) -> Iterator[Callable[..., Engine]]:
+    limits = {
+        "page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48,
+        "compilation_cache_dir": str(program_cache_dir),
+    }  # fmt: skip
     with maker(tiny_model("llama"), **limits) as make:
         yield make
 

@@ -74,7 +74,7 @@ def test_tpu_kernels(
 ):
     options = {
         "page_size": 8 if kv_dtype == "auto" else 16, "num_pages": 24,
-        "max_num_batched_tokens": 16, "token_buckets": "16", "kv_cache_dtype": kv_dtype,
+        "max_num_batched_tokens": 16, "kv_cache_dtype": kv_dtype,
     }  # fmt: skip
     assert_same_tokens("tpu", tiny_model(family), options, monkeypatch)
 

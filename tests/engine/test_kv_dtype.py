@@ -28,7 +28,6 @@ def make(tiny_model: Callable[..., Path], program_cache_dir: Path) -> Iterator[C
     limits = {
         "page_size": PAGE_SIZE, "max_num_batched_tokens": 16, "num_pages": 48,
         "kv_cache_dtype": "bfloat16", "compilation_cache_dir": str(program_cache_dir),
-        "token_buckets": "16", "row_buckets": "4",  # few programs to compile
     }  # fmt: skip
     with maker(tiny_model("llama"), **limits) as make:
         yield make

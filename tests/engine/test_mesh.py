@@ -12,6 +12,8 @@ from jaxserve.engine.engine import Engine
 from tests.engine.harness import build, greedy, run, tokens
 from tests.models.numpy_reference import NumpyModel
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 REFERENCES = Path(__file__).parents[1] / "references"
 MESHES = ("tensor=2", "tensor=4", "data=2,tensor=2")
 
@@ -36,7 +38,6 @@ def prompts(vocab: int, lengths: Sequence[int]) -> list[list[int]]:
     return [random.integers(0, vocab, n).tolist() for n in lengths]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("name", MODELS)
 def test_same_tokens_on_every_mesh(
     name: str, tiny_model: Callable[..., Path], program_cache_dir: Path
@@ -50,7 +51,6 @@ def test_same_tokens_on_every_mesh(
     for mesh in MESHES:
         engine = build(
             directory, mesh=mesh, max_num_batched_tokens=4, max_num_seqs=2, num_pages=64,
-            token_buckets="4", row_buckets="2",  # few programs: compiling is all that takes time
             compilation_cache_dir=str(program_cache_dir),
         )  # fmt: skip
         assert tokens(run(engine, requests)) == expected, mesh
@@ -67,7 +67,6 @@ def shard_shapes(engine: Engine) -> tuple[dict[str, tuple[int, ...]], tuple[int,
     return {k: shape(v) for k, v in runner._params.items()}, shape(runner._kv_pages)  # type: ignore
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cache_dir: Path):
     family, config = MODELS["kv-heads-divide"]
     engine = build(
@@ -84,7 +83,6 @@ def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cac
     assert weights["final_norm"] == (32,)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_repeated_heads_are_split(tiny_model: Callable[..., Path], program_cache_dir: Path):
     family, config = MODELS["kv-heads-repeated"]
     engine = build(
@@ -97,7 +95,6 @@ def test_repeated_heads_are_split(tiny_model: Callable[..., Path], program_cache
     assert weights["layers.0.qkv"] == (1, 3, 8, 32)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_data_shards_share_the_work(tiny_model: Callable[..., Path], program_cache_dir: Path):
     """Pages of both shards get used, and a full batch on two shards preempts correctly."""
     family, config = MODELS["kv-heads-divide"]

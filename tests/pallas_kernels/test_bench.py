@@ -18,6 +18,9 @@ from pallas_kernels.shapes import MODEL_SHAPES
 TINY = Shape(heads=6, kv_heads=2, head_dim=8, page_size=4, dtype=jnp.bfloat16)
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
 @pytest.fixture(scope="module")
 def tuner() -> ModuleType:
     path = Path(__file__).parents[2] / "scripts" / "tune_attention.py"

@@ -16,6 +16,8 @@ from pallas_kernels.paged_batch import PagedBatch
 from tests.pallas_kernels.paged_case import GARBAGE
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 LAYERS, PAGES, ROWS, PAGES_PER_ROW = 3, 43, 17, 7
 
 

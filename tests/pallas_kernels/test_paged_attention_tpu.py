@@ -25,6 +25,8 @@ from tests.pallas_kernels.paged_case import (
 )
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}
 # Small, so that short rows make many turns: 13 query tokens, 32 positions, 16 at once.
 SMALL = BlockSizes(query_tokens=13, pages_per_block=2, pages_per_chunk=1)
