@@ -243,7 +243,7 @@ def _num_pages(
 def _program_cache(
     config: EngineConfig, model: ModelConfig, lowering: StepLowering
 ) -> ProgramCache:
-    backend = lowering.program.backend
+    backend, mesh = lowering.program.backend, lowering.rules.mesh
     settings = {
         "model": model,
         "mesh": config.mesh,
@@ -255,7 +255,7 @@ def _program_cache(
         "attention": backend.implementation,
         "linear": backend.linear_implementation,
     }
-    return ProgramCache(_cache_dir(config), settings)
+    return ProgramCache(_cache_dir(config), settings, [d.id for d in mesh.devices.flat])
 
 
 def _compile(runner: DeviceRunner, cache: ProgramCache, progress: bool) -> None:

@@ -9,8 +9,9 @@ import logging
 import os
 import pickle
 import tempfile
+import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,11 @@ _SOURCES = (
 
 
 class ProgramCache:
-    """A directory of serialized executables, keyed by everything that shapes them.
+    """A directory of serialized executables, which are found in two ways.
+
+    By their names and everything that shapes them, so that a start like one before traces nothing.
+    And by what XLA is given, so that a start with other options, or with other code, compiles only
+    what came out differently. The former are links to the latter.
 
     Files are pickles of compiled machine code (JAX knows no other form), as trusted as the
     installed package itself. So the directory is created for its owner only, and one in which
@@ -42,30 +47,42 @@ class ProgramCache:
     Args:
         directory: where executables are kept; None keeps none.
         settings: everything besides the code and the machine that shapes the programs.
+        devices: ids of those that the programs run on, in order; no program's text names them.
 
     Raises:
         ConfigError: others than this user may write to the directory.
     """
 
-    def __init__(self, directory: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        settings: Mapping[str, Any],
+        devices: Sequence[int] = (),
+    ) -> None:
         if directory is not None:
             with contextlib.suppress(OSError):  # `_store` says what is wrong with it
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             require_private(directory)
         self._directory = directory
-        self._key = _fingerprint(settings)
+        self._facts = {**_machine(), "devices": tuple(devices)}
+        self._key = _digest(self._facts | {**settings, "sources": _sources()})
 
     def get(self, name: str, lower: Callable[[], Lowered]) -> Compiled:
         """The program called `name`: loaded if it is on disk, else lowered, compiled, stored."""
-        path = self._directory and self._directory / f"{name}-{self._key}.xla"
-        if path is not None:
-            loaded = _load(path)
-            if loaded is not None:
-                return loaded
-        compiled = lower().compile()
-        if path is not None:
-            _store(path, compiled)
-        return compiled
+        if self._directory is None:
+            return lower().compile()
+        path = self._directory / f"{name}-{self._key}.xla"
+        program = _load(path)
+        if program is None:
+            lowered = lower()
+            text = _digest(self._facts | {"text": lowered.as_text()})
+            same = self._directory / f"{text}.xla"
+            program = _load(same)
+            if program is None:
+                program = lowered.compile()
+                _store(same, program)
+            _link(path, same)
+        return program
 
 
 def _load(path: Path) -> Compiled | None:
@@ -99,22 +116,37 @@ def _store(path: Path, compiled: Compiled) -> None:
         log.warning("could not keep the program %s: %s", path.name, error)
 
 
-def _fingerprint(settings: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
+def _link(path: Path, target: Path) -> None:
+    """Let `path` name another file of its folder, whatever it named before."""
+    with contextlib.suppress(OSError):  # then `_store` has said what is wrong with the folder
+        made = path.with_name(uuid.uuid4().hex)
+        made.symlink_to(target.name)
+        os.replace(made, path)
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:24]
+
+
+def _machine() -> dict[str, Any]:
+    """Where executables run, and what they were made by."""
     devices = jax.devices()
-    facts = {
+    return {
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
-        "devices": [(d.platform, d.device_kind) for d in devices],
+        "kinds": [(d.platform, d.device_kind) for d in devices],
         "runtime": devices[0].client.platform_version,
         "cpu": _cpu_features() if devices[0].platform == "cpu" else "",
-        **settings,
     }
-    digest.update(repr(sorted(facts.items())).encode())
+
+
+def _sources() -> str:
+    """A digest of the code that programs are traced from."""
+    digest = hashlib.sha256()
     for package in _SOURCES:
         for path, content in sorted(_source_files(package)):
             digest.update(path.encode() + content)
-    return digest.hexdigest()[:24]
+    return digest.hexdigest()
 
 
 def _source_files(package: str) -> Iterator[tuple[str, bytes]]:

@@ -17,11 +17,16 @@ from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 X = np.arange(7, dtype=np.float32)
 
 
-def lower() -> jax.stages.Lowered:
-    def triple(x: jax.Array) -> jax.Array:  # a new one each time: JAX remembers functions
-        return x * 3
+def lower(factor: int = 3) -> jax.stages.Lowered:
+    def multiply(x: jax.Array) -> jax.Array:  # a new one each time: JAX remembers functions
+        return x * factor
 
-    return jax.jit(triple).lower(X)
+    return jax.jit(multiply).lower(X)
+
+
+def programs(directory: Path) -> list[Path]:
+    """The files themselves, without the links to them."""
+    return [file for file in directory.iterdir() if not file.is_symlink()]
 
 
 @pytest.fixture
@@ -43,12 +48,37 @@ def test_the_second_start_compiles_nothing(tmp_path: Path, counter: CompileCount
     assert counter.before_ready == 1
 
 
-def test_names_and_settings_are_part_of_the_key(tmp_path: Path, counter: CompileCounter):
-    ProgramCache(tmp_path, {"size": 1}).get("triple", lower)
-    ProgramCache(tmp_path, {"size": 1}).get("other", lower)
-    ProgramCache(tmp_path, {"size": 2}).get("triple", lower)
-    assert counter.before_ready == 3
-    assert len(list(tmp_path.iterdir())) == 3
+def test_what_names_and_settings_do_not_change_is_compiled_once(
+    tmp_path: Path, counter: CompileCounter
+):
+    for name, size in (("triple", 1), ("other", 1), ("triple", 2)):
+        program = ProgramCache(tmp_path, {"size": size}).get(name, lower)
+        np.testing.assert_array_equal(np.asarray(program(X)), X * 3)
+        assert counter.before_ready == 1
+    assert len(programs(tmp_path)) == 1 and len(list(tmp_path.iterdir())) == 1 + 3
+    for name, size in (("triple", 1), ("other", 1), ("triple", 2)):
+        ProgramCache(tmp_path, {"size": size}).get(name, pytest.fail)  # by name alone
+
+
+def test_another_program_of_the_same_name_is_another(tmp_path: Path, counter: CompileCounter):
+    ProgramCache(tmp_path, {"factor": 3}).get("multiply", lower)
+    program = ProgramCache(tmp_path, {"factor": 5}).get("multiply", lambda: lower(5))
+    np.testing.assert_array_equal(np.asarray(program(X)), X * 5)
+    assert counter.before_ready == 2 == len(programs(tmp_path))
+
+
+def test_the_same_program_on_other_devices_is_another(tmp_path: Path):
+    def get(ids: list[int]) -> jax.stages.Compiled:
+        mesh = jax.sharding.Mesh([jax.devices()[i] for i in ids], ("tensor",))
+        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor"))
+        x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=split)
+        cache = ProgramCache(tmp_path, {"devices": ids}, ids)
+        return cache.get("double", lambda: jax.jit(lambda x: x * 2).lower(x))
+
+    for ids in ([0, 1], [2, 3], [1, 0]):
+        (sharding,), _ = get(ids).input_shardings
+        assert [device.id for device in sharding.mesh.devices] == ids
+    assert len(programs(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
@@ -56,7 +86,7 @@ def test_a_damaged_file_is_recompiled_and_replaced(
     damage: str, tmp_path: Path, counter: CompileCounter, caplog: pytest.LogCaptureFixture
 ):
     ProgramCache(tmp_path, {}).get("triple", lower)
-    (file,) = tmp_path.iterdir()
+    (file,) = programs(tmp_path)
     whole = file.read_bytes()
     damaged = {"truncated": whole[: len(whole) // 2], "garbage": b"x" * 99, "empty": b""}
     file.write_bytes(damaged[damage])
@@ -65,6 +95,7 @@ def test_a_damaged_file_is_recompiled_and_replaced(
     np.testing.assert_array_equal(np.asarray(program(X)), X * 3)
     assert counter.before_ready == 2
     assert "ignoring the cached program triple" in caplog.text
+    assert len(programs(tmp_path)) == 1
     ProgramCache(tmp_path, {}).get("triple", lower)
     assert counter.before_ready == 2, "the damaged file was not replaced"
 
@@ -81,13 +112,13 @@ def test_a_directory_that_cannot_be_written_costs_only_time(
     (tmp_path / "file").write_text("not a directory")
     program = ProgramCache(tmp_path / "file", {}).get("triple", lower)
     np.testing.assert_array_equal(np.asarray(program(X)), X * 3)
-    assert "could not keep the program triple" in caplog.text
+    assert "could not keep the program" in caplog.text
 
 
 def test_the_directory_is_private_and_holds_whole_files_only(tmp_path: Path):
     ProgramCache(tmp_path / "new", {}).get("triple", lower)
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
-    assert [f.suffix for f in (tmp_path / "new").iterdir()] == [".xla"]
+    assert [f.suffix for f in (tmp_path / "new").iterdir()] == [".xla", ".xla"]
 
 
 class Boom:
@@ -107,7 +138,7 @@ def test_a_file_that_others_may_write_to_is_never_unpickled(
     tmp_path: Path, counter: CompileCounter, caplog: pytest.LogCaptureFixture
 ):
     ProgramCache(tmp_path, {}).get("triple", lower)
-    (file,) = tmp_path.iterdir()
+    (file,) = programs(tmp_path)
     file.write_bytes(pickle.dumps(Boom()))
     file.chmod(0o666)
     ProgramCache(tmp_path, {}).get("triple", lower)
