@@ -26,7 +26,9 @@ from jaxserve.runner.compile_counter import CompileCounter
 log = logging.getLogger(__name__)
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-# What a program is traced from: a change in any of these makes every cached one stale.
+# Whose options change what the compilers make of the same program.
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# What a program is traced from: after a change in any of these, every one is traced anew.
 _SOURCES = (
     "jaxserve.models", "jaxserve.runner", "jaxserve.parallel", "jaxserve.prediction",
     "pallas_kernels",
@@ -137,6 +139,7 @@ def _machine() -> dict[str, Any]:
         "kinds": [(d.platform, d.device_kind) for d in devices],
         "runtime": devices[0].client.platform_version,
         "cpu": _cpu_features() if devices[0].platform == "cpu" else "",
+        "flags": [os.environ.get(name, "") for name in _FLAGS],
     }
 
 

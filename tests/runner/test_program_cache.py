@@ -67,6 +67,34 @@ def test_another_program_of_the_same_name_is_another(tmp_path: Path, counter: Co
     assert counter.before_ready == 2 == len(programs(tmp_path))
 
 
+def test_large_constants_tell_programs_apart(tmp_path: Path):
+    """A printer that leaves them out would make one program of these."""
+    zeros = np.zeros(10_007, np.float32)
+
+    def get(constant: np.ndarray, changed: int) -> jax.stages.Compiled:
+        cache = ProgramCache(tmp_path, {"changed": changed})
+        return cache.get("add", lambda: jax.jit(lambda x: x + constant).lower(zeros))
+
+    for changed in (0, 5_003, 10_006):
+        constant = zeros.copy()
+        constant[changed] = 1
+        program = get(constant, changed)
+        np.testing.assert_array_equal(np.asarray(program(zeros)), constant)
+
+
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "LIBTPU_INIT_ARGS"])
+def test_the_compiler_s_flags_are_part_of_what_is_asked_for(
+    name: str, tmp_path: Path, counter: CompileCounter, monkeypatch: pytest.MonkeyPatch
+):
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    monkeypatch.setenv(name, "--xla_of_another_mind")
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    assert counter.before_ready == 2
+    monkeypatch.undo()
+    ProgramCache(tmp_path, {}).get("triple", lower)
+    assert counter.before_ready == 2
+
+
 def test_the_same_program_on_other_devices_is_another(tmp_path: Path):
     def get(ids: list[int]) -> jax.stages.Compiled:
         mesh = jax.sharding.Mesh([jax.devices()[i] for i in ids], ("tensor",))
