@@ -28,6 +28,7 @@ from tests.models.numpy_reference import NumpyModel
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MAX_MODEL_LEN = 96
+BUCKETS = {"token_buckets": "4,16", "row_buckets": "4,8"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def engine(request: pytest.FixtureRequest, directory: Path, program_cache_dir: P
     return build(
         directory, overlap=request.param, max_num_seqs=8, max_num_batched_tokens=16,
         max_model_len=MAX_MODEL_LEN, num_pages=200, max_waiting=300,
-        compilation_cache_dir=str(program_cache_dir),
+        compilation_cache_dir=str(program_cache_dir), **BUCKETS,
     )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def small_pool(directory: Path, program_cache_dir: Path) -> Engine:
     """An engine that preempts as soon as a few requests run."""
     return build(
         directory, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=MAX_MODEL_LEN,
-        num_pages=25, max_waiting=300, compilation_cache_dir=str(program_cache_dir),
+        num_pages=25, max_waiting=300, compilation_cache_dir=str(program_cache_dir), **BUCKETS,
     )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def test_eos_and_ignore_eos(directory: Path, program_cache_dir: Path):
     """A prompt whose greedy answer holds the model's EOS ends there unless told otherwise."""
     engine = build(
         directory, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=MAX_MODEL_LEN,
-        num_pages=200, compilation_cache_dir=str(program_cache_dir),
+        num_pages=200, compilation_cache_dir=str(program_cache_dir), **BUCKETS,
     )  # fmt: skip
     (free,) = run(engine, [([9, 2, 6], greedy(20))])
     eos = free.token_ids[5]
