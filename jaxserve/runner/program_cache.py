@@ -38,9 +38,9 @@ _SOURCES = (
 class ProgramCache:
     """A directory of serialized executables, which are found in two ways.
 
-    By their names and everything that shapes them, so that a start like one before traces nothing.
-    And by what XLA is given, so that a start with other options, or with other code, compiles only
-    what came out differently. The former are links to the latter.
+    By name and everything that shapes them, so that a start like one before traces nothing. And by
+    name and what XLA is given, so that a start with other options, or with other code, compiles
+    only what came out differently. The former are links to the latter.
 
     Files are pickles of compiled machine code (JAX knows no other form), as trusted as the
     installed package itself. So the directory is created for its owner only, and one in which
@@ -78,7 +78,7 @@ class ProgramCache:
         if program is None:
             lowered = lower()
             text = _digest(self._facts | {"text": lowered.as_text()})
-            same = self._directory / f"{text}.xla"
+            same = self._directory / f"{name}-{text}.xla"
             program = _load(same)
             if program is None:
                 program = lowered.compile()
