@@ -153,7 +153,7 @@ def test_first_logits(model: tuple[Path, list]):
     pages = np.random.default_rng(0).permutation(len(prompts) * 64).reshape(len(prompts), 64)
     batch = PagedBatch(*map(jnp.int32, (np.cumsum(lens) - lens, lens, lens, pages)))
 
-    backend = KernelBackend(rules, "cpu", loop_layers=True)  # compiles in a fraction of the time
+    backend = KernelBackend(rules, "xla", loop_layers=True)  # compiles in a fraction of the time
 
     @jax.jit
     def logits(params: dict, token_ids: jax.Array, batch: PagedBatch) -> jax.Array:
