@@ -1,7 +1,6 @@
 """What the tests of the page store share: pages, stores, and calls that may hang."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ import numpy as np
 
 from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.page_store import PageStore
+from tests.waiting import PATIENCE, eventually
 
 SHAPE = (3, 5)
 PAGE_BYTES = 60
 SLOT_BYTES = 4096  # of so small a page on disk
 KEYS = [bytes([number]) * 16 for number in range(12)]
 A, B, C, D, E, F = KEYS[:6]
-PATIENCE = 20.0  # seconds until a test that hangs fails
 
 
 def page_of(key: bytes) -> np.ndarray:
@@ -49,14 +48,6 @@ def fetched(store: PageStore, keys: Sequence[bytes]) -> int:
 
 def found(store: PageStore) -> list[bytes]:
     return [key for key in KEYS if store.match([key])]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what the writer's thread does."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.001)
 
 
 class Task:

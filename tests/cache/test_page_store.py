@@ -24,13 +24,13 @@ from tests.cache.harness import (
     Gate,
     Task,
     disk_of,
-    eventually,
     fetched,
     found,
     make_store,
     page_of,
     save,
 )
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("host_pages", [0, 4])

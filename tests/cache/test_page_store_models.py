@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jaxserve.cache.page_store import PageStore
 from tests.cache.harness import (
     KEYS,
-    PATIENCE,
     Task,
     disk_of,
     fetched,
@@ -23,6 +22,7 @@ from tests.cache.harness import (
     make_store,
     page_of,
 )
+from tests.waiting import PATIENCE
 
 operations = st.lists(
     st.tuples(

@@ -21,12 +21,12 @@ from tests.cache.harness import (
     Gate,
     Task,
     disk_of,
-    eventually,
     fetched,
     found,
     make_store,
     save,
 )
+from tests.waiting import eventually
 
 
 def test_the_least_recently_used_page_goes_to_disk_and_comes_back(disk: DiskTier) -> None:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,10 @@ from tests.models.numpy_reference import NumpyModel
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MAX_MODEL_LEN = 96
-BUCKETS = {"token_buckets": "4,16", "row_buckets": "4,8"}
+LIMITS: dict[str, Any] = {
+    "max_num_seqs": 8, "max_num_batched_tokens": 16, "max_model_len": MAX_MODEL_LEN,
+    "token_buckets": "4,16", "row_buckets": "4,8",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +44,8 @@ def directory(tiny_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module", params=[True, False], ids=["overlap", "no-overlap"])
 def engine(request: pytest.FixtureRequest, directory: Path, program_cache_dir: Path) -> Engine:
     return build(
-        directory, overlap=request.param, max_num_seqs=8, max_num_batched_tokens=16,
-        max_model_len=MAX_MODEL_LEN, num_pages=200, max_waiting=300,
-        compilation_cache_dir=str(program_cache_dir), **BUCKETS,
+        directory, overlap=request.param, num_pages=200, max_waiting=300,
+        compilation_cache_dir=str(program_cache_dir), **LIMITS,
     )  # fmt: skip
 
 
@@ -50,8 +53,8 @@ def engine(request: pytest.FixtureRequest, directory: Path, program_cache_dir: P
 def small_pool(directory: Path, program_cache_dir: Path) -> Engine:
     """An engine that preempts as soon as a few requests run."""
     return build(
-        directory, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=MAX_MODEL_LEN,
-        num_pages=25, max_waiting=300, compilation_cache_dir=str(program_cache_dir), **BUCKETS,
+        directory, num_pages=25, max_waiting=300, compilation_cache_dir=str(program_cache_dir),
+        **LIMITS,
     )  # fmt: skip
 
 
@@ -125,10 +128,7 @@ def test_stop_token_ids(engine: Engine):
 
 def test_eos_and_ignore_eos(directory: Path, program_cache_dir: Path):
     """A prompt whose greedy answer holds the model's EOS ends there unless told otherwise."""
-    engine = build(
-        directory, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=MAX_MODEL_LEN,
-        num_pages=200, compilation_cache_dir=str(program_cache_dir), **BUCKETS,
-    )  # fmt: skip
+    engine = build(directory, num_pages=200, compilation_cache_dir=str(program_cache_dir), **LIMITS)
     (free,) = run(engine, [([9, 2, 6], greedy(20))])
     eos = free.token_ids[5]
     engine.info = dataclasses.replace(engine.info, eos_token_ids=(eos,))

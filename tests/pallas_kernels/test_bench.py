@@ -15,10 +15,9 @@ from pallas_kernels.bench.workloads import Work, make_inputs, make_workload, wor
 from pallas_kernels.paged_attention import Shape, tuning
 from pallas_kernels.shapes import MODEL_SHAPES
 
-TINY = Shape(heads=6, kv_heads=2, head_dim=8, page_size=4, dtype=jnp.bfloat16)
-
-
 pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+TINY = Shape(heads=6, kv_heads=2, head_dim=8, page_size=4, dtype=jnp.bfloat16)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Learned predictors as the engine uses them: learning, refining, threads, files, compiles."""
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.program_cache import CompileWatch
 from jaxserve.scheduling.length import LengthPredictor
 from tests.prediction.made_up import HIDDEN, embed, finish, grow, hidden_state, make_request
+from tests.waiting import eventually
 
 MAX_TOKENS = 1000
 
@@ -211,13 +211,6 @@ def test_the_newest_and_the_oldest_probes_of_a_long_answer_are_kept_alike(new) -
 # Threads and compiles.
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_training_in_the_background_compiles_nothing(new, monkeypatch) -> None:
     monkeypatch.setattr(module, "DUTY", 1.0)
     predictor = new("rank", background=True)
@@ -226,7 +219,7 @@ def test_training_in_the_background_compiles_nothing(new, monkeypatch) -> None:
     counter.ready()
     serve(predictor, 60)
     learners = (predictor._prompts, predictor._probes)
-    wait_for(lambda: all(learner.model is not None for learner in learners))
+    eventually(lambda: all(learner.model is not None for learner in learners), seconds=60)
     predictor.close()
     predictor.close()
     watch.close()
@@ -270,7 +263,7 @@ def test_a_failure_in_training_is_told_and_serves_on(new, monkeypatch, caplog) -
 
     monkeypatch.setattr(predictor._prompts, "add", fail)
     serve(predictor, 1)
-    wait_for(lambda: not predictor._thread.is_alive())
+    eventually(lambda: not predictor._thread.is_alive(), seconds=60)
     assert "stopped learning" in caplog.text
     for _ in range(3):
         request, length = make_request(np.random.default_rng(0))

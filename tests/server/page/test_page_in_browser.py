@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from jaxserve.testing.browser import find_chromium, launched
 from tests.server.page.browser import PHONE, SECONDS, opened
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here: see scripts/install_chromium.sh"
@@ -231,28 +232,16 @@ def test_wide_screens(browser: Browser, server, width: int):
             expect(page.locator("#prompt")).to_be_visible()
 
 
-def wait_until(page: Page, condition: str) -> None:
-    """Wait for a JavaScript condition.
-
-    Playwright's `wait_for_function` goes on looking from inside the page, whose policy forbids
-    that: it fails wherever the condition does not hold at once.
-    """
-    for _ in range(500):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError(f"not true in ten seconds: {condition}")
-
-
 def test_light_and_dark(browser: Browser, server):
     background = "getComputedStyle(document.body).backgroundColor"
     options = {"color_scheme": "light", "reduced_motion": "reduce"}  # no colours in between
+    # Playwright's `wait_for_function` looks again from inside the page, whose policy forbids it.
     with opened(browser, server.url, **options) as (page, _):
         expect(page.locator("#state")).to_have_text("ready")
         light = page.evaluate(background)
         assert not page.evaluate(CONTRAST)
         page.emulate_media(color_scheme="dark", reduced_motion="reduce")
-        wait_until(page, f"{background} !== '{light}'")
+        eventually(lambda: page.evaluate(background) != light, seconds=10)
         dark = page.evaluate(background)
         assert not page.evaluate(CONTRAST)
         page.click("#theme")  # as the system -> light -> dark -> as the system
@@ -261,7 +250,8 @@ def test_light_and_dark(browser: Browser, server):
         assert page.evaluate(background) == light
         page.click("#theme")
         page.emulate_media(color_scheme="light", reduced_motion="reduce")
-        wait_until(page, "!matchMedia('(prefers-color-scheme: dark)').matches")
+        is_light = "!matchMedia('(prefers-color-scheme: dark)').matches"
+        eventually(lambda: page.evaluate(is_light), seconds=10)
         assert page.evaluate(background) == dark
         page.click("#theme")
         assert page.evaluate(background) == light
