@@ -36,7 +36,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.prediction import LEARNED
-from jaxserve.scheduling.length import LengthPredictor, PredictorMetrics, bucket_of, kendall_tau
+from jaxserve.prediction.base import LengthPredictor, PredictorMetrics, bucket_of, kendall_tau
 
 if TYPE_CHECKING:
     from jaxserve.engine.engine import Engine

@@ -9,6 +9,8 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
+from jaxserve.core.service_params import ServiceParams
+
 KEY_BYTES = 16
 
 
@@ -19,6 +21,11 @@ def root_key(salt: str = "") -> bytes:
         salt: all that must not share pages with others: tenant secret, adapter, and the like.
     """
     return hashlib.blake2b(salt.encode(), digest_size=KEY_BYTES, person=b"jaxserve.root").digest()
+
+
+def root_of(service: ServiceParams) -> bytes:
+    """The parent of a request's first page: tenants share pages only by a common salt."""
+    return root_key(f"salt:{service.cache_salt}" if service.cache_salt else f"of:{service.tenant}")
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:

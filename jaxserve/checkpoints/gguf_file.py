@@ -9,7 +9,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from jaxserve.core.errors import CheckpointError
-from jaxserve.core.gguf_header import GgufTensor, map_file, read_gguf_header
+from jaxserve.files.gguf_header import GgufTensor, map_file, read_gguf_header
 
 _PLAIN = {
     GGMLQuantizationType.F32: np.dtype("<f4"),

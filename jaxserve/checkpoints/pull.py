@@ -23,8 +23,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
-from jaxserve.core.cache_home import cache_home
 from jaxserve.core.errors import CheckpointError, ModelNotFound
+from jaxserve.files.cache_home import cache_home
 
 CHUNK_SIZE = 2**20
 MAX_LOG_LINES = 5

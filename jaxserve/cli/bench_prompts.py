@@ -18,7 +18,7 @@ def tokenize_prompts(config: EngineConfig, prompts: "Iterable[ChatPrompt]") -> l
     """
     from jaxserve.checkpoints.load import open_checkpoint
     from jaxserve.checkpoints.pull import resolve_model
-    from jaxserve.testing.byte_tokenizer import ByteTokenizer
+    from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
     from jaxserve.tokenizers.loading import load_tokenizer
 
     if config.tokenizer is not None:

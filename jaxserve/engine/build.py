@@ -14,7 +14,6 @@ from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
 from jaxserve.checkpoints.random_weights import RandomCheckpoint
-from jaxserve.core.cache_home import cache_home
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
@@ -27,9 +26,11 @@ from jaxserve.engine.build_scheduler import (
 )
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
+from jaxserve.files.cache_home import cache_home
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
-from jaxserve.parallel.mesh import ShardingRules, make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import ShardingRules, make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
@@ -37,8 +38,8 @@ from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.profiler import JaxProfiler
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
 from pallas_kernels import linear, paged_attention
 from pallas_kernels.tpu_layout import padded_to_lanes

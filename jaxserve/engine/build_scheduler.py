@@ -13,14 +13,14 @@ from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.cache_home import cache_home
 from jaxserve.core.config import EngineConfig, parse_tenant_weights
 from jaxserve.core.errors import ConfigError
+from jaxserve.files.cache_home import cache_home
 from jaxserve.prediction import make_predictor
+from jaxserve.prediction.base import LengthPredictor
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import ProgramCache
-from jaxserve.scheduling.length import LengthPredictor
 from jaxserve.scheduling.policies import Policy, PolicySettings, make_policy
 from jaxserve.scheduling.preemption import Costs
 from jaxserve.scheduling.scheduler import Scheduler

@@ -23,9 +23,9 @@ from jaxserve.engine.prompt_states import PromptPooler, PromptScorer
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
 from jaxserve.engine.stream import EmbeddingStream, OutputStream, RequestStream
+from jaxserve.prediction.base import LengthPredictor, NoPredictor
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
-from jaxserve.scheduling.length import LengthPredictor, NoPredictor
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.tokenizers.base import Tokenizer
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.scheduling.length import LengthPredictor, NoPredictor, OraclePredictor
+from jaxserve.prediction.base import LengthPredictor, NoPredictor, OraclePredictor
 
 if TYPE_CHECKING:
     from jaxserve.prediction.network import Compile

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxserve.core.request import FinishReason, Request
+from jaxserve.prediction.base import ANSWERED, PredictionErrors, PredictorMetrics
 from jaxserve.prediction.bins import LengthBins
 from jaxserve.prediction.features import Features
 from jaxserve.prediction.files import load_state, save_state
 from jaxserve.prediction.learner import Learner
 from jaxserve.prediction.network import Compile
-from jaxserve.scheduling.length import ANSWERED, PredictionErrors, PredictorMetrics
 
 log = logging.getLogger(__name__)
 

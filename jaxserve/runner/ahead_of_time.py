@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from jaxserve.models.config import ModelConfig
-from jaxserve.parallel.mesh import shard_model
+from jaxserve.models.shard import shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import ModelGraph, StepProgram

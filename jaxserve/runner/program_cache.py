@@ -20,7 +20,7 @@ import jax.monitoring
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
 
-from jaxserve.core.private_files import require_private, require_private_file
+from jaxserve.files.private_files import require_private, require_private_file
 from jaxserve.runner.compile_counter import CompileCounter
 
 log = logging.getLogger(__name__)

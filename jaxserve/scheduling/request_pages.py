@@ -10,10 +10,9 @@ from there.
 import os
 from typing import NamedTuple
 
-from jaxserve.cache.page_keys import extend_keys, root_key
+from jaxserve.cache.page_keys import extend_keys, root_key, root_of
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.request import Request
-from jaxserve.core.service_params import ServiceParams
 from jaxserve.scheduling.page_traffic import PageTraffic
 
 _PROCESS = os.urandom(8).hex()  # a store outlives processes, and request keys start anew in each
@@ -232,11 +231,6 @@ class RequestPages:
             shared = set(request.page_keys)
             store.discard([key for key in request.swapped_keys if key not in shared])
         request.swapped_keys, request.num_swapped_tokens = [], 0
-
-
-def root_of(service: ServiceParams) -> bytes:
-    """The parent of first pages: tenants share pages only by a common salt."""
-    return root_key(f"salt:{service.cache_salt}" if service.cache_salt else f"of:{service.tenant}")
 
 
 def _parent(request: Request, index: int) -> bytes:

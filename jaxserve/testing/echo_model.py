@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeModel
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from jaxserve.engine.outputs import ModelInfo
 from jaxserve.engine.profiling import Profiler
 from jaxserve.scheduling.policies import Policy, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 
 def fake_engine(**options: Any) -> AsyncEngine:

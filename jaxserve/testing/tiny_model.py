@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from jaxserve.checkpoints.names import hf_sources
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.config_readers import from_hf_config
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 _SHAPES: dict[str, Any] = {
     "vocab_size": 272,  # 258 of the byte tokenizer, padded as real models pad theirs

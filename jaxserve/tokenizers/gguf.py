@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.processors import TemplateProcessing
 
 from jaxserve.core.errors import CheckpointError
-from jaxserve.core.gguf_header import map_file, read_gguf_header
+from jaxserve.files.gguf_header import map_file, read_gguf_header
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.huggingface import HuggingFaceTokenizer
 from jaxserve.tokenizers.sentencepiece import SentencePieceTokenizer, load_processor, piece_id

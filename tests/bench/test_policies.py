@@ -15,8 +15,8 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import Request
 from jaxserve.engine.engine import Engine
-from jaxserve.scheduling.length import NoPredictor
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.prediction.base import NoPredictor
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.bench.virtual import PromptKnowsLength, VirtualTime, virtual_engine
 
 MODEL = PromptKnowsLength(vocab_size=258, eos_token_id=ByteTokenizer.EOS)

@@ -25,7 +25,7 @@ from jaxserve.prediction.features import Features
 from jaxserve.prediction.network import Compile
 from jaxserve.prediction.predictor import LearnedPredictor
 from jaxserve.scheduling.settings import SchedulerSettings
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.bench import virtual
 from tests.prediction.made_up import HIDDEN, VOCAB, embed, hidden_state
 

@@ -9,8 +9,8 @@ from jaxserve.bench.stepping import Driver, TimedRequest, greedy
 from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeModel
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.bench.virtual import VirtualTime, virtual_engine
 
 

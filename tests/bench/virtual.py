@@ -15,14 +15,14 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.step import StepPlan
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
+from jaxserve.prediction.base import LengthPredictor, OraclePredictor
 from jaxserve.runner.buckets import doubling_buckets
-from jaxserve.scheduling.length import LengthPredictor, OraclePredictor
 from jaxserve.scheduling.policies import PolicySettings, make_policy
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.scheduling.token_budget import TpotBudget
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeExecutor, FakeHandle, FakeModel
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 
 class VirtualTime:

@@ -17,9 +17,9 @@ from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.grammars import GrammarCompiler, MaskFiller
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeModel
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.engine.harness import Answer, assert_idle, fake_engine, prompts, run
 
 EOS = ByteTokenizer.EOS

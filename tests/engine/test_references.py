@@ -18,7 +18,8 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.step_program import ModelGraph
 from pallas_kernels.paged_batch import PagedBatch
 from tests.engine.harness import build, greedy, run

@@ -17,8 +17,8 @@ from jaxserve.engine.sampling_rules import RuleMaker, SamplingRules
 from jaxserve.engine.tail_matcher import TailMatcher
 from jaxserve.engine.thinking import ThinkingMeter
 from jaxserve.engine.token_masks import all_tokens, mask_of
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_executor import FakeModel
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.engine.harness import Answer, assert_idle, fake_engine, greedy, prompts, run, tokens
 
 EOS = ByteTokenizer.EOS

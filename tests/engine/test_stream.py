@@ -9,7 +9,7 @@ from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.engine.stream import OutputStream
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 BOS, EOS = ByteTokenizer.BOS, ByteTokenizer.EOS
 

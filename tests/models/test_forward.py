@@ -12,7 +12,8 @@ from flax import nnx
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.step_program import ModelGraph
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from pallas_kernels.paged_batch import PagedBatch, to_pool

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.config import ModelConfig
-from jaxserve.parallel.mesh import make_mesh, parse_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh, parse_mesh
 
 
 def config(**sizes: int) -> ModelConfig:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from jaxserve.prediction.base import kendall_tau
 from jaxserve.prediction.bins import LengthBins
 from jaxserve.prediction.learner import MIN_EXAMPLES, PUBLISH_STEPS, Learner, ReplayWindow
 from jaxserve.prediction.losses import OBJECTIVES
 from jaxserve.prediction.network import Scale, apply_weights, initial_weights, rescale
-from jaxserve.scheduling.length import kendall_tau
 
 BINS = LengthBins(400)
 WIDTH = 9

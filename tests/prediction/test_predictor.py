@@ -11,11 +11,11 @@ from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.prediction import LEARNED, make_predictor
 from jaxserve.prediction import predictor as module
+from jaxserve.prediction.base import LengthPredictor
 from jaxserve.prediction.learner import MIN_EXAMPLES
 from jaxserve.prediction.predictor import FIRST_GUESS, PROBE_EVERY, LearnedPredictor
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.program_cache import CompileWatch
-from jaxserve.scheduling.length import LengthPredictor
 from tests.prediction.made_up import HIDDEN, embed, finish, grow, hidden_state, make_request
 from tests.waiting import eventually
 

@@ -13,7 +13,8 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import SamplingExtras, StepPlan, StepResult, StepRow
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering

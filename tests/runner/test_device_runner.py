@@ -10,7 +10,8 @@ from jax.experimental.layout import Format, Layout
 
 from jaxserve.cache.page_keys import page_key
 from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import _zeros
 from jaxserve.runner.program_cache import CompileWatch

@@ -8,7 +8,8 @@ from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
 from jaxserve.models.registry import build_model
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import ModelGraph, StepProgram

@@ -17,7 +17,8 @@ from jaxserve.cache.page_store import PageStore
 from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.registry import build_model
-from jaxserve.parallel.mesh import make_mesh, shard_model
+from jaxserve.models.shard import shard_model
+from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.lowering import StepLowering

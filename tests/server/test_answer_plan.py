@@ -17,7 +17,7 @@ from jaxserve.server.context import ServerContext
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.reasoning.think import ThinkFormat
 from jaxserve.server.tools.tool import ToolChoice, read_tools
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 TOOLS = read_tools(

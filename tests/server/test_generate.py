@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from jaxserve.server.v1 import jaxserve_pb2 as pb
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers import Tokenizer, load_tokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog",

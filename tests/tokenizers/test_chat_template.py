@@ -3,7 +3,7 @@
 import pytest
 
 from jaxserve.core.errors import InvalidRequest
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.chat import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "<Hi> & \u00e9"}]

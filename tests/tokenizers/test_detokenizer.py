@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers import IncrementalDetokenizer, Tokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 TOKENIZERS = ["smollm2", "gemma3", "llama_like", "byte_tokenizer"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jaxserve.core.errors import InvalidRequest
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.chat import ChatTemplate
 from jaxserve.tokenizers.messages import template_messages
 

@@ -8,8 +8,8 @@ import tokenizers
 from tokenizers import decoders, models
 
 from jaxserve.core.errors import CheckpointError
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers import Tokenizer, load_tokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 TEXT = "Hello <|im_start|>w\u00f6rld<bos>\n\n  12345 \U0001f600 <|user|>hi <s>x"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxserve.core.errors import ConfigError, InvalidRequest, Unauthenticated
-from jaxserve.core.private_files import is_readable_by_others
 from jaxserve.core.service_params import ServiceParams
+from jaxserve.files.private_files import is_readable_by_others
 from jaxserve.server.security.caller import Caller
 from jaxserve.server.security.tenants import TenantLimits
 

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.private_files import is_readable_by_others
+from jaxserve.files.private_files import is_readable_by_others
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import grpc
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from jaxserve.cache.page_keys import root_of
 from jaxserve.core.errors import InvalidRequest, Unsupported
 from jaxserve.core.service_params import ServiceParams
-from jaxserve.scheduling.request_pages import root_of
 from jaxserve.server.answers import stream_answers
 from jaxserve.server.call_metadata import new_request_id, request_id, traceparent
 from jaxserve.server.context import ServerContext

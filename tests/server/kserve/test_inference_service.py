@@ -11,7 +11,7 @@ import pytest
 
 from jaxserve.server.kserve import open_inference_pb2 as pb
 from jaxserve.server.kserve import open_inference_pb2_grpc
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 CODES = grpc.StatusCode
 

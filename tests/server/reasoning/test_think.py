@@ -11,7 +11,7 @@ from jaxserve.core.sampling_params import ThinkingBudget
 from jaxserve.server.answer_events import Content, Reasoning
 from jaxserve.server.reasoning.registry import think_format
 from jaxserve.server.reasoning.think import ThinkFormat, ThinkStream
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 THINK = ThinkFormat("<think>", "</think>")
 

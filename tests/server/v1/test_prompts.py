@@ -10,7 +10,7 @@ from jaxserve.server import prompts
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1.prompts import prompt_token_ids
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 LIMITS = RequestLimits(max_prompt_chars=10_000)
 

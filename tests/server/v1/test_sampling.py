@@ -11,7 +11,7 @@ from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1.sampling import sampling_params
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 
 def params(prompt: str = "", **fields: Any) -> SamplingParams:

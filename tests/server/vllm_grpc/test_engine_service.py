@@ -14,7 +14,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from jaxserve.engine.records import StepRecord
 from jaxserve.server.vllm_grpc.facts import throughput
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
 
 CODES = grpc.StatusCode

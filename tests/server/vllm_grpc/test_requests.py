@@ -11,8 +11,8 @@ from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.vllm_grpc.requests import MAX_EBNF_CHARS, Generation, read_generate
-from jaxserve.testing.byte_tokenizer import ByteTokenizer
 from jaxserve.testing.fake_engine import fake_sync_engine
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 LIMITS = RequestLimits(max_n=4, max_grammar_chars=100)
 INFO = fake_sync_engine(max_model_len=16).info

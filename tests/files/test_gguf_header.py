@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxserve.core.errors import CheckpointError
-from jaxserve.core.gguf_header import GgufHeader, map_file, read_gguf_header
+from jaxserve.files.gguf_header import GgufHeader, map_file, read_gguf_header
 
 
 def read(path: Path) -> GgufHeader:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.private_files import require_private, require_private_file
+from jaxserve.files.private_files import require_private, require_private_file
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])

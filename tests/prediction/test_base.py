@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.scheduling.length import (
+from jaxserve.prediction.base import (
     LengthPredictor,
     NoPredictor,
     OraclePredictor,
@@ -118,7 +118,7 @@ def test_tau_counts_pairs(pairs: list[tuple[int, int]]) -> None:
 
 def test_it_needs_no_jax() -> None:
     code = (
-        "import sys, jaxserve.scheduling.length\n"
+        "import sys, jaxserve.prediction.base\n"
         "from jaxserve.prediction import make_predictor\n"
         "make_predictor('none'), make_predictor('oracle')\n"
         "sys.exit('jax' in sys.modules)"
