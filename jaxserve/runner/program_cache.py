@@ -8,8 +8,6 @@ import importlib.resources
 import logging
 import os
 import pickle
-import tempfile
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,8 @@ import jax.monitoring
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
 
-from jaxserve.files.private_files import require_private, require_private_file
+from jaxserve.files.private_files import require_private
+from jaxserve.files.sealed_files import BrokenSeal, SealedFiles
 from jaxserve.runner.compile_counter import CompileCounter
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,10 @@ class ProgramCache:
 
     By name and everything that shapes them, so that a start like one before traces nothing. And by
     name and what XLA is given, so that a start with other options, or with other code, compiles
-    only what came out differently. The former are links to the latter.
+    only what came out differently. The former are notes that name the latter.
+
+    Nothing in the directory can stop a start: what is not there, damaged, another program's or
+    otherwise of no use is compiled, and its file replaced.
 
     Files are pickles of compiled machine code (JAX knows no other form), as trusted as the
     installed package itself. So the directory is created for its owner only, and one in which
@@ -62,68 +64,89 @@ class ProgramCache:
         devices: Sequence[int] = (),
     ) -> None:
         if directory is not None:
-            with contextlib.suppress(OSError):  # `_store` says what is wrong with it
+            with contextlib.suppress(OSError):  # the first write says what is wrong with it
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             require_private(directory)
-        self._directory = directory
+        self._files = None if directory is None else SealedFiles(directory)
         self._facts = {**_machine(), "devices": tuple(devices)}
         self._key = _digest(self._facts | {**settings, "sources": _sources()})
+        self._cannot_keep = False  # said once, not once per program
 
     def get(self, name: str, lower: Callable[[], Lowered]) -> Compiled:
         """The program called `name`: loaded if it is on disk, else lowered, compiled, stored."""
-        if self._directory is None:
+        if self._files is None:
             return lower().compile()
-        path = self._directory / f"{name}-{self._key}.xla"
-        program = _load(path)
+        note = f"{name}-{self._key}.note"
+        noted = (self._read(note) or b"").decode()
+        program = self._load(noted) if noted else None
+        if program is not None:
+            return program
+        lowered = lower()
+        file = f"{name}-{_digest(self._facts | _what_is_compiled(lowered))}.xla"
+        program = self._load(file) if file != noted else None
         if program is None:
-            lowered = lower()
-            text = _digest(self._facts | {"text": lowered.as_text()})
-            same = self._directory / f"{name}-{text}.xla"
-            program = _load(same)
-            if program is None:
-                program = lowered.compile()
-                _store(same, program)
-            _link(path, same)
+            program = lowered.compile()
+            self._write(file, lambda: _serialize(program))
+        self._write(note, file.encode)
         return program
 
+    def _load(self, file: str) -> Compiled | None:
+        content = self._read(file)
+        try:
+            return None if content is None else _deserialize(content)
+        except Exception as error:  # of whatever kind: it costs a compile, not the start
+            log.warning("ignoring the cached program %s: %s", file, error)
+            return None
 
-def _load(path: Path) -> Compiled | None:
-    try:
-        with path.open("rb") as file:
-            require_private_file(file)
-            device_ids, *serialized = pickle.loads(file.read())
-        # Without their names the program would be loaded for all devices of the process.
-        devices = {device.id: device for device in jax.devices()}
-        return serialize_executable.deserialize_and_load(
-            *serialized, execution_devices=[devices[i] for i in device_ids]
-        )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a truncated or foreign file costs a compile, not the start
-        log.warning("ignoring the cached program %s: %s", path.name, error)
-        return None
+    def _read(self, name: str) -> bytes | None:
+        assert self._files is not None
+        try:
+            return self._files.read(name)
+        except (OSError, BrokenSeal) as error:
+            log.warning("ignoring the cached program %s: %s", name, error)
+            return None
+
+    def _write(self, name: str, content: Callable[[], bytes]) -> None:
+        assert self._files is not None
+        if self._cannot_keep:
+            return
+        try:
+            self._files.write(name, content())
+        except Exception as error:  # a full disk, or a program that has no serialized form
+            if not self._cannot_keep:  # no lock: said twice is no harm
+                log.warning(
+                    "cannot keep compiled programs (%s: %s); the next start compiles them again",
+                    name, error,
+                )  # fmt: skip
+            self._cannot_keep = True
 
 
-def _store(path: Path, compiled: Compiled) -> None:
-    try:
-        executable = compiled.runtime_executable()
-        assert executable is not None
-        device_ids = [device.id for device in executable.local_devices()]
-        payload = pickle.dumps((device_ids, *serialize_executable.serialize(compiled)))
-        # Another process may be writing the same program: rename a whole file into place.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(payload)
-        os.replace(file.name, path)
-    except Exception as error:
-        log.warning("could not keep the program %s: %s", path.name, error)
+def _what_is_compiled(lowered: Lowered) -> dict[str, Any]:
+    """All that tells one executable from another of the same machine.
+
+    The text alone does not: arguments that the program does not use are not in it, nor are the
+    names by which a caller hands them over and gets results back.
+    """
+    arguments = [(info.shape, str(info.dtype), info.donated)
+                 for info in jax.tree.leaves(lowered.args_info)]  # fmt: skip
+    trees = str(lowered.in_tree), str(lowered.out_tree)
+    return {"text": lowered.as_text(), "trees": trees, "arguments": arguments}
 
 
-def _link(path: Path, target: Path) -> None:
-    """Let `path` name another file of its folder, whatever it named before."""
-    with contextlib.suppress(OSError):  # then `_store` has said what is wrong with the folder
-        made = path.with_name(uuid.uuid4().hex)
-        made.symlink_to(target.name)
-        os.replace(made, path)
+def _serialize(compiled: Compiled) -> bytes:
+    executable = compiled.runtime_executable()
+    assert executable is not None
+    device_ids = [device.id for device in executable.local_devices()]
+    return pickle.dumps((device_ids, *serialize_executable.serialize(compiled)))
+
+
+def _deserialize(content: bytes) -> Compiled:
+    device_ids, *serialized = pickle.loads(content)
+    # Without their names the program would be loaded for all devices of the process.
+    devices = {device.id: device for device in jax.devices()}
+    return serialize_executable.deserialize_and_load(
+        *serialized, execution_devices=[devices[i] for i in device_ids]
+    )
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
