@@ -6,11 +6,16 @@ import logging
 import socket
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
 _LONGEST_PERIOD = 1.0
+# A client that may be gone is asked after this time, then after twice that, and so on.
+_FIRST_PROBE_SECONDS = 0.25
+_LONGEST_PROBE_SECONDS = 4.0
+_PROBE_REPLY_SECONDS = 0.1
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: 91\r\n\r\n"
@@ -130,6 +135,9 @@ class Connection(H11Protocol):
         self._state: tuple[str, object] = ("", None)
         self._since = 0.0  # it has been in that state
         self._num_read = 0
+        self._has_ended = False  # the client's half: no more requests than have come
+        self._probe_pause = _FIRST_PROBE_SECONDS
+        self._next_probe = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, unless there are too many."""
@@ -154,8 +162,57 @@ class Connection(H11Protocol):
         if not self._is_refused:
             super().data_received(data)
 
-    def eof_received(self) -> None:
-        """The client has no more to say; it may still want its answer."""
+    def eof_received(self) -> bool:
+        """The client has no more to say; it may still want its answer.
+
+        A client that has shut down only its own half of the connection (`shutdown(SHUT_WR)`)
+        looks the same as one that is gone until something is written to it; see `_probe`.
+
+        Returns:
+            Whether to keep the other half open; with TLS, asyncio cannot.
+        """
+        stays = self._owes_answer() and self.scheme == "http"
+        if stays and not self._has_ended:
+            self._next_probe = self.loop.time() + self._probe_pause
+            self.loop.call_later(_PROBE_REPLY_SECONDS, self._probe)
+        self._has_ended = True
+        return stays
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request that has come, if any."""
+        super().on_response_complete()
+        if not self._has_ended:
+            return
+        if self._owes_answer():
+            self._probe()
+        else:
+            self.transport.close()
+
+    def _probe(self) -> None:
+        """Find out, until the answer begins, whether a client that ended its half is still there.
+
+        What is written to one that is gone comes back as a reset of the connection. An answer's
+        own bytes do that; before them, HTTP has interim responses, of which there may be any
+        number and which every HTTP/1.1 client skips.
+        """
+        cycle, transport = self.cycle, self.transport
+        if transport.is_closing() or not self._owes_answer() or cycle.response_started:
+            return
+        if transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            transport.abort()
+            return
+        now = self.loop.time()
+        if now >= self._next_probe and cycle.scope["http_version"] == "1.1":
+            self._probe_pause = min(2 * self._probe_pause, _LONGEST_PROBE_SECONDS)
+            self._next_probe = now + self._probe_pause
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            transport.write(self.conn.send(interim))
+        self.loop.call_later(_PROBE_REPLY_SECONDS, self._probe)
+
+    def _owes_answer(self) -> bool:
+        """Whether a whole request is there that is not yet answered to its end."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""

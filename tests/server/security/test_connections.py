@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from jaxserve.server.http import connections
+
 CHAT = "/v1/chat/completions"
 
 
@@ -159,6 +161,77 @@ def test_small_writes_do_not_wait_for_the_client(http_serving, make_engine) -> N
             (connection,) = s.server._connections.open
             sock = connection.transport.get_extra_info("socket")
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+
+    asyncio.run(main())
+
+
+def answer_request(max_tokens: int, version: str = "1.1", **fields: object) -> bytes:
+    """A chat with one whole answer, as bytes."""
+    whole = request(max_tokens, stream=False, ignore_eos=True, **fields)
+    return whole.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+
+
+@pytest.mark.parametrize("sent", [1, 2], ids=["one request", "two at once"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_only_ends_its_own_half_gets_its_answers(
+    http_serving, make_engine, stream: bool, sent: int
+) -> None:
+    async def main() -> None:
+        engine = make_engine(step_seconds=0.01)
+        async with http_serving(engine) as s:
+            reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+            writer.write(request(20, stream=stream, ignore_eos=True) * sent)
+            writer.write_eof()
+            text = await end_of(reader)  # the server ends its half after the last answer
+            assert text.count(b"HTTP/1.1 200 OK") == sent
+            assert text.count(b'"finish_reason":"length"') == sent
+            assert engine.load().num_aborted == 0
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_waits_with_its_half_ended_is_asked_whether_it_is_there(
+    http_serving, make_engine, wait_idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_FIRST_PROBE_SECONDS", 0.0)
+
+    async def main() -> None:
+        engine = make_engine(step_seconds=0.01)
+        async with http_serving(engine) as s:
+            for version in ("1.0", "1.1"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+                writer.write(answer_request(60, version))
+                writer.write_eof()
+                text = await end_of(reader)
+                interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+                assert text.startswith(interim) is (version == "1.1")
+                assert b'"completion_tokens":60' in text
+                writer.close()
+            # One that goes away altogether is noticed, and its request aborted.
+            _, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+            writer.write(answer_request(400))
+            await writer.drain()
+            while not engine.load().num_running:
+                await asyncio.sleep(0.002)
+            writer.close()
+            await wait_idle(engine)
+            assert engine.load().num_aborted == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health", request(5)[:-3]])
+def test_a_client_that_ends_amid_a_request_is_let_go(
+    http_serving, make_engine, sent: bytes
+) -> None:
+    async def main() -> None:
+        async with http_serving(make_engine()) as s:
+            reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+            writer.write(sent)
+            writer.write_eof()
+            assert await end_of(reader) == b""
             writer.close()
 
     asyncio.run(main())
