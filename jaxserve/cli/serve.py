@@ -29,6 +29,9 @@ from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
 @click.option("--http-port", type=int, default=None, metavar="PORT",
               help="Serve the OpenAI-compatible HTTP API on this port, too; 0 takes a free one, "
               "named in the READY line (default: off).")  # fmt: skip
+@click.option("--cors-origins", default="", metavar="ORIGIN,...",
+              help="Origins whose web pages may call the HTTP API, such as "
+              "https://chat.example.org; * for all (default: none).")  # fmt: skip
 @click.option("--tool-call-parser", type=click.Choice(TOOL_PARSER_NAMES), default="auto",
               show_default=True, help="How the model writes tool calls; auto goes by its chat "
               "template and family.")  # fmt: skip
@@ -61,6 +64,7 @@ def serve(
     host: str,
     port: int,
     http_port: int | None,
+    cors_origins: str,
     tool_call_parser: str,
     reasoning_parser: str,
     grace_period: float,
@@ -88,6 +92,7 @@ def serve(
         tls=tls,
         metrics_port=metrics_port,
         http_port=http_port,
+        cors_origins=tuple(origin.strip() for origin in cors_origins.split(",") if origin.strip()),
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
     )

@@ -2,7 +2,8 @@
 
     JaxserveError
     ├── InvalidRequest      the caller asked for something that cannot be served
-    │   └── RequestTooLarge     it has more bytes than are taken
+    │   ├── RequestTooLarge     it has more bytes than are taken
+    │   └── UnsupportedMediaType    its body is in no form that is read
     ├── Unauthenticated     the caller brought no valid API key
     ├── PermissionDenied    the caller may not do this
     ├── Unsupported         a protocol has a call for this, and this server does not offer it
@@ -40,6 +41,10 @@ class InvalidRequest(JaxserveError, ValueError):
 
 class RequestTooLarge(InvalidRequest):
     """A request has more bytes than are taken."""
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """A request's body is of a type, or encoded in a way, that is not read."""
 
 
 class Unauthenticated(JaxserveError):

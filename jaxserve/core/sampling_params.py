@@ -51,7 +51,8 @@ class SamplingParams:
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it before filtering.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
+        top_p: keep the smallest set of tokens whose probability reaches this, in [0, 1];
+            0 keeps the most likely one.
         min_p: drop tokens less likely than `min_p` times the most likely one, in [0, 1].
         seed: makes the request's tokens reproducible; None draws a fresh seed.
         max_tokens: tokens to generate at most; None runs to the model's context length.
@@ -119,8 +120,8 @@ class SamplingParams:
             raise InvalidRequest(f"temperature must be in [0, 100], got {self.temperature}")
         if self.top_k < -1 or self.top_k >= 2**31:
             raise InvalidRequest(f"top_k must be -1, 0 or a positive int32, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.top_p <= 1:
+            raise InvalidRequest(f"top_p must be in [0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise InvalidRequest(f"min_p must be in [0, 1], got {self.min_p}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:

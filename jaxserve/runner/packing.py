@@ -17,6 +17,7 @@ from pallas_kernels.paged_batch import PagedBatch
 SAMPLING_FIELDS = 7
 _SETTINGS = ("temperature", "top_p", "min_p", "top_k")  # the last of the sampling fields
 _SETTINGS_OF = attrgetter(*_SETTINGS)
+_LEAST_TOP_P = 1e-20  # any token's probability; the sampler would keep none to reach 0
 NO_SLOT = np.iinfo(np.int32).max  # out of range: the device drops what is written there
 
 
@@ -239,6 +240,7 @@ def _read_settings(params: list[SamplingParams]) -> np.ndarray:
     """The fields of `_SETTINGS`, int32 [params, 4]: the bits of three float32, and top_k."""
     values = np.array([_SETTINGS_OF(each) for each in params])  # a float64 holds every top_k
     settings = np.empty(values.shape, np.int32)
+    values[:, 1] = np.maximum(values[:, 1], _LEAST_TOP_P)
     settings.view(np.float32)[:, :3] = values[:, :3]
     settings[:, 3] = np.maximum(values[:, 3], 0)
     return settings

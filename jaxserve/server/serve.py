@@ -113,7 +113,10 @@ def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer |
         return None
     routers = [metrics_router(context.observability.metrics)]
     max_bytes = int(options.max_message_mib * 2**20)
-    return HttpServer(options, make_app(context, routers=routers, max_body_bytes=max_bytes))
+    app = make_app(
+        context, routers=routers, max_body_bytes=max_bytes, cors_origins=options.cors_origins
+    )
+    return HttpServer(options, app)
 
 
 def _admin_server(

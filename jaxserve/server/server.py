@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -33,6 +34,7 @@ SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"]: VllmEngineServicer,
 }
 MAX_TIMEOUT = 86_400.0
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
 
@@ -49,6 +51,8 @@ class ServerOptions:
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
         http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
+        cors_origins: origins whose web pages may call the HTTP API, such as
+            `https://chat.example.org`; "*" stands for all.
         tool_call_parser: how the model writes tool calls: a name of `server/tools/registry.py`.
         reasoning_parser: the markers around thoughts: a name of `server/reasoning/registry.py`.
         tls: what to encrypt with, and whom to let in; None for plain text.
@@ -69,6 +73,7 @@ class ServerOptions:
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
     http_port: int | None = None
+    cors_origins: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     reasoning_parser: str = "none"
     tls: Tls | None = None
@@ -81,6 +86,12 @@ class ServerOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 65536:
                 raise ConfigError(f"{name} must be in [0, 65535], got {value}")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origins: {origin!r} is no origin such as https://chat.example.org: "
+                    "scheme, host and port if it is not the usual one, without a path"
+                )
         if not 0 <= self.grace_period < math.inf:
             raise ConfigError(f"grace_period must be finite, at least 0, got {self.grace_period}")
         if not 0 < self.max_message_mib < 2048:

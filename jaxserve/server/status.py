@@ -9,6 +9,7 @@ MAX_MESSAGE_CHARS = 1000
 
 STATUS_CODES: dict[type[errors.JaxserveError], grpc.StatusCode] = {
     errors.RequestTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself has it
+    errors.UnsupportedMediaType: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> tuple[StepPlan, int]:
                     params=SamplingParams(
                         temperature=draw(st.sampled_from([0.0, 0.3, 1.0])),
                         top_k=draw(st.sampled_from([-1, 0, 5, 2**31 - 1])),
-                        top_p=draw(st.sampled_from([1.0, 0.123])),
+                        top_p=draw(st.sampled_from([1.0, 0.123, 0.0])),
                         min_p=draw(st.sampled_from([0.0, 0.7])),
                     ),
                     seed=draw(st.integers(0, 2**32 - 1)),
@@ -76,7 +76,9 @@ def read_row(row: StepRow, fields: dict[str, np.ndarray], place: int) -> None:
     assert fields["seed"][place] == row.seed
     assert fields["top_k"][place] == max(row.params.top_k, 0)
     for name in ("temperature", "top_p", "min_p"):
-        assert fields[name][place] == np.float32(getattr(row.params, name))
+        value = getattr(row.params, name)
+        assert fields[name][place] == np.float32(value) or (name == "top_p" and value == 0)
+    assert fields["top_p"][place] > 0  # 0 would keep no token at all
 
 
 @settings(max_examples=150, deadline=None)

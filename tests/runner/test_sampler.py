@@ -62,7 +62,7 @@ def random_case(random: np.random.Generator) -> tuple[np.ndarray, dict]:
     filters = {
         "temperature": random.choice([0.2, 0.7, 1.0, 1.9]),
         "top_k": int(random.choice([0, 1, 2, 5, VOCAB, 10**6])),
-        "top_p": random.choice([1.0, 0.999, 0.9, 0.5, 0.01]),
+        "top_p": random.choice([1.0, 0.999, 0.9, 0.5, 0.01, 1e-20]),
         "min_p": random.choice([0.0, 0.05, 0.3, 1.0]),
     }
     for name in ("top_k", "top_p", "min_p"):  # each alone, too

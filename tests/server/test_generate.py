@@ -93,7 +93,7 @@ BAD_REQUESTS = {
     "negative max_tokens": (
         pb.GenerateRequest(text="x", sampling_params={"max_tokens": -1}), INVALID,
     ),
-    "top_p 0": (pb.GenerateRequest(text="x", sampling_params={"top_p": 0.0}), INVALID),
+    "top_p -1": (pb.GenerateRequest(text="x", sampling_params={"top_p": -1.0}), INVALID),
     "long request id": (pb.GenerateRequest(text="x", request_id="i" * 1000), INVALID),
     "unknown model": (
         pb.GenerateRequest(text="x", model="gpt"), grpc.StatusCode.NOT_FOUND,

@@ -23,7 +23,7 @@ MALFORMED = [
     (pb.GenerateRequest(text=""), CODES.INVALID_ARGUMENT),
     (pb.GenerateRequest(token_ids=pb.TokenIds()), CODES.INVALID_ARGUMENT),
     (pb.GenerateRequest(text="x", sampling_params={"max_tokens": -3}), CODES.INVALID_ARGUMENT),
-    (pb.GenerateRequest(text="x", sampling_params={"top_p": 0.0}), CODES.INVALID_ARGUMENT),
+    (pb.GenerateRequest(text="x", sampling_params={"top_p": -0.1}), CODES.INVALID_ARGUMENT),
     (pb.GenerateRequest(text="x" * 100_000), CODES.INVALID_ARGUMENT),
     (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 100_000)), CODES.INVALID_ARGUMENT),
     (b"\x1a\x02\xff\xfe", CODES.INVALID_ARGUMENT),  # text that is not UTF-8

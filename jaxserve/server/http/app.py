@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jaxserve.core.errors import JaxserveError
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import errors
+from jaxserve.server.http.body import ReadBody
 from jaxserve.server.http.chat import chat_router
 from jaxserve.server.http.completions import completions_router
 from jaxserve.server.http.embeddings import embeddings_router
@@ -27,7 +29,7 @@ from jaxserve.server.http.responses import responses_router
 from jaxserve.server.http.tokens import tokens_router
 from jaxserve.server.log_format import about_request
 from jaxserve.server.page.router import PUBLIC_PATHS, page_router
-from jaxserve.server.security.http_guard import LimitBody, RequireKey
+from jaxserve.server.security.http_guard import RequireKey
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ def make_app(
     routers: Sequence[APIRouter] = (),
     middlewares: Sequence[Middleware] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application; whoever calls it needs an API key if the context has any.
 
@@ -55,11 +58,14 @@ def make_app(
         middlewares: ASGI applications around all routes, the outermost first. What they raise
             is answered as if a route had raised it.
         max_body_bytes: larger bodies are refused with 413.
+        cors_origins: origins whose web pages may call; "*" stands for all.
     """
     guards = [Middleware(AnswerErrors)]
+    if cors_origins:  # around all else: pages may read refusals, and their preflights have no key
+        guards.insert(0, _cors(cors_origins))
     if context.keys is not None:
         guards.append(Middleware(RequireKey, keys=context.keys, open_paths=_OPEN_PATHS))
-    guards.append(Middleware(LimitBody, max_bytes=max_body_bytes))
+    guards.append(Middleware(ReadBody, max_bytes=max_body_bytes))
     app = FastAPI(
         title="jaxserve",
         version=importlib.metadata.version("jaxserve"),
@@ -73,6 +79,17 @@ def make_app(
     for router in routers:
         app.include_router(router)
     return app
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    """Lets a browser's scripts call, with an API key in their `Authorization` header."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("X-Request-Id", "Retry-After"),
+    )
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

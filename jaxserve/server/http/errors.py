@@ -31,6 +31,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[type[errors.JaxserveError], Kind] = {
     errors.RequestTooLarge: Kind(413, "invalid_request_error", "request_too_large"),
+    errors.UnsupportedMediaType: Kind(415, "invalid_request_error", "unsupported_media_type"),
     errors.InvalidRequest: Kind(400, "invalid_request_error"),
     errors.Unauthenticated: Kind(401, "invalid_request_error", "invalid_api_key"),
     errors.PermissionDenied: Kind(403, "invalid_request_error", "permission_denied"),

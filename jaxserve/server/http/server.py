@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.server.http.connections import ConnectionLimits, Connections
+from jaxserve.server.http.request_forms import UsualForms
 from jaxserve.server.server import ServerOptions
 
 _BACKLOG = 2048
@@ -46,7 +47,7 @@ class HttpServer:
         self._watch: asyncio.Task[None] | None = None
         self._server = _Uvicorn(
             uvicorn.Config(
-                app,
+                UsualForms(app),
                 http=self._connections.connection,  # type: ignore[arg-type] - as good as a class
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 ssl_context_factory=None if tls is None else lambda *_: tls.ssl_context(),

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxserve.core.errors import PermissionDenied
 from jaxserve.server.context import ServerContext
-from jaxserve.server.http.app import EXCEPTION_HANDLERS, AnswerErrors
+from jaxserve.server.http.app import DEFAULT_MAX_BODY_BYTES, EXCEPTION_HANDLERS, AnswerErrors
+from jaxserve.server.http.body import ReadBody
 from jaxserve.server.profiling import profile_router
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,11 @@ def make_admin_app(context: ServerContext, drain: Callable[[], None]) -> FastAPI
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(AnswerErrors), Middleware(RefuseBrowsers)],
+        middleware=[
+            Middleware(AnswerErrors),
+            Middleware(RefuseBrowsers),
+            Middleware(ReadBody, max_bytes=DEFAULT_MAX_BODY_BYTES),
+        ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.include_router(profile_router(context))

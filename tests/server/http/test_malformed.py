@@ -53,7 +53,8 @@ def test_unknown_routes_methods_and_types(make_engine, serving) -> None:
             for response, status in [
                 (await s.client.get("/v1/nothing"), 404),
                 (await s.client.get(CHAT), 405),
-                (await s.client.post(CHAT, content=b"{}"), 400),
+                (await s.client.post(CHAT, content=b"{}"), 415),
+                (await s.client.post(CHAT, data={"a": "b"}), 415),
                 (await s.client.post(CHAT, json={}, headers={"X-Request-Id": "a b"}), 400),
                 (await s.client.post(CHAT, json={}, headers={"X-Request-Id": "x" * 300}), 400),
             ]:

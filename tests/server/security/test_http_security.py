@@ -224,3 +224,49 @@ def test_the_metrics_port_is_guarded_too(certificates, keys_file) -> None:
         asyncio.run(main(server.address))
     finally:
         server.stop()
+
+
+def test_no_key_is_saved_by_an_absolute_target(http_serving, make_engine, keys_file) -> None:
+    async def main() -> None:
+        async with http_serving(make_engine(), keys=ApiKeys(keys_file())) as s:
+            for target, status in (("http://x/v1/models", b"401"), ("http://x/health", b"200")):
+                reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+                writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert status in await reader.readline(), target
+                writer.close()
+
+    asyncio.run(main())
+
+
+PAGE = {"Origin": "https://chat.example.org"}
+PREFLIGHT = {
+    **PAGE,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+}
+
+
+@pytest.mark.parametrize("origins", [["https://chat.example.org"], ["*"]])
+def test_web_pages_of_allowed_origins_may_call(
+    http_serving, make_engine, keys_file, origins: list[str]
+) -> None:
+    async def main() -> None:
+        make = functools.partial(make_app, cors_origins=origins)
+        keys = ApiKeys(keys_file())
+        async with http_serving(make_engine(), keys=keys, make=make) as s:
+            preflight = await s.client.options(CHAT, headers=PREFLIGHT)
+            assert preflight.status_code == 200
+            allowed = preflight.headers["access-control-allow-headers"]
+            assert {"authorization", "content-type", "x-stainless-os"} <= set(allowed.split(","))
+            origin = PAGE["Origin"] if origins != ["*"] else "*"
+            for key, status in (("acme-key-0123456789", 200), ("no-such-key-0123456789", 401)):
+                headers = {**PAGE, "Authorization": f"Bearer {key}"}
+                answer = await s.client.post(CHAT, json=body(), headers=headers)
+                assert answer.status_code == status
+                assert answer.headers["access-control-allow-origin"] == origin
+                assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+            stranger = {**PREFLIGHT, "Origin": "https://other.example.org"}
+            refused = (await s.client.options(CHAT, headers=stranger)).status_code
+            assert refused == (200 if origins == ["*"] else 400)
+
+    asyncio.run(main())

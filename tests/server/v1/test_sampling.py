@@ -116,7 +116,7 @@ def test_thinking_without_markers_is_refused(fields: dict) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -2}, {"top_p": 0},
+        {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -2}, {"top_p": -0.1},
         {"top_p": 1.1}, {"min_p": -0.1}, {"max_tokens": 0}, {"max_tokens": -5}, {"stop": [""]},
         {"stop": ["x"] * 17}, {"stop": ["x" * 4097]}, {"bad_words": ["x" * 4097]},
         {"stop_token_ids": [1] * 259},

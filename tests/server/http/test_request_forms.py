@@ -1,0 +1,128 @@
+"""What HTTP allows beside a plain POST: HEAD, absolute targets, encodings, other origins."""
+
+import asyncio
+import gzip
+import json
+import zlib
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from jaxserve.cli import serve as command
+from jaxserve.core.errors import ConfigError
+from jaxserve.server.server import ServerOptions
+
+CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
+BODY = json.dumps(
+    {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
+).encode()
+PREFLIGHT = {"Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST"}
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+def post(base_url: str, content: bytes, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(base_url + CHAT, content=content, headers={**JSON, **named}, trust_env=False)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/version", "/live"])
+def test_head_is_get_without_its_body(base_url: str, path: str) -> None:
+    with httpx.Client(base_url=base_url, trust_env=False) as client:
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code == 200 and not head.content
+        if path != "/live":  # which is never the same twice
+            assert head.headers["content-length"] == get.headers["content-length"]
+        assert client.head(CHAT).status_code == 405
+
+
+def test_a_target_may_be_absolute(make_engine, serving) -> None:
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            for target in ("http://x/health", "HTTPS://x:1/health?a=b", "http://x"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+                writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert b"200 OK" in await reader.readline(), target
+                writer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("gzip", gzip.compress(BODY)), ("x-gzip", gzip.compress(BODY)), ("identity", BODY),
+        ("deflate", zlib.compress(BODY)), ("Deflate", raw_deflate(BODY)),
+        ("gzip", gzip.compress(BODY[:-1] + b" " * 10**6 + b"}", 0)),
+    ],
+    ids=["gzip", "x-gzip", "identity", "zlib", "raw deflate", "large"],
+)  # fmt: skip
+def test_a_body_may_be_compressed(base_url: str, encoding: str, content: bytes) -> None:
+    answer = post(base_url, content, Content_Encoding=encoding)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "message"),
+    [
+        ("gzip", gzip.compress(BODY)[:-9], 400, "is cut off"),
+        ("gzip", gzip.compress(BODY) * 2, 400, "goes on after its end"),
+        ("gzip", BODY, 400, "not valid gzip"),
+        ("deflate", b"\xff" * 9, 400, "not valid deflate"),
+        ("gzip", gzip.compress(b" " * 20 * 2**20), 413, "more than the 16777216 bytes"),
+        ("br", BODY, 415, "Content-Encoding: br is not read here, only gzip or deflate"),
+        ("zstd", BODY, 415, "Content-Encoding: zstd is not read here"),
+        ("gzip, gzip", BODY, 415, "Content-Encoding: gzip, gzip is not read here"),
+    ],
+)
+def test_what_cannot_be_decompressed_is_refused(
+    base_url: str, encoding: str, content: bytes, status: int, message: str
+) -> None:
+    answer = post(base_url, content, Content_Encoding=encoding)
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "message"),
+    [("", "the request has none"), ("text/plain", "not 'text/plain'"),
+     ("application/x-www-form-urlencoded", "not 'application/x-www-form-urlencoded'")],
+)  # fmt: skip
+def test_a_body_that_says_it_is_no_json_is_told_so(
+    base_url: str, content_type: str, message: str
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = httpx.post(base_url + CHAT, content=BODY, headers=headers, trust_env=False)
+    assert answer.status_code == 415
+    assert "must be application/json" in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
+    named = {"Content-Type": "application/vnd.api+json; charset=utf-8"}
+    answer = httpx.post(base_url + CHAT, content=BODY, headers=named, trust_env=False)
+    assert answer.status_code == 200
+
+
+def test_web_pages_may_not_call_by_default(base_url: str) -> None:
+    with httpx.Client(base_url=base_url, trust_env=False) as client:
+        assert client.options(CHAT, headers=PREFLIGHT).status_code == 405
+        answer = client.get("/health", headers=PREFLIGHT)
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_origins_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[ServerOptions] = []
+
+    async def fake_serve(make_engine, options, **others) -> None:
+        got.append(options)
+
+    monkeypatch.setattr(command, "serve_engine", fake_serve)
+    arguments = ["m", "--cors-origins", "https://a.org, http://localhost:3000"]
+    assert not CliRunner().invoke(command.serve, arguments).exit_code
+    assert got[0].cors_origins == ("https://a.org", "http://localhost:3000")
+    for wrong in ("a.org", "https://a.org/", "https://"):
+        with pytest.raises(ConfigError, match="is no origin"):
+            ServerOptions(cors_origins=(wrong,))
