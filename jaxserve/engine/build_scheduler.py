@@ -168,7 +168,7 @@ def build_policy(config: EngineConfig) -> Policy:
         tenant_weights=parse_tenant_weights(config.tenant_weights),
     )
     policy = make_policy(config.policy, settings)
-    if policy.wants_predictions and config.length_predictor == "none":
+    if policy.traits.wants_predictions and config.length_predictor == "none":
         raise ConfigError(
             f"policy {config.policy} goes by predicted lengths: name a --length-predictor"
         )

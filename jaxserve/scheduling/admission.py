@@ -43,16 +43,14 @@ class Admission:
         self._policy = policy
         self._slice_tokens = settings.slice_tokens
         self._page_size = page_size
-        # Hooks that a policy has not overridden need not be called.
-        self._displaces = type(policy).displaces is not Policy.displaces
-        self._sheds = type(policy).sheds is not Policy.sheds
+        self._traits = policy.traits
         self._just_preempted: set[int] = set()
         self._late: list[Request] = []
 
     def begin_step(self, now: float) -> None:
         """Forget the last step, and look again at some of those that wait."""
         self._just_preempted.clear()
-        if self._policy.refreshes:
+        if self._traits.refreshes:
             self.waiting.refresh(now, _REFRESHED_PER_STEP, self.look_up)
 
     def make_room(self, now: float) -> None:
@@ -61,7 +59,7 @@ class Admission:
             return
         if self._slice_tokens is not None:
             self._end_slices(self._slice_tokens, now)
-        if self._displaces:
+        if self._traits.displaces:
             self._displace(now)
 
     def take_late(self) -> list[Request]:
@@ -98,7 +96,7 @@ class Admission:
             # Recomputing a preempted request takes the values of its tokens, all of them.
             if request.num_pending_tokens or request.key in self._just_preempted:
                 return None
-            late = self._sheds and not request.num_output_tokens
+            late = self._traits.sheds and not request.num_output_tokens
             if not (late and self._policy.sheds(request, now)):
                 return entry
             self.waiting.discard(request)
@@ -157,6 +155,7 @@ class Admission:
         self.num_preemptions += 1
         self._just_preempted.add(request.key)
         request.state = RequestState.WAITING
+        self._policy.preempted(request, now)
         self.waiting.push(request, now)
 
     def _displace(self, now: float) -> None:

@@ -45,16 +45,16 @@ class Ranking:
     Args:
         policy: the order of all others.
         starvation_timeout: seconds without progress that make a request overdue, for policies
-            that need it (`Policy.ages`).
+            that need it (`Traits.ages`).
     """
 
     def __init__(self, policy: Policy, starvation_timeout: float) -> None:
+        traits = policy.traits
         self.policy = policy
-        self._timeout = starvation_timeout if policy.ages else float("inf")
-        # Plain methods of the base class say nothing, and need not be asked.
-        self.has_groups = type(policy).group is not Policy.group
-        self.is_dynamic = policy.reranks or policy.ages
-        self._reranks = policy.reranks
+        self._timeout = starvation_timeout if traits.ages else float("inf")
+        self.has_groups = traits.has_groups
+        self.is_dynamic = traits.reranks or traits.ages
+        self._reranks = traits.reranks
 
     def due(self, request: Request) -> float:
         """When the request becomes overdue unless it makes progress, in seconds."""

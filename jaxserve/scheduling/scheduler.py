@@ -95,8 +95,6 @@ class Scheduler:
         self._policy = policy
         self._admission = Admission(self._shards, policy, settings, page_size)
         self._waiting = self._admission.waiting
-        # A hook that a policy has not overridden need not be called.
-        self._tells_served = type(policy).served is not Policy.served
         self._active: dict[int, Request] = {}  # by key: every unfinished request
         self._by_id: dict[str, Request] = {}
         self._shed: list[Request] = []
@@ -120,7 +118,7 @@ class Scheduler:
         request.max_tokens = min(request.max_tokens, self._max_model_len - prompt_len)
         request.max_num_tokens = prompt_len + request.max_tokens
         self._shards[0].pages.update_keys(request)
-        if self._policy.refreshes:
+        if self._policy.traits.refreshes:
             self._admission.look_up(request)
         self._active[request.key] = self._by_id[request.request_id] = request
         self._policy.arrived(request, now)
@@ -198,7 +196,7 @@ class Scheduler:
         saves, copies, loads = self._traffic.take()
         if not (rows or saves or copies or loads):
             return None
-        if self._tells_served:
+        if self._policy.traits.counts_service:
             served = map(self._active.__getitem__, map(_KEY, rows))
             self._policy.served(list(zip(served, map(_NUM_TOKENS, rows), strict=True)), now)
         return StepPlan(rows, saves, copies, loads)

@@ -61,7 +61,7 @@ class WaitingQueue:
             return
         if (due := self._ranking.due(request)) < float("inf"):
             heapq.heappush(self._due, (due, entry))
-        if self._ranking.policy.refreshes:
+        if self._ranking.policy.traits.refreshes:
             self._rotation.append(entry)
         group = self._ranking.group(request)
         heap = self._groups.get(group)

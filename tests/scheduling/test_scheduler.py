@@ -13,7 +13,7 @@ from jaxserve.core.request import FinishReason, Request, RequestState
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.scheduling import Scheduler
-from jaxserve.scheduling.policies import Policy, make_policy
+from jaxserve.scheduling.policies import Policy, Traits, make_policy
 from jaxserve.scheduling.settings import SchedulerSettings
 
 _arrivals = itertools.count()
@@ -221,7 +221,7 @@ def test_a_preempted_request_moves_to_a_free_shard_in_the_next_step() -> None:
 
 def test_a_row_of_this_step_is_not_taken_back_for_a_prompt_before_it() -> None:
     class LongestFirst(Policy):
-        ages = False
+        traits = Traits(ages=False)
 
         def priority(self, request: Request, now: float) -> float:
             return -len(request.prompt_token_ids)
@@ -329,7 +329,7 @@ def test_unknown_policy_names_the_known_ones() -> None:
 
 def test_another_policy_orders_admission_and_preemption() -> None:
     class ShortestFirst(Policy):
-        ages = False
+        traits = Traits(ages=False)
 
         def priority(self, request: Request, now: float) -> float:
             return len(request.prompt_token_ids)

@@ -410,7 +410,9 @@ def test_busy_server_under_memory_pressure(policy: str, host_pages: int) -> None
     assert counts.device_hit_tokens > 0 and (counts.store_hit_tokens > 0) == (host_pages > 0)
 
 
-@pytest.mark.parametrize("policy", ["shortest", *(n for n in POLICIES if make_policy(n).ages)])
+@pytest.mark.parametrize(
+    "policy", ["shortest", *(n for n in POLICIES if make_policy(n).traits.ages)]
+)
 def test_nobody_starves_while_preferred_requests_keep_coming(policy: str) -> None:
     """A long request among short ones that never stop and rank before it, in every policy."""
     timeout = 30.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
-from jaxserve.scheduling.policies import Policy
+from jaxserve.scheduling.policies import Policy, Traits
 from jaxserve.scheduling.ranking import Ranking
 from jaxserve.scheduling.waiting_queue import WaitingQueue
 
@@ -19,8 +19,10 @@ GROUPS: tuple[str, ...] = ("a", "b", "c")
 class Shares(Policy):
     """Groups with counters that only rise; within a group, by priority."""
 
-    def __init__(self, *, ages: bool = True) -> None:
-        self.ages = ages
+    traits = Traits(has_groups=True, refreshes=True)
+
+    def __init__(self, *, ages: bool = True, refreshes: bool = False) -> None:
+        self.traits = Traits(has_groups=True, ages=ages, refreshes=refreshes)
         self.counters: dict[str, float] = dict.fromkeys(GROUPS, 0.0)
 
     def priority(self, request: Request, now: float) -> float:
@@ -49,7 +51,7 @@ def make_request(key: int, priority: int, group: str = "a", arrival: float = 0.0
 
 def expected_first(waiting: list[Request], policy: Shares, now: float) -> Request | None:
     for request in waiting:
-        if policy.ages and request.last_progress + TIMEOUT <= now:
+        if policy.traits.ages and request.last_progress + TIMEOUT <= now:
             request.is_overdue = True
     overdue = [r for r in waiting if r.is_overdue]
     if overdue:
@@ -121,8 +123,7 @@ def test_abandoned_requests_do_not_pile_up_behind_a_blocked_head() -> None:
 
 
 def test_refresh_takes_turns_and_moves_those_whose_rank_has_changed() -> None:
-    policy = Shares()
-    policy.refreshes = True
+    policy = Shares(refreshes=True)
     queue = WaitingQueue(Ranking(policy, TIMEOUT))
     requests = [make_request(key, 10 + key) for key in range(7)]
     for request in requests:
@@ -140,8 +141,7 @@ def test_refresh_takes_turns_and_moves_those_whose_rank_has_changed() -> None:
 
 
 def test_refresh_moves_a_first_that_is_first_no_more_at_once() -> None:
-    policy = Shares()
-    policy.refreshes = True
+    policy = Shares(refreshes=True)
     queue = WaitingQueue(Ranking(policy, TIMEOUT))
     requests = [make_request(key, key) for key in range(100)]
     for request in requests:

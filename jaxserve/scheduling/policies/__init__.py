@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority
+from jaxserve.scheduling.policies.base import Policy, PolicySettings, Priority, Traits
 from jaxserve.scheduling.policies.batch_prefix import BatchPrefix
 from jaxserve.scheduling.policies.deadline import LeastSlack
 from jaxserve.scheduling.policies.fcfs import FirstComeFirstServed
@@ -44,4 +44,4 @@ def make_policy(name: str, settings: PolicySettings | None = None) -> Policy:
     return POLICIES[name](settings or PolicySettings())
 
 
-__all__ = ["POLICIES", "Policy", "PolicySettings", "Priority", "make_policy"]
+__all__ = ["POLICIES", "Policy", "PolicySettings", "Priority", "Traits", "make_policy"]

@@ -27,6 +27,46 @@ class PolicySettings:
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Traits:
+    """What the mechanism must know of a policy beforehand: what it asks it, and when.
+
+    Attributes:
+        ages: requests without progress for longer than the starvation timeout go before all
+            others, by arrival, until they are finished. False for an order in which none can
+            starve anyway.
+        reranks: the priority of a running request changes while it runs, and is asked for at
+            every step.
+        refreshes: the priority of a waiting request changes while it waits; a few are asked for
+            at every step, in turn.
+        wants_predictions: refuses to run without a length predictor.
+        has_groups: `group` and `group_priority` come before `priority`.
+        displaces: `displaces` is asked; otherwise, running requests come first.
+        sheds: `sheds` is asked.
+        counts_service: `served` is told of every step.
+    """
+
+    ages: bool = True
+    reranks: bool = False
+    refreshes: bool = False
+    wants_predictions: bool = False
+    has_groups: bool = False
+    displaces: bool = False
+    sheds: bool = False
+    counts_service: bool = False
+
+
+# Methods that are only called if that trait says so.
+_TRAIT_OF = {
+    "group": "has_groups",
+    "group_priority": "has_groups",
+    "group_priorities": "has_groups",
+    "displaces": "displaces",
+    "sheds": "sheds",
+    "served": "counts_service",
+}
+
+
 class Policy(ABC):
     """Decides who goes first. Only `priority` must be said; the rest has a plain default.
 
@@ -35,28 +75,29 @@ class Policy(ABC):
     of its own if it must (by `Request.key`), but no clock: time comes as an argument.
 
     Attributes:
-        ages: requests without progress for longer than the starvation timeout go before all
-            others, by arrival, until they are finished. False for an order in which nobody can
-            starve anyway.
-        reranks: the priority of a running request changes while it runs, and is asked for at
-            every step.
-        refreshes: the priority of a waiting request changes while it waits; a few are asked for
-            at every step, in turn.
-        wants_predictions: refuses to run without a length predictor.
+        traits: of the class, all that its methods can do; of an instance, no more than that.
     """
 
-    ages: bool = True
-    reranks: bool = False
-    refreshes: bool = False
-    wants_predictions: bool = False
+    traits: Traits = Traits()
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a method that would never be called.
+
+        Raises:
+            TypeError: the class has one, and its traits do not say so.
+        """
+        for method, trait in _TRAIT_OF.items():
+            is_own = getattr(cls, method) is not getattr(Policy, method)
+            if is_own and not getattr(cls.traits, trait):
+                raise TypeError(f"{cls.__name__} has `{method}`, but its traits not `{trait}`")
 
     @abstractmethod
     def priority(self, request: Request, now: float) -> Priority:
         """Rank of a request: smaller is served first, ties go to the older request.
 
         Asked each time a request joins the waiting queue, when a predictor has changed its mind
-        about it, and as `reranks` and `refreshes` say. With linear ageing the order of two
-        waiting requests never changes, so that needs neither.
+        about it, and as the traits `reranks` and `refreshes` say. With linear ageing the order of
+        two waiting requests never changes, so that needs neither.
 
         Args:
             request: waiting or running.
@@ -64,7 +105,7 @@ class Policy(ABC):
         """
 
     def group(self, request: Request) -> Hashable:
-        """Requests of one group keep their order among each other while they wait."""
+        """The request's group; within one, requests keep their order while they wait."""
         return None
 
     def group_priority(self, group: Hashable, now: float) -> float:
@@ -75,10 +116,7 @@ class Policy(ABC):
         return 0.0
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
-        """Whether a waiting request may take the place of a running one that ranks after it.
-
-        By default no: running requests first.
-        """
+        """Whether a waiting request may take the place of a running one that ranks after it."""
         return False
 
     def sheds(self, request: Request, now: float) -> bool:
@@ -88,12 +126,15 @@ class Policy(ABC):
     def arrived(self, request: Request, now: float) -> None:  # noqa: B027
         """A new request is about to be ranked for the first time."""
 
+    def preempted(self, request: Request, now: float) -> None:  # noqa: B027
+        """A running request lost its place, and is about to be ranked among those that wait."""
+
     def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
-        """`priority` of every request, in their order: hundreds, at every step, if it `reranks`."""
+        """`priority` of each request, in their order: hundreds, at every step, if it `reranks`."""
         return [self.priority(request, now) for request in requests]
 
     def group_priorities(self, requests: Sequence[Request], now: float) -> Sequence[float]:
-        """Likewise the `group_priority` of every request's group."""
+        """`group_priority` of every request's group, in the requests' order."""
         groups = [self.group(request) for request in requests]
         ranks = {group: self.group_priority(group, now) for group in dict.fromkeys(groups)}
         return [ranks[group] for group in groups]

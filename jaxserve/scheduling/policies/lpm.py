@@ -1,7 +1,7 @@
 """Longest prefix match."""
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy, Priority, Traits
 
 
 class LongestPrefixMatch(Policy):
@@ -12,7 +12,7 @@ class LongestPrefixMatch(Policy):
     cached changes while requests wait, so their ranks are looked at again and again.
     """
 
-    refreshes = True
+    traits = Traits(refreshes=True)
 
     def priority(self, request: Request, now: float) -> Priority:
         """Minus the prompt tokens that are in the cache."""

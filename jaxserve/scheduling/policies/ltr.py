@@ -3,7 +3,7 @@
 import math
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy
+from jaxserve.scheduling.policies.base import Policy, Traits
 
 
 class LearnedRank(Policy):
@@ -18,7 +18,7 @@ class LearnedRank(Policy):
     The paper promotes whoever has starved for a number of steps; here the starvation timeout does.
     """
 
-    wants_predictions = True
+    traits = Traits(wants_predictions=True, displaces=True)
 
     def priority(self, request: Request, now: float) -> float:
         """The predicted score; whoever has none comes last."""

@@ -4,53 +4,43 @@ import math
 from collections.abc import Sequence
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy, Priority, Traits
 
-NUM_LEVELS = 8
-FIRST_QUANTUM = 8.0  # answer tokens
-# A decode's step costs about as much as so many prompt tokens, since it reads all weights too.
-PROMPT_TOKENS_PER_ANSWER_TOKEN = 32.0
-
-_QUANTA = (*(FIRST_QUANTUM * 2**level for level in range(NUM_LEVELS - 1)), math.inf)
+QUANTA = (*(8.0 * 2**level for level in range(7)), math.inf)  # answer tokens, per level
+PROMPT_TOKENS_PER_ANSWER_TOKEN = 32.0  # cost as much: a decode's step reads all weights, too
 
 
 class MultiLevelFeedbackQueue(Policy):
-    """Shortest first without predictions: whoever has had much service yields to who had little.
+    """Shortest first without predictions: who has had much service yields to who had little.
 
     From "Fast Distributed Inference Serving for Large Language Models" (FastServe, Wu et al.,
-    2023). Requests of a level are served in the order in which they joined it. Each level grants
-    a quantum, twice that of the level above; one who used it up is demoted, and yields its place
-    to any newcomer of a better level. What a prompt costs is known beforehand, so a request skips
-    the levels whose quantum could not even pay for that (skip-join) instead of being demoted
-    through them. The last level has no end.
-
-    Quanta are in answer tokens, where the paper has seconds: they then depend neither on the
-    machine nor on who shares a step. What a preempted request computes again is not charged.
-    FastServe promotes whoever has waited too long; here the starvation timeout does.
+    2023). Requests of a level go in the order in which they joined it. One that used up the
+    level's quantum is demoted, and yields its place to any newcomer of a better level. Levels
+    whose quantum could not even pay for a prompt are skipped. Here the starvation timeout promotes
+    who waited too long, and quanta are in answer tokens instead of seconds: they depend neither
+    on the machine nor on who shares a step. What is computed again is not charged.
     """
 
-    reranks = True
+    traits = Traits(reranks=True, displaces=True, counts_service=True)
 
     def __init__(self) -> None:
         self._ranks: dict[int, tuple[float, float]] = {}  # (level, when it joined the level)
-        self._quantum_ends: dict[int, float] = {}  # `Request.num_tokens` at which it is demoted
+        self._ends: dict[int, float] = {}  # of its quantum, in `Request.num_tokens`
 
     def arrived(self, request: Request, now: float) -> None:
         """Join the first level whose quantum pays for the prompt."""
-        prompt_len = len(request.prompt_token_ids)
-        cost = prompt_len / PROMPT_TOKENS_PER_ANSWER_TOKEN
-        level = next(i for i, quantum in enumerate(_QUANTA) if cost < quantum)
+        cost = len(request.prompt_token_ids) / PROMPT_TOKENS_PER_ANSWER_TOKEN
+        level = next(i for i, quantum in enumerate(QUANTA) if cost < quantum)
         self._ranks[request.key] = (float(level), request.arrival_time)
-        self._quantum_ends[request.key] = prompt_len + _QUANTA[level] - cost
+        self._ends[request.key] = len(request.prompt_token_ids) + QUANTA[level] - cost
 
     def priority(self, request: Request, now: float) -> Priority:
         """(level from 0 on, when the request joined it in seconds)."""
         return self._ranks[request.key]
 
     def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
-        """See `Policy.priorities`."""
-        ranks = self._ranks
-        return [ranks[request.key] for request in requests]
+        """`priority` of each."""
+        return [self._ranks[request.key] for request in requests]
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
         """Whether the newcomer is of a better level; within a level, quanta are not cut short."""
@@ -58,15 +48,13 @@ class MultiLevelFeedbackQueue(Policy):
 
     def served(self, served: Sequence[tuple[Request, int]], now: float) -> None:
         """Demote who used up the quantum."""
-        ends = self._quantum_ends
         for request, _ in served:
-            key = request.key
-            if request.num_tokens >= ends[key]:
-                level = int(self._ranks[key][0]) + 1
-                self._ranks[key] = (float(level), now)
-                ends[key] += _QUANTA[level]
+            if request.num_tokens >= self._ends[request.key]:
+                level = self._ranks[request.key][0] + 1
+                self._ranks[request.key] = (level, now)
+                self._ends[request.key] += QUANTA[int(level)]
 
     def finished(self, request: Request) -> None:
         """Forget the request."""
         self._ranks.pop(request.key, None)
-        self._quantum_ends.pop(request.key, None)
+        self._ends.pop(request.key, None)

@@ -1,7 +1,7 @@
 """Priorities that clients give, with ageing."""
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy, Priority, Traits
 
 AGEING = 0.1  # priority levels per second
 
@@ -14,11 +14,13 @@ class ClientPriority(Policy):
     alone would take hours: the starvation timeout holds beside it.
 
     A newcomer displaces only what clients called less important: to be old is enough to go before
-    others in the queue, not to take somebody's place.
+    others in the queue, not to take the place of one that runs.
     """
 
+    traits = Traits(displaces=True)
+
     def priority(self, request: Request, now: float) -> Priority:
-        """The client's level, in levels; later arrivals are worse off by their lateness."""
+        """The client's level, in levels; later arrivals are worse off by so much."""
         return request.service.priority + AGEING * request.arrival_time
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:

@@ -3,7 +3,7 @@
 import math
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy, Priority, Traits
 
 
 class ShortestJobFirst(Policy):
@@ -13,7 +13,7 @@ class ShortestJobFirst(Policy):
     whole length puts it, the answer so far being work that may have to be done again.
     """
 
-    wants_predictions = True
+    traits = Traits(wants_predictions=True)
 
     def priority(self, request: Request, now: float) -> Priority:
         """Predicted answer tokens; whoever has no prediction comes last."""

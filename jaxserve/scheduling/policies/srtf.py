@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies.base import Policy, Priority
+from jaxserve.scheduling.policies.base import Policy, Traits
 
 PROTECTED_FROM = 0.8  # of the predicted length; TRAIL's C
 HYSTERESIS = 0.8  # a newcomer must have less than this much of the other's remaining tokens
@@ -16,26 +16,25 @@ class ShortestRemainingFirst(Policy):
     From TRAIL ("Don't Stop Me Now: Embedding Based Scheduling for LLMs", Shahout et al., 2024):
     to displace a request is cheap while it is young and has little KV, and a waste when it is
     nearly done. From PROTECTED_FROM of its predicted length on it therefore ranks before all
-    that have not come so far, and nobody takes its place. TRAIL measures by the first
+    that have not come so far, and none takes its place. TRAIL measures by the first
     prediction, this by the latest: a request that turns out to be long was not nearly done.
 
     Predictions move as an answer grows. A newcomer must be shorter by a clear margin, or two
     requests of about the same length would displace each other at every change of mind.
     """
 
-    reranks = True
-    wants_predictions = True
+    traits = Traits(reranks=True, wants_predictions=True, displaces=True)
 
-    def priority(self, request: Request, now: float) -> Priority:
+    def priority(self, request: Request, now: float) -> tuple[float, float]:
         """(0 if protected or else 1, predicted remaining answer tokens).
 
         One that outlived its prediction counts as about to end.
         """
         return self.priorities([request], now)[0]
 
-    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[Priority]:
-        """See `Policy.priorities`."""
-        ranks: list[Priority] = []
+    def priorities(self, requests: Sequence[Request], now: float) -> Sequence[tuple[float, float]]:
+        """`priority` of each."""
+        ranks = []
         for request in requests:
             predicted = request.predicted_len
             if predicted is None:
@@ -48,16 +47,5 @@ class ShortestRemainingFirst(Policy):
 
     def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
         """Whether the running one may be disturbed and the newcomer is clearly shorter."""
-        return not _is_protected(running) and (
-            _remaining(newcomer) < HYSTERESIS * _remaining(running)
-        )
-
-
-def _remaining(request: Request) -> float:
-    predicted = request.predicted_len
-    return math.inf if predicted is None else max(predicted - request.num_output_tokens, 1.0)
-
-
-def _is_protected(request: Request) -> bool:
-    predicted = request.predicted_len
-    return predicted is not None and request.num_output_tokens >= PROTECTED_FROM * predicted
+        (_, needs), (may_yield, other_needs) = self.priorities([newcomer, running], now)
+        return may_yield > 0 and needs < HYSTERESIS * other_needs

@@ -43,12 +43,19 @@ def make_request(
 
 def serve(policy: Policy, request: Request, num_tokens: int, now: float = 0.0) -> None:
     """Compute so many of a request's tokens, the last of which samples if none is left."""
+    compute(request, num_tokens, lambda served: policy.served(served, now))
+
+
+def compute(
+    request: Request, num_tokens: int, tell: Callable[[list[tuple[Request, int]]], None]
+) -> None:
+    """Compute so many of a request's tokens, and tell of it when a scheduler would."""
     request.num_computed_tokens += num_tokens
     assert request.num_computed_tokens <= request.num_tokens
     if request.num_computed_tokens == request.num_tokens:
         request.num_pending_tokens = 1
         request.num_tokens += 1
-    policy.served([(request, num_tokens)], now)
+    tell([(request, num_tokens)])
     if request.num_pending_tokens:
         request.num_pending_tokens = 0
         request.output_token_ids.append(1)
@@ -129,7 +136,7 @@ class Simulation:
         rows = self._running_rows(barred)
         budget = self.budget - sum(rows.values())
         for request in sorted(self.waiting, key=self._order):
-            if self.policy.sheds(request, self.now):
+            if self.policy.traits.sheds and self.policy.sheds(request, self.now):
                 self.shed.append(request)
                 self._end(request, FinishReason.SHED)
                 continue
@@ -207,6 +214,7 @@ class Simulation:
         self.running.remove(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
+        self.policy.preempted(request, self.now)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -221,12 +229,13 @@ class Simulation:
         self.policy.finished(request)
 
     def _is_overdue(self, request: Request) -> bool:
-        if self.policy.ages and self.now - request.last_progress > self.starvation_timeout:
+        if self.policy.traits.ages and self.now - request.last_progress > self.starvation_timeout:
             self._overdue.add(request.key)
         return request.key in self._overdue
 
     def _rank(self, request: Request) -> Any:
-        moves = self.policy.refreshes if request in self.waiting else self.policy.reranks
+        traits = self.policy.traits
+        moves = traits.refreshes if request in self.waiting else traits.reranks
         rank = self.policy.priority(request, self.now)
         assert moves or rank == self._ranks.get(request.key, rank), "a rank moved unannounced"
         return rank

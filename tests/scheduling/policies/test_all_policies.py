@@ -1,7 +1,8 @@
 """What every policy owes: all are served, nobody starves, nothing is remembered of the finished."""
 
+import inspect
 import random
-from collections.abc import Sized
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +17,17 @@ from tests.scheduling.policies.simulation import Simulation, bursty, make_reques
 NEED_THE_TIMEOUT = ("sjf", "srtf", "ltr", "mlfq", "deadline", "lpm")
 
 
-def num_books(policy: Policy) -> int:
-    return sum(len(v) for v in vars(policy).values() if isinstance(v, Sized))
+def num_books(books: object) -> int:
+    """Entries in all containers of a policy, and of the rooms that it keeps books in."""
+    count = 0
+    for value in vars(books).values():
+        if isinstance(value, dict | list | set):
+            count += len(value)
+        elif type(value).__module__.startswith("jaxserve.scheduling") and hasattr(
+            value, "__dict__"
+        ):
+            count += num_books(value)
+    return count
 
 
 def random_request(rng: random.Random, now: float) -> Request:
@@ -35,6 +45,23 @@ def random_request(rng: random.Random, now: float) -> Request:
     request.prompt_token_ids[0] = rng.randrange(4)
     extend_keys(request.page_keys, root_key(), request.prompt_token_ids, 4)
     return request
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_is_one_file_of_at_most_sixty_lines(name: str) -> None:
+    source = inspect.getsourcefile(type(make_policy(name)))
+    assert source is not None and len(Path(source).read_text().splitlines()) <= 60
+
+
+def test_a_method_that_would_never_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="Greedy has `displaces`, but its traits not `displaces`"):
+
+        class Greedy(Policy):
+            def priority(self, request: Request, now: float) -> float:
+                return 0.0
+
+            def displaces(self, newcomer: Request, running: Request, now: float) -> bool:
+                return True
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -101,7 +128,7 @@ def test_nobody_starves(name: str) -> None:
 
 @pytest.mark.parametrize("name", NEED_THE_TIMEOUT)
 def test_the_victim_would_starve_without_the_timeout(name: str) -> None:
-    assert make_policy(name).ages
+    assert make_policy(name).traits.ages
     assert victim_among_favourites(name, starvation_timeout=1e9) > 400.0
 
 

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from jaxserve.cache.page_keys import extend_keys, root_key
 from jaxserve.core.request import Request
-from jaxserve.scheduling.policies import make_policy
 from jaxserve.scheduling.policies.batch_prefix import BATCH_SECONDS, BatchPrefix
 from tests.scheduling.policies.simulation import make_request
 
@@ -86,19 +85,3 @@ def test_a_later_batch_waits_for_the_earlier_even_in_the_same_group() -> None:
 def test_without_pages_it_is_arrival() -> None:
     requests = [with_pages(()) for _ in range(5)]
     assert arranged(BatchPrefix(), requests) == requests
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=4).map(tuple), max_size=20), st.randoms())
-def test_nodes_are_kept_as_long_as_somebody_uses_them(paths: list[tuple[int, ...]], rng) -> None:
-    policy = make_policy("batch-prefix")
-    assert isinstance(policy, BatchPrefix)
-    requests = [with_pages(path) for path in paths]
-    for request in requests:
-        policy.arrived(request, 0.0)
-        request.page_keys.append(b"a page of the answer")
-    rng.shuffle(requests)
-    while requests:
-        keys = {key for r in requests for key in r.page_keys[:-1]}
-        assert policy._nodes.keys() == keys
-        policy.finished(requests.pop())
-    assert not policy._nodes and not policy._ranks and not policy._paths

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.scheduling.policies import make_policy
-from jaxserve.scheduling.policies.mlfq import NUM_LEVELS, MultiLevelFeedbackQueue
+from jaxserve.scheduling.policies.mlfq import QUANTA, MultiLevelFeedbackQueue
 from tests.scheduling.policies.simulation import goes_first, make_request, serve
 
 
@@ -71,9 +71,10 @@ def test_level_is_the_one_whose_quanta_cover_the_service(prompt_len: int, answer
     for _ in range(answer_len - 1):
         serve(policy, request, 1)
     # The oracle: walk down the levels from the one joined, paying each level's quantum.
-    joined = next(i for i in range(NUM_LEVELS) if i == NUM_LEVELS - 1 or prompt_len < 256 * 2**i)
+    last = len(QUANTA) - 1
+    joined = next(i for i in range(last + 1) if i == last or prompt_len < 256 * 2**i)
     service, level = prompt_len + 32 * answer_len, joined
-    while level < NUM_LEVELS - 1 and service >= 256 * 2**level:
+    while level < last and service >= 256 * 2**level:
         service -= 256 * 2**level
         level += 1
     rank = policy.priority(request, 0.0)

@@ -48,7 +48,7 @@ def test_priority_displaces_only_lower_levels() -> None:
 def test_shorter_predictions_go_first_and_none_at_all_last(name: str) -> None:
     requests = [make_request(predicted=n) for n in (30.0, None, 10.0, 20.0, 10.0, -1.0)]
     policy = make_policy(name)
-    assert policy.wants_predictions
+    assert policy.traits.wants_predictions
     assert ordered(policy, requests) == [5, 2, 4, 3, 0, 1]
 
 
@@ -114,7 +114,7 @@ def test_lpm_prefers_what_is_cached_now() -> None:
     policy, requests = make_policy("lpm"), [make_request(100) for _ in range(4)]
     for request, cached in zip(requests, (0, 64, 32, 64), strict=True):
         request.num_cached_tokens = cached
-    assert policy.refreshes
+    assert policy.traits.refreshes
     assert ordered(policy, requests) == [1, 3, 2, 0]
     requests[0].num_cached_tokens = 96  # somebody computed it meanwhile
     requests[1].num_cached_tokens = 0  # and this was evicted
