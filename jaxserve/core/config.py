@@ -24,6 +24,10 @@ class EngineConfig:
     tokenizer: str | None = option(
         None, "tokenizer file or directory, if not the one beside the checkpoint", group="model"
     )
+    chat_special_tokens: bool = option(
+        False, "let callers' texts in chats spell out control tokens, such as <|im_end|>, which "
+        "are text otherwise", group="model",
+    )  # fmt: skip
     served_model_name: str | None = option(
         None, "the name that clients ask for (default: the model's)", group="model"
     )
