@@ -16,6 +16,7 @@ import numpy as np
 from jaxserve.cache.page_keys import KEY_BYTES
 from jaxserve.cache.slot_table import SlotTable
 from jaxserve.core.errors import ConfigError
+from jaxserve.files.private_files import require_private
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class DiskTier:
         max_bytes: size that the file may grow to.
 
     Raises:
-        ConfigError: the directory cannot be used or another process uses it, or `max_bytes` is
-            less than a page or more than the disk has left.
+        ConfigError: the directory cannot be used, others than this user may write to it or another
+            process uses it, or `max_bytes` is less than a page or more than the disk has left.
 
     Attributes:
         page_bytes: as given.
@@ -85,6 +86,7 @@ class DiskTier:
         with contextlib.ExitStack() as undo:
             try:
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                require_private(directory, because="answers are made of the KV pages kept there")
                 self._lock_file = _lock(directory)
                 undo.callback(os.close, self._lock_file)
                 path = directory / f"{digest.hexdigest()}.pages"

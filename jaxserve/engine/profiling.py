@@ -1,11 +1,14 @@
 """Profiles of a running engine: what host and devices did in some seconds."""
 
 import asyncio
+import logging
 import math
 from pathlib import Path
 from typing import Protocol
 
 from jaxserve.core.errors import ConfigError, InvalidRequest
+
+log = logging.getLogger(__name__)
 
 MAX_SECONDS = 60.0  # a profile grows by megabytes per second
 
@@ -53,6 +56,7 @@ class ProfileCapture:
         if self._running:
             raise InvalidRequest("a profile is being taken; try again when it is done")
         self._running = True
+        log.warning("profiling for %g s into %s", seconds, directory)
         try:
             try:
                 directory.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,16 @@ from jaxserve.core.errors import ConfigError
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def require_private(directory: Path) -> None:
+def require_private(directory: Path, *, because: str = "what is kept there is run as code") -> None:
     """Refuse a directory into which anybody but this user and root could put a file.
 
     The directory must belong to one of them and be writable by its owner only. So that nobody
     can put another in its place, each directory above it must belong to one of them too, and be
     writable by everybody only if it is sticky, as /tmp is. One that is not there passes.
+
+    Args:
+        directory: where something is kept that must be this user's own.
+        because: why, for the message.
 
     Raises:
         ConfigError: the message says which directory, and what to do.
@@ -27,15 +31,15 @@ def require_private(directory: Path) -> None:
         status = folder.stat()
         if status.st_uid not in (os.geteuid(), 0):
             raise ConfigError(
-                f"{directory} cannot be trusted: {folder} belongs to user {status.st_uid}. What "
-                "is kept there is run as code; name a directory of your own"
+                f"{directory} cannot be trusted: {folder} belongs to user {status.st_uid}, and "
+                f"{because}; name a directory of your own"
             )
         is_loose = status.st_mode & (_OTHERS_WRITE if folder == path else stat.S_IWOTH)
         is_sticky = folder != path and status.st_mode & stat.S_ISVTX
         if is_loose and not is_sticky:
             raise ConfigError(
-                f"{directory} cannot be trusted: others may write to {folder}. What is kept there "
-                f"is run as code; run chmod go-w {folder}, or name another directory"
+                f"{directory} cannot be trusted: others may write to {folder}, and {because}; "
+                f"run chmod go-w {folder}, or name another directory"
             )
 
 

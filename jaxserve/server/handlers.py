@@ -1,7 +1,6 @@
 """Joins a servicer to a gRPC service: parsing, and every error turned into its status."""
 
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
@@ -10,8 +9,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from jaxserve.core.errors import InvalidRequest, JaxserveError, RateLimited
+from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.server.log_format import about_request
+from jaxserve.server.retry import retry_metadata
 from jaxserve.server.security.streams import StreamWatch
 from jaxserve.server.status import status_of
 from jaxserve.server.strict import reject_unknown_fields
@@ -113,7 +113,7 @@ def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method
             log.debug("%s: %s: %s", name, code.name, message)
             if code is grpc.StatusCode.INTERNAL:
                 log.error("%s failed", name, exc_info=error)
-            await context.abort(code, message, _retry_after(error))
+            await context.abort(code, message, retry_metadata(error, code, message))
         except grpc.aio.BaseError:
             log.debug("%s: the client went away", name, exc_info=True)
             raise
@@ -128,10 +128,3 @@ def _guarded(name: str, function: Method, check: Callable[[Any], Any]) -> Method
 def _id_of(request: Any) -> str:
     """What a message calls its request, for the log; empty if it does not."""
     return getattr(request, "request_id", "") or getattr(request, "id", "")
-
-
-def _retry_after(error: JaxserveError) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata that says when to try again, in whole seconds as HTTP's header does."""
-    if isinstance(error, RateLimited) and error.retry_after is not None:
-        return (("retry-after", str(math.ceil(error.retry_after))),)
-    return ()

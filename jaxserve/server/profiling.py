@@ -1,14 +1,11 @@
 """Profiles on demand, for whoever administers the server."""
 
-import logging
 from pathlib import Path
 
 from fastapi import APIRouter
 
 from jaxserve.core.errors import PermissionDenied
 from jaxserve.server.context import ServerContext
-
-log = logging.getLogger(__name__)
 
 DEFAULT_SECONDS = 3.0
 
@@ -34,7 +31,6 @@ async def capture_profile(context: ServerContext, seconds: float = DEFAULT_SECON
             "this server takes no profiles: it was started without --profile-dir"
         )
     engine = context.engine_for()
-    log.warning("profiling for %g s into %s", seconds, directory)
     await engine.profile(seconds, directory)
     return directory
 

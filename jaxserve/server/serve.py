@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxserve.core.errors import EngineDead
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
+from jaxserve.server.metrics.app import make_metrics_app
 from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.observability import Observability, ObservabilityOptions
 from jaxserve.server.security.admin import ADMIN_HOST, make_admin_app
@@ -77,16 +78,18 @@ async def serve(
     if context.keys is not None and options.tls is None and options.host not in _LOOPBACK:
         log.warning("API keys are on and TLS is not: whoever sees the traffic has the keys")
     server = GrpcServer(options, context)
-    http = _http_server(options, context)
-    admin = _admin_server(security, options, context, signals.trigger)
+    optional = {
+        "metrics": _metrics_server(options, context),
+        "http": _http_server(options, context),
+        "admin": _admin_server(security, options, context, signals.trigger),
+    }
+    beside = {name: front_end for name, front_end in optional.items() if front_end is not None}
     engine: AsyncEngine | None = None
     with signals:
         try:
             await server.start()
-            if http is not None:
-                await http.start()
-            if admin is not None:
-                await admin.start()
+            for front_end in beside.values():
+                await front_end.start()
             building = _on_daemon_thread(make_engine)
             if not await signals.unless_first(building):
                 log.warning("stopped during start-up")
@@ -94,7 +97,7 @@ async def serve(
             engine = building.result()
             await server.attach(engine)
             gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
-            announce(_ready_line(server, http, admin, engine, time.monotonic() - started))
+            announce(_ready_line(server, beside, engine, time.monotonic() - started))
             if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
                 log.warning("draining: up to %g s; a second signal stops", options.grace_period)
                 await signals.unless_second(asyncio.ensure_future(server.drain()))
@@ -102,7 +105,7 @@ async def serve(
             raise EngineDead("the engine has stopped; its traceback is in the log above")
         finally:
             grace = 0.0 if signals.count > 1 else 0.5
-            await asyncio.gather(*(s.stop(grace) for s in (server, http, admin) if s is not None))
+            await asyncio.gather(*(each.stop(grace) for each in (server, *beside.values())))
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
             await asyncio.to_thread(context.observability.close)
@@ -119,6 +122,13 @@ def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer |
     return HttpServer(options, app)
 
 
+def _metrics_server(options: ServerOptions, context: ServerContext) -> HttpServer | None:
+    if not options.metrics_port:
+        return None
+    options = dataclasses.replace(options, http_port=options.metrics_port)
+    return HttpServer(options, make_metrics_app(context))
+
+
 def _admin_server(
     security: SecurityOptions,
     options: ServerOptions,
@@ -133,8 +143,7 @@ def _admin_server(
 
 def _ready_line(
     server: GrpcServer,
-    http: HttpServer | None,
-    admin: HttpServer | None,
+    beside: Mapping[str, HttpServer],
     engine: AsyncEngine,
     seconds: float,
 ) -> str:
@@ -142,12 +151,7 @@ def _ready_line(
         f"READY {server.address} model={engine.model_info.name} seconds={seconds:.1f} "
         f"programs_compiled={engine.load().compiles_before_ready}"
     )
-    if server.metrics_address:
-        line += f" metrics={server.metrics_address}"
-    for name, front_end in (("http", http), ("admin", admin)):
-        if front_end is not None:
-            line += f" {name}={front_end.address}"
-    return line
+    return line + "".join(f" {name}={each.address}" for name, each in beside.items())
 
 
 async def _engine_end(engine: AsyncEngine) -> None:

@@ -19,7 +19,6 @@ from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
 from jaxserve.server.kserve import open_inference_pb2
 from jaxserve.server.kserve.servicer import InferenceServicer
-from jaxserve.server.metrics.endpoint import MetricsServer
 from jaxserve.server.security.interceptor import KeyInterceptor
 from jaxserve.server.security.streams import StreamWatch
 from jaxserve.server.security.tls import Tls
@@ -152,7 +151,6 @@ class GrpcServer:
         )
         self._streams = StreamWatch(options.write_timeout)
         self._watch: asyncio.Task[None] | None = None
-        self._metrics: MetricsServer | None = None
         self.port = options.port
 
     @property
@@ -161,16 +159,11 @@ class GrpcServer:
         host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
         return f"{host}:{self.port}"
 
-    @property
-    def metrics_address(self) -> str | None:
-        """`host:port` of the metrics endpoint, if there is one."""
-        return self._metrics.address if self._metrics is not None else None
-
     async def start(self) -> None:
-        """Open the ports and answer, as not ready yet.
+        """Open the port and answer, as not ready yet.
 
         Raises:
-            ConfigError: an address cannot be listened on.
+            ConfigError: the address cannot be listened on.
         """
         self._server.add_generic_rpc_handlers(
             tuple(
@@ -193,14 +186,6 @@ class GrpcServer:
             raise ConfigError(
                 f"cannot listen on {self.address}: is the port taken, or the host not ours?"
             ) from error
-        if self._options.metrics_port:
-            self._metrics = MetricsServer(
-                self._options.host,
-                self._options.metrics_port,
-                self._context.observability.metrics,
-                tls=self._options.tls,
-                keys=self._context.keys,
-            )
         await self._server.start()
         self._watch = asyncio.create_task(self._streams.watch())
 
@@ -217,13 +202,11 @@ class GrpcServer:
             await self._context.wait_idle(_LAST_WRITES_SECONDS)
 
     async def stop(self, grace: float = _STOP_SECONDS) -> None:
-        """Close the ports; calls still open after `grace` seconds are cut off."""
+        """Close the port; calls still open after `grace` seconds are cut off."""
         await self._set_health(serving=False)
         await self._server.stop(grace)
         if self._watch is not None:
             self._watch.cancel()
-        if self._metrics is not None:
-            self._metrics.stop()
 
     async def _set_health(self, *, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse

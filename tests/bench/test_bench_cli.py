@@ -9,7 +9,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jaxserve.bench import workloads
-from jaxserve.cli import bench, bench_options
+from jaxserve.bench.chunked_prefill import ChunkedPrefillSpec
+from jaxserve.bench.policies import DEFAULT_SIDES
+from jaxserve.cli import (
+    bench,
+    bench_chunked_prefill,
+    bench_options,
+    bench_policies,
+    bench_predictor,
+)
+from jaxserve.prediction import LEARNED
 
 
 def invoke(*arguments: str) -> Result:
@@ -30,6 +39,12 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         "padding", "peers", "policies", "predictor", "prefix-cache", "serve", "startup",
         "steps", "throughput",
     ]  # fmt: skip
+
+
+def test_the_sides_offered_are_those_there_are() -> None:
+    assert tuple(bench_policies.SIDES.split(",")) == DEFAULT_SIDES
+    assert tuple(bench_predictor.PREDICTORS.split(",")) == LEARNED
+    assert ChunkedPrefillSpec().budgets == bench_chunked_prefill.BUDGETS
 
 
 def test_the_datasets_offered_are_those_there_are() -> None:

@@ -369,6 +369,21 @@ def test_impossible_sizes_say_what_to_do(tmp_path: Path, max_bytes: int, message
     open_tier(tmp_path).close()  # and leave no lock
 
 
+def test_a_directory_that_others_could_fill_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "kv").chmod(0o770)
+    with pytest.raises(ConfigError, match=r"others may write .* made of the KV pages kept there"):
+        open_tier(tmp_path / "kv")
+    (tmp_path / "kv").chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4321)
+    os.chown(tmp_path / "kv", 12345 if os.getuid() == 0 else os.getuid(), -1)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        open_tier(tmp_path / "kv")
+    assert not any((tmp_path / "kv").iterdir())
+
+
 def test_impossible_directories_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(ConfigError, match="choose another --disk-cache-dir"):

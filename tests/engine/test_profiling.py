@@ -4,14 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from jaxserve.core.errors import ConfigError, InvalidRequest, PermissionDenied
 from jaxserve.engine.profiling import ProfileCapture
 from jaxserve.server.context import ServerContext
 from jaxserve.server.observability import Observability, ObservabilityOptions
-from jaxserve.server.profiling import capture_profile, profile_router
+from jaxserve.server.profiling import capture_profile
+from jaxserve.server.security.admin import make_admin_app
 from jaxserve.testing.fake_engine import fake_engine
 
 
@@ -80,10 +80,13 @@ def test_the_admin_route(tmp_path: Path) -> None:
     options = ObservabilityOptions(profile_dir=tmp_path / "profiles")
     context = ServerContext(observability=Observability(options))
     context.engine = engine
-    app = FastAPI()
-    app.include_router(profile_router(context))
+    client = TestClient(make_admin_app(context, lambda: None), base_url="http://127.0.0.1")
     try:
-        answer = TestClient(app).post("/admin/profile?seconds=0.01")
+        for seconds in ("nan", "inf", "-inf", "-1", "0", "1e300", "61", "x"):
+            refusal = client.post(f"/admin/profile?seconds={seconds}")
+            assert refusal.status_code == 400
+            assert refusal.json()["error"]["param"] == "seconds"
+        answer = client.post("/admin/profile?seconds=0.01")
     finally:
         engine.shutdown()
     assert answer.json() == {"directory": str(tmp_path / "profiles"), "seconds": 0.01}

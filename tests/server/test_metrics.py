@@ -16,10 +16,14 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.records import EngineRecords
 from jaxserve.runner.buckets import Buckets
-from jaxserve.server.metrics.endpoint import Metrics, MetricsServer, metrics_router
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http.server import HttpServer
+from jaxserve.server.metrics.app import make_metrics_app
+from jaxserve.server.metrics.endpoint import Metrics, metrics_router
 from jaxserve.server.metrics.names import COMPAT_CHOICES, MetricNames, token_bounds
 from jaxserve.server.metrics.totals import Totals
-from jaxserve.server.server import GrpcServer, ServerOptions
+from jaxserve.server.serve import serve
+from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_sync_engine
 from tests.server.exposition import check_exposition, samples
 
@@ -90,13 +94,17 @@ def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def test_metrics_before_and_after_a_request(make_engine, serving, make_request) -> None:
     async def main() -> None:
-        async with serving(None, metrics_port=free_port()) as s:
-            before = samples(await asyncio.to_thread(fetch, s.server.metrics_address))
+        context = ServerContext()
+        metrics = HttpServer(ServerOptions(http_port=0), make_metrics_app(context))
+        await metrics.start()
+        async with serving(None, context=context) as s:
+            before = samples(await asyncio.to_thread(fetch, metrics.address))
             assert before["jaxserve:ready",] == 0
             assert ("jaxserve:steps_total",) not in before
             await s.server.attach(make_engine(num_pages=100))
             await s.ask(make_request([1, 2, 3], max_tokens=5))
-            after = samples(await asyncio.to_thread(fetch, s.server.metrics_address))
+            after = samples(await asyncio.to_thread(fetch, metrics.address))
+        await metrics.stop(0)
         assert after["jaxserve:ready",] == 1
         assert after["jaxserve:prompt_tokens_total",] == 3
         assert after["jaxserve:generation_tokens_total",] == 5
@@ -303,27 +311,19 @@ def test_over_the_http_app() -> None:
     assert newer.text.endswith("# EOF\n")
 
 
-def test_off_by_default(serving) -> None:
+def test_the_metrics_port_is_named_and_a_taken_one_is_a_clear_error(make_engine) -> None:
+    port, lines = free_port(), []
+
     async def main() -> None:
-        async with serving(None, metrics_port=0) as s:
-            assert s.server.metrics_address is None
+        options = ServerOptions(port=0, metrics_port=port)
+        first = asyncio.create_task(serve(make_engine, options, announce=lines.append))
+        while not lines:
+            await asyncio.sleep(0.01)
+        assert f" metrics=127.0.0.1:{port}" in lines[0] and "http=" not in lines[0]
+        assert "jaxserve:ready" in await asyncio.to_thread(fetch, f"127.0.0.1:{port}")
+        with pytest.raises(ConfigError, match=f"HTTP on 127.0.0.1:{port}"):
+            await serve(make_engine, options)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
     asyncio.run(main())
-
-
-def test_a_taken_metrics_port_is_a_clear_error() -> None:
-    port = free_port()
-    first = MetricsServer("127.0.0.1", port, Metrics())
-    try:
-        with pytest.raises(ConfigError, match=f"metrics on 127.0.0.1:{port}"):
-            asyncio.run(_start_only(ServerOptions(port=0, metrics_port=port)))
-    finally:
-        first.stop()
-
-
-async def _start_only(options: ServerOptions) -> None:
-    server = GrpcServer(options)
-    try:
-        await server.start()
-    finally:
-        await server.stop(0)

@@ -1,7 +1,6 @@
 """Errors in OpenAI's shape, and which HTTP status each becomes: the one table."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ from starlette.responses import Response
 
 from jaxserve.core import errors
 from jaxserve.server.http.unsupported import UNSUPPORTED
+from jaxserve.server.retry import retry_seconds
 
 MAX_MESSAGE_CHARS = 1000  # a message that quotes the request could be huge
-_RETRY_SECONDS = 1.0
 
 
 class Kind(NamedTuple):
@@ -75,9 +74,9 @@ def response_to(error: errors.JaxserveError) -> Response:
     """The answer to a request that failed on purpose."""
     kind = kind_of(error)
     headers = {}
-    if kind.status in (429, 503):
-        seconds = getattr(error, "retry_after", None) or _RETRY_SECONDS
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    seconds = retry_seconds(error)
+    if seconds is not None:
+        headers["Retry-After"] = str(seconds)
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return _response(kind.status, error_body(error), headers)

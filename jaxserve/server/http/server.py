@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -46,7 +48,8 @@ class HttpServer:
         )
         self._watch: asyncio.Task[None] | None = None
         self._server = _Uvicorn(
-            uvicorn.Config(
+            read_timeout=options.read_timeout,
+            config=uvicorn.Config(
                 UsualForms(app),
                 http=self._connections.connection,  # type: ignore[arg-type] - as good as a class
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
@@ -59,7 +62,7 @@ class HttpServer:
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_graceful_shutdown=_LAST_RESORT_SECONDS + math.ceil(options.grace_period),
-            )
+            ),
         )
         self._serving: asyncio.Task[None] | None = None
         self.port = options.http_port
@@ -106,9 +109,39 @@ class _Uvicorn(uvicorn.Server):
 
     A task that uvicorn cancels is an error in its log, with a traceback for each. One whose
     connection is gone ends as if the client had left.
+
+    Args:
+        config: uvicorn's.
+        read_timeout: seconds in which a client must have ended a TLS handshake that it began by
+            connecting; uvicorn leaves it the 60 of asyncio.
     """
 
     grace = _STOP_SECONDS
+
+    def __init__(self, config: uvicorn.Config, *, read_timeout: float) -> None:
+        super().__init__(config)
+        self._read_timeout = read_timeout
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        config = self.config
+        make = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
+        connection = functools.partial(
+            make, config=config, server_state=self.server_state, app_state={}
+        )
+        limit = None if config.ssl is None else self._read_timeout
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=each,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=limit,
+            )
+            for each in sockets or []
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -4,35 +4,26 @@ import dataclasses
 import hashlib
 import hmac
 import logging
-import os
 import string
 import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxserve.core.errors import ConfigError, InvalidRequest, Unauthenticated
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.files.private_files import is_readable_by_others
+from jaxserve.files.watched_files import WatchedFiles
 from jaxserve.server.security.caller import Caller
 from jaxserve.server.security.tenants import TenantLimits
 
 log = logging.getLogger(__name__)
 
 MIN_KEY_CHARS = 16
-_POLL_SECONDS = 1.0
 _HASH_PREFIX = "sha256:"
 _LIMITS = tuple(field.name for field in dataclasses.fields(TenantLimits))
 _KEY_CHARS = frozenset(string.ascii_letters + string.digits + string.punctuation)
-
-
-class _Version(NamedTuple):
-    """What tells one state of a file from another."""
-
-    modified_ns: int
-    size: int
-    inode: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +61,8 @@ class ApiKeys:
         defaults: TenantLimits | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = path
         self._defaults = defaults or TenantLimits()
-        self._now = now
-        self._looked_at = now()
-        self._version = _version_of(path)
-        self._book = _read(path)
+        self._books = WatchedFiles([path], lambda: _read(path), "the API keys", now)
         if is_readable_by_others(path):
             log.warning("%s can be read by other users; run chmod 600 %s", path, path)
 
@@ -95,48 +82,16 @@ class ApiKeys:
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """What a tenant may ask for; the defaults for one that has no table any more."""
-        return self._book.limits.get(tenant, TenantLimits()).or_else(self._defaults)
+        return self._books.get().limits.get(tenant, TenantLimits()).or_else(self._defaults)
 
     def _tenant_of(self, key: str) -> str | None:
-        self._reload_if_changed()
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
         # All of them, each in constant time: how long it takes tells nothing about any key.
-        for known, tenant in self._book.digests:
+        for known, tenant in self._books.get().digests:
             if hmac.compare_digest(known, digest):
                 found = tenant
         return found
-
-    def _reload_if_changed(self) -> None:
-        now = self._now()
-        if now - self._looked_at < _POLL_SECONDS:
-            return
-        self._looked_at = now
-        try:
-            version = _version_of(self._path)
-        except ConfigError as error:
-            version = None
-            if self._version is not None:
-                log.error("keeping the API keys as they were: %s", error)
-        if version == self._version:
-            return
-        self._version = version  # a broken file is complained about once
-        if version is None:
-            return
-        try:
-            self._book = _read(self._path)
-        except ConfigError as error:
-            log.error("keeping the API keys as they were: %s", error)
-        else:
-            log.warning("read the API keys again: %d tenants", len(self._book.limits))
-
-
-def _version_of(path: Path) -> _Version | None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise ConfigError(f"cannot read the API keys: {error}") from error
-    return _Version(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _read(path: Path) -> _Book:

@@ -5,6 +5,7 @@ import datetime
 import logging
 import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from cryptography import x509
@@ -12,15 +13,27 @@ from cryptography.hazmat.primitives import serialization
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.files.private_files import is_readable_by_others
+from jaxserve.files.watched_files import WatchedFiles
 
 log = logging.getLogger(__name__)
 
 _PUBLIC = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+class _Loaded(NamedTuple):
+    """What the files of a `Tls` said when they were read, in gRPC's terms and in asyncio's."""
+
+    for_grpc: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tls:
     """A server's certificate and what it asks of its clients. TLS 1.2 or newer is spoken.
+
+    The files are read again when they change, for connections made from then on; those that are
+    open go on. Files that are wrong then change nothing but the log. Whether clients need
+    certificates is settled at the start.
 
     Attributes:
         cert: PEM file of the certificate, followed by those of its intermediate authorities.
@@ -34,8 +47,43 @@ class Tls:
     cert: Path
     key: Path
     client_ca: Path | None = None
+    _files: WatchedFiles[_Loaded] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        paths = [self.cert, self.key] + ([self.client_ca] if self.client_ca else [])
+        object.__setattr__(
+            self, "_files", WatchedFiles(paths, self._load, "the TLS certificate and key")
+        )
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """For `grpc.aio.Server.add_secure_port`; gRPC speaks TLS 1.2 and 1.3."""
+        latest = self._files.get().for_grpc
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            """Asked by gRPC for each connection."""
+            nonlocal latest
+            before, latest = latest, self._files.get().for_grpc
+            return None if latest is before else latest
+
+        return grpc.dynamic_ssl_server_credentials(
+            latest,
+            changed,  # type: ignore[arg-type] - None is fine: nothing has changed
+            require_client_authentication=self.client_ca is not None,
+        )
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """For a server of HTTP/1.1, asyncio's or another."""
+        context = self._make_context()
+
+        def take_latest(connection: ssl.SSLObject, name: str | None, own: ssl.SSLContext) -> None:
+            """Called at the beginning of each handshake, with or without a name."""
+            del name, own
+            connection.context = self._files.get().context
+
+        context.sni_callback = take_latest  # type: ignore[assignment] - also of an SSLObject
+        return context
+
+    def _load(self) -> _Loaded:
         certificate = _certificates(self.cert, "--tls-cert")[0]
         private = _private_key(self.key)
         if private.public_key().public_bytes(*_PUBLIC) != certificate.public_key().public_bytes(
@@ -50,20 +98,18 @@ class Tls:
             log.warning("the certificate %s expired on %s", self.cert, until.date())
         if is_readable_by_others(self.key):
             log.warning("%s can be read by other users; run chmod 600 %s", self.key, self.key)
+        authorities = None
         if self.client_ca is not None:
             _certificates(self.client_ca, "--tls-client-ca")
+            authorities = _read(self.client_ca, "--tls-client-ca")
+        pair = (_read(self.key, "--tls-key"), _read(self.cert, "--tls-cert"))
+        try:
+            context = self._make_context()
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"--tls-cert {self.cert}: OpenSSL refuses it: {error}") from error
+        return _Loaded(grpc.ssl_server_certificate_configuration([pair], authorities), context)
 
-    def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For `grpc.aio.Server.add_secure_port`; gRPC speaks TLS 1.2 and 1.3."""
-        authorities = None if self.client_ca is None else self.client_ca.read_bytes()
-        return grpc.ssl_server_credentials(
-            [(self.key.read_bytes(), self.cert.read_bytes())],
-            root_certificates=authorities,
-            require_client_auth=authorities is not None,
-        )
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """For an asyncio server of HTTP/1.1."""
+    def _make_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION

@@ -62,6 +62,21 @@ def test_a_request_that_does_not_come_is_cut_off(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+def test_a_handshake_that_does_not_come_is_cut_off(
+    http_serving, make_engine, certificates, caplog, sent: bytes
+) -> None:
+    async def main() -> None:
+        async with http_serving(make_engine(), tls=certificates.tls, read_timeout=0.2) as s:
+            reader, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
+            writer.write(sent)
+            assert await end_of(reader) == b""
+            writer.close()
+
+    asyncio.run(main())
+    assert not caplog.records
+
+
 def test_bytes_now_and_then_do_not_help(http_serving, make_engine) -> None:
     async def main() -> None:
         async with http_serving(make_engine(), read_timeout=0.3) as s:

@@ -76,6 +76,25 @@ def test_mutual_tls(certificates) -> None:
     with_server(certificates.mutual, main)
 
 
+@pytest.mark.parametrize("tls", [True, False])
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+def test_a_handshake_that_does_not_come_is_cut_off(certificates, tls: bool, sent: bytes) -> None:
+    async def main() -> None:
+        files = certificates.tls if tls else None
+        server = GrpcServer(ServerOptions(port=0, read_timeout=0.2, tls=files))
+        await server.start()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(sent)
+            async with asyncio.timeout(10):
+                await reader.read()  # if anything, an alert or a settings frame
+            writer.close()
+        finally:
+            await server.stop(0)
+
+    asyncio.run(main())
+
+
 @pytest.fixture
 def keyed(make_engine, serving, keys_file):
     """`keyed(main, acme="limits", **engine options)`: main(serving, engine) with keys on."""

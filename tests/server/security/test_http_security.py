@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from jaxserve.server.http.app import make_app
-from jaxserve.server.metrics.endpoint import Metrics, MetricsServer
+from jaxserve.server.metrics.app import make_metrics_app
 from jaxserve.server.security.keys import ApiKeys
 
 # With TLS 1.3 a client learns that it is refused whenever it reads next.
@@ -205,25 +205,22 @@ def test_command_line_options_reach_the_server(
         assert result.exit_code == 1 and message in result.output
 
 
-def test_the_metrics_port_is_guarded_too(certificates, keys_file) -> None:
-    async def main(address: str) -> None:
-        url = f"https://{address}/metrics"
+def test_the_metrics_port_is_guarded_too(http_serving, certificates, keys_file) -> None:
+    async def main() -> None:
         own = trusting(certificates.ca, certificates.client)
-        async with httpx.AsyncClient(trust_env=False, verify=own) as client:
-            assert (await client.get(url)).status_code == 401
-            answer = await client.get(url, headers=ACME)
+        keys, make = ApiKeys(keys_file()), make_metrics_app
+        tls = certificates.mutual
+        async with http_serving(keys=keys, make=make, tls=tls, verify=own) as s:
+            assert (await s.client.get("/metrics")).status_code == 401
+            answer = await s.client.get("/metrics", headers=ACME)
             assert answer.status_code == 200 and "jaxserve:ready" in answer.text
-        stranger = trusting(certificates.ca)
-        async with httpx.AsyncClient(trust_env=False, verify=stranger) as client:
-            with pytest.raises(REFUSALS):
-                await client.get(url, headers=ACME)
+            async with httpx.AsyncClient(
+                trust_env=False, verify=trusting(certificates.ca)
+            ) as stranger:
+                with pytest.raises(REFUSALS):
+                    await stranger.get(f"https://{s.server.address}/metrics", headers=ACME)
 
-    keys = ApiKeys(keys_file())
-    server = MetricsServer("localhost", 0, Metrics(), tls=certificates.mutual, keys=keys)
-    try:
-        asyncio.run(main(server.address))
-    finally:
-        server.stop()
+    asyncio.run(main())
 
 
 def test_no_key_is_saved_by_an_absolute_target(http_serving, make_engine, keys_file) -> None:
