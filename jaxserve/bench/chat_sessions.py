@@ -31,21 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from jaxserve.bench.settings import ChatSpec
 from jaxserve.bench.sides import (
-    BuildEngine,
-    MakeDriver,
-    count_differing,
+    PrefillFigures,
+    Sides,
+    differing_answers,
     identity,
-    in_turns,
     prefill_figures,
-    require_positive,
     token_source,
     ttfts,
 )
-from jaxserve.bench.stepping import Driver, SteppedRecord, greedy
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.stepping import SteppedRecord, greedy
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 
@@ -55,35 +53,79 @@ CHAT_SIDES = (NO_CACHE, DEVICE, HOST, DISK)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatSpec:
-    """Part `chat`: lengths in tokens.
+class TurnFigures(PrefillFigures):
+    """Some turns of one side; see the module."""
 
-    Raises:
-        ConfigError: a count is below 1, or there is nothing that a small pool could not hold.
+    prefill_throughput: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatFigures(TurnFigures):
+    """One side over the turns that count, from `first_turn_counted` (from 1) on.
+
+    Attributes:
+        ttft_reduction, prefill_speedup: beside the same turns without a cache.
     """
 
-    num_sessions: int = 6
-    num_turns: int = 10
-    message_len: int = 32
-    answer_len: int = 64
-    seed: int = 0
+    first_turn_counted: int
+    ttft_reduction: float
+    prefill_speedup: float
 
-    def __post_init__(self) -> None:
-        require_positive(self)
-        if self.num_sessions < 3:
-            raise ConfigError("there must be at least 3 sessions: the device has room for 2")
-        if self.num_turns < 2:
-            raise ConfigError("a chat has at least 2 turns")
 
-    @property
-    def session_len(self) -> int:
-        """Tokens of a whole conversation."""
-        return self.num_turns * (self.message_len + self.answer_len)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatResult(Result):
+    """Part `chat`: sides and their single turns by name.
 
-    @property
-    def restart_turn(self) -> int:
-        """The first turn (from 0) after the restart."""
-        return self.num_turns // 2
+    Attributes:
+        restart_seconds: what closing the engine with the disk tier and building another took.
+        differing_answers: beside those without a cache, by side.
+    """
+
+    spec: ChatSpec
+    sides: dict[str, ChatFigures]
+    turns: dict[str, list[TurnFigures]]
+    restart_seconds: float
+    num_answers: int
+    differing_answers: dict[str, int]
+
+    def __str__(self) -> str:
+        """Two tables: each side over all turns, and each turn's TTFT."""
+        spec = self.spec
+        rows = [
+            (
+                f"{name} (turns {side.first_turn_counted}-{spec.num_turns})",
+                f"{1000 * side.mean_ttft:.0f}",
+                f"{1000 * side.p99_ttft:.0f}",
+                f"{side.ttft_reduction:.0%}",
+                f"{side.prefill_throughput:.0f}",
+                f"{side.prefill_speedup:.1f}x",
+                f"{side.prefill_tokens_computed} of {side.prefill_tokens_offered}",
+            )
+            for name, side in self.sides.items()
+        ]
+        paper = CACHED_ATTENTION
+        rows.append(("CachedAttention's paper, up to", "", "", f"{paper['ttft_reduction']:.0%}",
+                     "", f"{paper['prefill_speedup']}x", ""))  # fmt: skip
+        header = (
+            "chat", "mean TTFT ms", "p99 TTFT ms", "TTFT less", "prefill tokens/s",
+            "prefill speed-up", "prefill tokens computed",
+        )  # fmt: skip
+        per_turn = [
+            (str(turn + 1), *(f"{1000 * mine[turn].mean_ttft:.0f}" for mine in self.turns.values()))
+            for turn in range(spec.num_turns)
+        ]
+        same = "; ".join(
+            f"{name}: {identity(count, self.num_answers)}"
+            for name, count in self.differing_answers.items()
+        )
+        return (
+            f"{spec.num_sessions} sessions of {spec.num_turns} turns, {spec.message_len} new "
+            f"tokens and {spec.answer_len} answered per turn; the device has room for two "
+            f"sessions\n{format_table(header, rows)}\n\n"
+            f"{format_table(('mean TTFT ms of turn', *self.turns), per_turn)}\n"
+            f"restarted before turn {spec.restart_turn + 1}; answers beside those of {NO_CACHE}: "
+            f"{same}"
+        )
 
 
 @dataclasses.dataclass
@@ -91,19 +133,18 @@ class _ChatSide:
     """One engine, and the conversations as it has had them."""
 
     config: EngineConfig
-    build: BuildEngine
-    make_driver: MakeDriver
+    sides: Sides
     histories: list[list[int]]
     turns: list[list[SteppedRecord]] = dataclasses.field(default_factory=list)
     restart_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.driver = self.make_driver(self.build(self.config))
+        self.driver = self.sides.driver(self.sides.build(self.config))
 
-    def say(self, turn: int, session: int, message: Sequence[int], answer_len: int) -> None:
+    def say(self, turn: int, session: int, message: np.ndarray, answer_len: int) -> None:
         """Put a message to one session's end and have it answered."""
         history = self.histories[session]
-        history += message
+        history += message.tolist()
         name = f"session{session}-turn{turn}"
         record = self.driver.serve(name, tuple(history), greedy(answer_len))
         history += record.token_ids
@@ -117,19 +158,11 @@ class _ChatSide:
         self.driver.engine.close()
         del self.driver
         gc.collect()  # the weights and pages of the old engine
-        self.driver = self.make_driver(self.build(self.config))
+        self.driver = self.sides.driver(self.sides.build(self.config))
         self.restart_seconds = time.perf_counter() - begin
 
 
-def measure_chat(
-    config: EngineConfig,
-    spec: ChatSpec,
-    *,
-    disk_dir: Path,
-    build: BuildEngine,
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> dict[str, Any]:
+def measure_chat(config: EngineConfig, spec: ChatSpec, disk_dir: Path, sides: Sides) -> ChatResult:
     """Run part `chat`, every turn of every session on one side after the other.
 
     Args:
@@ -137,35 +170,28 @@ def measure_chat(
             tiers' sizes are taken from it.
         spec: the conversations.
         disk_dir: an empty directory for the disk tier.
-        build: makes an engine.
-        driver: steps it.
-        progress: show progress bars.
-
-    Returns:
-        `sides` by name, `turns` by name (figures of each turn), and `differing_answers`.
+        sides: runs the engines.
 
     Raises:
         ConfigError: no memory for the host or disk tier.
     """
     if not (config.host_cache_memory > 0 and config.disk_cache_memory > 0):
         raise ConfigError("host_cache_memory and disk_cache_memory must be positive here")
-    sides = {
-        name: _ChatSide(side, build, driver, [[] for _ in range(spec.num_sessions)])
+    chats = {
+        name: _ChatSide(side, sides, [[] for _ in range(spec.num_sessions)])
         for name, side in chat_configs(config, spec, disk_dir).items()
     }
-    source = token_source(sides[NO_CACHE].driver)
-    total = spec.num_turns * spec.num_sessions
-    with tqdm(total=total, desc="turns", disable=not progress) as bar:
-        for turn in range(spec.num_turns):
-            if turn == spec.restart_turn:
-                sides[DISK].restart()
-            for session in range(spec.num_sessions):
-                rng = np.random.default_rng([spec.seed, turn, session])
-                message = source.draw(rng, spec.message_len).tolist()
-                for name in in_turns(CHAT_SIDES, turn + session):
-                    sides[name].say(turn, session, message, spec.answer_len)
-                bar.update()
-    return _chat_results(sides, spec)
+    source = token_source(chats[NO_CACHE].driver)
+
+    def run(name: str, number: int) -> None:
+        turn, session = divmod(number, spec.num_sessions)
+        if name == DISK and (turn, session) == (spec.restart_turn, 0):
+            chats[DISK].restart()
+        rng = np.random.default_rng([spec.seed, turn, session])
+        chats[name].say(turn, session, source.draw(rng, spec.message_len), spec.answer_len)
+
+    sides.take_turns(CHAT_SIDES, spec.num_turns * spec.num_sessions, run)
+    return _chat_results(chats, spec)
 
 
 def chat_configs(config: EngineConfig, spec: ChatSpec, disk_dir: Path) -> dict[str, EngineConfig]:
@@ -190,74 +216,33 @@ def chat_configs(config: EngineConfig, spec: ChatSpec, disk_dir: Path) -> dict[s
     }
 
 
-def _chat_results(sides: dict[str, _ChatSide], spec: ChatSpec) -> dict[str, Any]:
-    turns = {name: [_chat_figures(turn) for turn in side.turns] for name, side in sides.items()}
+def _chat_results(sides: dict[str, _ChatSide], spec: ChatSpec) -> ChatResult:
     figures = {}
     for name, side in sides.items():
         first = spec.restart_turn if name == DISK else 0
         mine = [record for turn in side.turns[first:] for record in turn]
         base = [record for turn in sides[NO_CACHE].turns[first:] for record in turn]
-        figures[name] = _chat_figures(mine)
-        figures[name]["first_turn_counted"] = first + 1
-        figures[name]["ttft_reduction"] = 1 - float(ttfts(mine).mean() / ttfts(base).mean())
-        figures[name]["prefill_speedup"] = (
-            figures[name]["prefill_throughput"] / _chat_figures(base)["prefill_throughput"]
+        counted, against = _turn_figures(mine), _turn_figures(base)
+        figures[name] = ChatFigures(
+            **vars(counted),
+            first_turn_counted=first + 1,
+            ttft_reduction=1 - counted.mean_ttft / against.mean_ttft,
+            prefill_speedup=counted.prefill_throughput / against.prefill_throughput,
         )
-    flat = {name: [r for turn in side.turns for r in turn] for name, side in sides.items()}
-    return {
-        "sides": figures,
-        "turns": turns,
-        "restart_seconds": sides[DISK].restart_seconds,
-        "num_answers": len(flat[NO_CACHE]),
-        "differing_answers": {
-            name: count_differing(flat[NO_CACHE], flat[name]) for name in CHAT_SIDES[1:]
-        },
+    answers = {
+        name: [r.token_ids for turn in side.turns for r in turn] for name, side in sides.items()
     }
+    return ChatResult(
+        spec=spec,
+        sides=figures,
+        turns={name: [_turn_figures(t) for t in side.turns] for name, side in sides.items()},
+        restart_seconds=sides[DISK].restart_seconds,
+        num_answers=len(answers[NO_CACHE]),
+        differing_answers=differing_answers(answers),
+    )
 
 
-def _chat_figures(records: Sequence[SteppedRecord]) -> dict[str, float]:
+def _turn_figures(records: Sequence[SteppedRecord]) -> TurnFigures:
     figures = prefill_figures(records)
-    throughput = figures["prefill_tokens_offered"] / float(ttfts(records).sum())
-    return {**figures, "prefill_throughput": throughput}
-
-
-def format_chat(result: dict[str, Any], spec: ChatSpec) -> str:
-    """Part `chat` as two tables: each side over all turns, and each turn's TTFT."""
-    rows = [
-        (
-            f"{name} (turns {side['first_turn_counted']}-{spec.num_turns})",
-            f"{1000 * side['mean_ttft']:.0f}",
-            f"{1000 * side['p99_ttft']:.0f}",
-            f"{side['ttft_reduction']:.0%}",
-            f"{side['prefill_throughput']:.0f}",
-            f"{side['prefill_speedup']:.1f}x",
-            f"{side['prefill_tokens_computed']} of {side['prefill_tokens_offered']}",
-        )
-        for name, side in result["sides"].items()
-    ]
-    paper = CACHED_ATTENTION
-    rows.append(("CachedAttention's paper, up to", "", "", f"{paper['ttft_reduction']:.0%}", "",
-                 f"{paper['prefill_speedup']}x", ""))  # fmt: skip
-    header = (
-        "chat", "mean TTFT ms", "p99 TTFT ms", "TTFT less", "prefill tokens/s", "prefill speed-up",
-        "prefill tokens computed",
-    )  # fmt: skip
-    names = list(result["turns"])
-    per_turn = [
-        (
-            str(turn + 1),
-            *(f"{1000 * result['turns'][name][turn]['mean_ttft']:.0f}" for name in names),
-        )
-        for turn in range(spec.num_turns)
-    ]
-    same = "; ".join(
-        f"{name}: {identity(count, result['num_answers'])}"
-        for name, count in result["differing_answers"].items()
-    )
-    return (
-        f"{spec.num_sessions} sessions of {spec.num_turns} turns, {spec.message_len} new tokens "
-        f"and {spec.answer_len} answered per turn; the device has room for two sessions\n"
-        f"{format_table(header, rows)}\n\n"
-        f"{format_table(('mean TTFT ms of turn', *names), per_turn)}\n"
-        f"restarted before turn {spec.restart_turn + 1}; answers beside those of {NO_CACHE}: {same}"
-    )
+    throughput = figures.prefill_tokens_offered / float(ttfts(records).sum())
+    return TurnFigures(**vars(figures), prefill_throughput=throughput)

@@ -25,73 +25,66 @@ own, and there is no prefix cache.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from jaxserve.bench.sides import (
-    BuildEngine,
-    MakeDriver,
-    identity,
-    in_turns,
-    require_positive,
-    token_source,
-)
+from jaxserve.bench.settings import ChunkedPrefillSpec
+from jaxserve.bench.sides import Sides, differing_answers, identity, token_source
 from jaxserve.bench.stepping import Driver, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError, JaxserveError
+from jaxserve.core.errors import JaxserveError
 
 TPOT, PREFILL_FIRST = "tpot", "prefill first"
 TPOT_FACTOR = 3.0  # default target, of the steady gap
-_SMALLEST_CHUNK = 8  # the streams last while the prompt gets so many tokens per step, or more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChunkedPrefillSpec:
-    """What to send and which sides there are.
+class ChunkedPrefillFigures:
+    """A side's medians over its rounds, in seconds, and the worst round's largest gap."""
 
-    Attributes:
-        num_streams: requests that decode when the prompt arrives.
-        stream_prompt_len: tokens of each one's prompt.
-        prompt_len: tokens of the prompt that arrives.
-        steady_tokens: tokens that each stream has by then.
-        answer_len: tokens answered to the prompt.
-        budgets: fixed token budgets; the largest is also that of the other sides.
-        tpot_ms: target of the side `tpot`, in milliseconds; None: from the first rounds.
-        rounds: rounds that count.
-        seed: of all tokens.
+    steady_gap: float
+    largest_gap: float
+    mean_gap: float
+    ttft: float
+    worst_gap: float
 
-    Raises:
-        ConfigError: a number is not positive, or a budget leaves no room beside the streams.
-    """
 
-    num_streams: int = 8
-    stream_prompt_len: int = 32
-    prompt_len: int = 2000
-    steady_tokens: int = 16
-    answer_len: int = 8
-    budgets: tuple[int, ...] = (32, 64, 128, 256, 512)
-    tpot_ms: float | None = None
-    rounds: int = 3
-    seed: int = 0
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChunkedPrefillResult(Result):
+    """All sides by name, the target of `tpot`, and by side the answers that the first has not."""
 
-    def __post_init__(self) -> None:
-        if not self.budgets:
-            raise ConfigError("there must be at least one budget")
-        least = self.num_streams + _SMALLEST_CHUNK
-        if min(self.budgets) < least:
-            raise ConfigError(
-                f"a budget of {min(self.budgets)} leaves too little room for the prompt beside "
-                f"{self.num_streams} streams; it must be at least {least}"
+    spec: ChunkedPrefillSpec
+    sides: dict[str, ChunkedPrefillFigures]
+    tpot_ms: float
+    num_answers: int
+    differing_answers: dict[str, int]
+
+    def __str__(self) -> str:
+        spec, against = self.spec, self.sides[PREFILL_FIRST].largest_gap
+        rows = [
+            (
+                f"tpot {self.tpot_ms:.0f} ms" if name == TPOT else name,
+                f"{1000 * side.steady_gap:.0f}",
+                f"{1000 * side.mean_gap:.0f}",
+                f"{1000 * side.largest_gap:.0f}",
+                f"{1000 * side.worst_gap:.0f}",
+                f"{against / side.largest_gap:.1f}x",
+                f"{1000 * side.ttft:.0f}",
             )
-        require_positive(self)
-
-    @property
-    def stream_len(self) -> int:
-        """Tokens that each stream may generate: more than the rest of a round takes."""
-        return self.steady_tokens + self.prompt_len // _SMALLEST_CHUNK + 2 * self.answer_len + 16
+            for name, side in self.sides.items()
+        ]
+        header = (
+            "side", "steady gap ms", "mean gap ms", "largest gap ms", "worst round's",
+            "smaller by", "prompt's TTFT ms",
+        )  # fmt: skip
+        differing = sum(self.differing_answers.values())
+        same = identity(differing, self.num_answers * len(self.differing_answers))
+        return (
+            f"{spec.num_streams} streams decode, a prompt of {spec.prompt_len} tokens arrives; "
+            f"medians of {spec.rounds} rounds\n{format_table(header, rows)}\n"
+            f"answers beside those of the first side, as far as both came: {same}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,60 +124,39 @@ def side_configs(config: EngineConfig, spec: ChunkedPrefillSpec) -> dict[str, En
 
 
 def measure_chunked_prefill(
-    config: EngineConfig,
-    spec: ChunkedPrefillSpec,
-    *,
-    build: BuildEngine,
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> dict[str, Any]:
+    config: EngineConfig, spec: ChunkedPrefillSpec, sides: Sides
+) -> ChunkedPrefillResult:
     """Run all sides in turns.
 
     Args:
         config: the engine's options; pool, limits and token budget are set here.
         spec: what to send.
-        build: makes an engine.
-        driver: steps it.
-        progress: show a progress bar.
-
-    Returns:
-        `sides` by name, in seconds, `tpot_ms`, `num_answers` and `differing_answers`.
+        sides: runs the engines.
     """
     configs = side_configs(config, spec)
-    rounds: dict[str, list[_Round]] = {name: [] for name in configs}
-    sides: dict[str, Driver] = {}
-    with tqdm(total=(spec.rounds + 1) * len(configs), desc="rounds", disable=not progress) as bar:
+    tpot = configs[TPOT]
+    drivers = sides.open({name: side for name, side in configs.items() if name != TPOT})
 
-        def run(name: str, number: int) -> None:
-            rounds[name].append(_run_round(sides[name], spec, number))
-            bar.update()
+    def run(name: str, number: int) -> _Round:
+        return _run_round(drivers[name], spec, number)
 
-        for name in configs:
-            if name != TPOT:
-                sides[name] = driver(build(configs[name]))
-                run(name, 0)
-        steady = np.median([mine[0].steady_gap for mine in rounds.values() if mine])
-        target_ms = spec.tpot_ms or 1000 * TPOT_FACTOR * float(steady)
-        sides[TPOT] = driver(build(dataclasses.replace(configs[TPOT], slo_tpot_ms=target_ms)))
-        run(TPOT, 0)
-        for number in range(1, spec.rounds + 1):
-            for name in in_turns([*configs], number):
-                run(name, number)
-    figures = {name: _figures(mine[1:]) for name, mine in rounds.items()}
-    first, *others = configs
-    answers = {name: [a for r in mine for a in r.answers] for name, mine in rounds.items()}
-    return {
-        "sides": figures,
-        "tpot_ms": target_ms,
-        "num_answers": len(answers[first]),
-        "differing_answers": {
-            name: sum(
-                any(x != y for x, y in zip(a, b, strict=False))
-                for a, b in zip(answers[first], answers[name], strict=True)
-            )
-            for name in others
-        },
+    first = sides.take_turns([*drivers], 1, run)
+    steady = np.median([mine[0].steady_gap for mine in first.values()])
+    target_ms = spec.tpot_ms or 1000 * TPOT_FACTOR * float(steady)
+    drivers |= sides.open({TPOT: dataclasses.replace(tpot, slo_tpot_ms=target_ms)})
+    first[TPOT] = [run(TPOT, 0)]
+    rounds = sides.take_turns([*configs], spec.rounds, lambda name, n: run(name, n + 1))
+    answers = {
+        name: [a for each in (*first[name], *mine) for a in each.answers]
+        for name, mine in rounds.items()
     }
+    return ChunkedPrefillResult(
+        spec=spec,
+        sides={name: _figures(mine) for name, mine in rounds.items()},
+        tpot_ms=target_ms,
+        num_answers=len(answers[TPOT]),
+        differing_answers=differing_answers(answers, cut=True),
+    )
 
 
 def _run_round(driver: Driver, spec: ChunkedPrefillSpec, number: int) -> _Round:
@@ -238,37 +210,9 @@ def _gaps(
     )  # fmt: skip
 
 
-def _figures(rounds: Sequence[_Round]) -> dict[str, float]:
-    figures = {
+def _figures(rounds: Sequence[_Round]) -> ChunkedPrefillFigures:
+    medians = {
         name: float(np.median([getattr(each, name) for each in rounds]))
         for name in ("steady_gap", "largest_gap", "mean_gap", "ttft")
     }
-    return {**figures, "worst_gap": max(each.largest_gap for each in rounds)}
-
-
-def format_chunked_prefill(result: dict[str, Any], spec: ChunkedPrefillSpec) -> str:
-    """The sides as a table."""
-    against = result["sides"][PREFILL_FIRST]["largest_gap"]
-    rows = [
-        (
-            f"tpot {result['tpot_ms']:.0f} ms" if name == TPOT else name,
-            f"{1000 * side['steady_gap']:.0f}",
-            f"{1000 * side['mean_gap']:.0f}",
-            f"{1000 * side['largest_gap']:.0f}",
-            f"{1000 * side['worst_gap']:.0f}",
-            f"{against / side['largest_gap']:.1f}x",
-            f"{1000 * side['ttft']:.0f}",
-        )
-        for name, side in result["sides"].items()
-    ]
-    header = (
-        "side", "steady gap ms", "mean gap ms", "largest gap ms", "worst round's", "smaller by",
-        "prompt's TTFT ms",
-    )  # fmt: skip
-    differing = sum(result["differing_answers"].values())
-    same = identity(differing, result["num_answers"] * len(result["differing_answers"]))
-    return (
-        f"{spec.num_streams} streams decode, a prompt of {spec.prompt_len} tokens arrives; medians "
-        f"of {spec.rounds} rounds\n{format_table(header, rows)}\n"
-        f"answers beside those of the first side, as far as both came: {same}"
-    )
+    return ChunkedPrefillFigures(**medians, worst_gap=max(each.largest_gap for each in rounds))

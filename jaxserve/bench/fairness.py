@@ -20,21 +20,13 @@ Figures:
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from jaxserve.bench.sides import (
-    BuildEngine,
-    MakeDriver,
-    count_differing,
-    identity,
-    in_turns,
-    require_positive,
-    token_source,
-)
+from jaxserve.bench.settings import FairnessSpec
+from jaxserve.bench.sides import Sides, differing_answers, identity, token_source
 from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import ModelInfo
@@ -45,32 +37,58 @@ POLICIES = ("vtc", "fcfs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FairnessSpec:
-    """What the tenants send; lengths in tokens.
+class FairnessFigures:
+    """One policy's figures over all rounds; see the module.
 
-    Raises:
-        ConfigError: a number is not positive.
+    Attributes:
+        curve: seconds, and what the light and the heavy tenant had received by then, of the
+            first round.
     """
 
-    light_requests: int = 24
-    ratio: int = 10
-    input_len: int = 64
-    output_len: int = 32
-    rounds: int = 2
-    seed: int = 0
+    difference: float
+    backlogged_seconds: float
+    light_service: float
+    heavy_service: float
+    token_throughput: float
+    curve: list[tuple[float, float, float]]
 
-    def __post_init__(self) -> None:
-        require_positive(self)
 
-    @property
-    def num_requests(self) -> int:
-        """Requests of both tenants."""
-        return self.light_requests * (1 + self.ratio)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FairnessResult(Result):
+    """Both policies, the bound proven for vtc, and how many answers they do not agree on."""
 
-    @property
-    def request_len(self) -> int:
-        """Tokens of one request, in and out."""
-        return self.input_len + self.output_len
+    spec: FairnessSpec
+    bound: float
+    sides: dict[str, FairnessFigures]
+    num_answers: int
+    differing_answers: int
+
+    def __str__(self) -> str:
+        spec, sides = self.spec, self.sides
+        rows = [
+            (
+                name,
+                f"{side.difference:.0f}",
+                f"{side.difference / self.bound:.2f}",
+                f"{side.light_service / side.backlogged_seconds:.0f}",
+                f"{side.heavy_service / side.backlogged_seconds:.0f}",
+                f"{side.backlogged_seconds / spec.rounds:.1f}",
+                f"{side.token_throughput:.1f}",
+            )
+            for name, side in sides.items()
+        ]
+        header = (
+            "policy", "difference in service", "of the bound", "light per s", "heavy per s",
+            "both backlogged s", "tokens/s",
+        )  # fmt: skip
+        vtc, fcfs = (sides[name].token_throughput for name in POLICIES)
+        return (
+            f"two tenants, {spec.light_requests} and {spec.light_requests * spec.ratio} requests "
+            f"of {spec.input_len} tokens in and {spec.output_len} out, {spec.rounds} rounds; the "
+            f"proven bound is {self.bound:.0f} weighted tokens\n{format_table(header, rows)}\n"
+            f"vtc's throughput is {vtc / fcfs:.1%} of fcfs's; "
+            f"{identity(self.differing_answers, self.num_answers)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,26 +146,13 @@ def proven_bound(info: ModelInfo, spec: FairnessSpec) -> float:
     return 2 * max(PROMPT_PRICE * spec.input_len, ANSWER_PRICE * batch)
 
 
-def measure_fairness(
-    config: EngineConfig,
-    spec: FairnessSpec,
-    *,
-    build: BuildEngine,
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> dict[str, Any]:
+def measure_fairness(config: EngineConfig, spec: FairnessSpec, sides: Sides) -> FairnessResult:
     """Run both policies in turns, each on an engine of its own.
 
     Args:
         config: the engine's options; pool, context and policy are set here.
         spec: what to send.
-        build: makes an engine.
-        driver: steps it.
-        progress: show progress bars.
-
-    Returns:
-        `bound`, `sides` by policy with their figures and the curve of the first round, and
-        `differing_answers`.
+        sides: runs the engines.
     """
     pages = config.max_num_seqs * -(-spec.request_len // config.page_size)
     config = dataclasses.replace(
@@ -157,27 +162,24 @@ def measure_fairness(
         max_model_len=spec.request_len,
         max_waiting=max(config.max_waiting, spec.num_requests),
     )
-    sides = {
-        policy: driver(build(dataclasses.replace(config, policy=policy))) for policy in POLICIES
+    drivers = sides.open({name: dataclasses.replace(config, policy=name) for name in POLICIES})
+    runs = sides.take_turns(
+        POLICIES, spec.rounds, lambda name, number: _run(drivers[name], spec, number)
+    )
+    answers = {
+        name: [r.token_ids for result, _ in mine for r in _by_id(result)]
+        for name, mine in runs.items()
     }
-    results: dict[str, list[tuple[RunResult, ServiceMeter]]] = {name: [] for name in sides}
-    for number in range(spec.rounds):
-        for name in in_turns(POLICIES, number):
-            bar = f"{name}, round {number + 1}" if progress else None
-            results[name].append(_run(sides[name], spec, number, bar))
-    answers = {name: [r for result, _ in mine for r in _by_id(result)]
-               for name, mine in results.items()}  # fmt: skip
-    return {
-        "bound": proven_bound(sides[POLICIES[0]].engine.info, spec),
-        "sides": {name: _figures(mine) for name, mine in results.items()},
-        "num_answers": len(answers[POLICIES[0]]),
-        "differing_answers": count_differing(*answers.values()),
-    }
+    return FairnessResult(
+        spec=spec,
+        bound=proven_bound(drivers[POLICIES[0]].engine.info, spec),
+        sides={name: _figures(mine) for name, mine in runs.items()},
+        num_answers=len(answers[POLICIES[0]]),
+        differing_answers=sum(differing_answers(answers).values()),
+    )
 
 
-def _run(
-    driver: Driver, spec: FairnessSpec, number: int, progress: str | None
-) -> tuple[RunResult, ServiceMeter]:
+def _run(driver: Driver, spec: FairnessSpec, number: int) -> tuple[RunResult, ServiceMeter]:
     source = token_source(driver)
     rng = np.random.default_rng([spec.seed, number])
     owners = [LIGHT] + [HEAVY] * spec.ratio
@@ -196,9 +198,7 @@ def _run(
     tenants = {request.request_id: request.service.tenant for request in requests}
     waiting = {LIGHT: spec.light_requests, HEAVY: spec.light_requests * spec.ratio}
     meter = ServiceMeter(waiting)
-    result = driver.run(
-        requests, on_step=lambda changed: meter.take(tenants, changed), progress=progress
-    )
+    result = driver.run(requests, on_step=lambda changed: meter.take(tenants, changed))
     begin = result.records[0].start
     meter.points = [
         dataclasses.replace(point, seconds=max(0.0, point.seconds - begin))
@@ -211,42 +211,14 @@ def _by_id(result: RunResult) -> list[SteppedRecord]:
     return sorted(result.records, key=lambda record: record.request_id)
 
 
-def _figures(runs: Sequence[tuple[RunResult, ServiceMeter]]) -> dict[str, Any]:
+def _figures(runs: Sequence[tuple[RunResult, ServiceMeter]]) -> FairnessFigures:
     tokens = sum(r.prompt_len + r.output_len for result, _ in runs for r in result.records)
     last = [meter.points[-1] for _, meter in runs]
-    return {
-        "difference": max(meter.difference for _, meter in runs),
-        "backlogged_seconds": sum(point.seconds for point in last),
-        "light_service": sum(point.light for point in last),
-        "heavy_service": sum(point.heavy for point in last),
-        "token_throughput": tokens / sum(result.duration for result, _ in runs),
-        "curve": [dataclasses.astuple(point) for point in runs[0][1].points],
-    }
-
-
-def format_fairness(result: dict[str, Any], spec: FairnessSpec) -> str:
-    """The sides as a table."""
-    rows = [
-        (
-            name,
-            f"{side['difference']:.0f}",
-            f"{side['difference'] / result['bound']:.2f}",
-            f"{side['light_service'] / side['backlogged_seconds']:.0f}",
-            f"{side['heavy_service'] / side['backlogged_seconds']:.0f}",
-            f"{side['backlogged_seconds'] / spec.rounds:.1f}",
-            f"{side['token_throughput']:.1f}",
-        )
-        for name, side in result["sides"].items()
-    ]
-    header = (
-        "policy", "difference in service", "of the bound", "light per s", "heavy per s",
-        "both backlogged s", "tokens/s",
-    )  # fmt: skip
-    vtc, fcfs = (result["sides"][name]["token_throughput"] for name in POLICIES)
-    return (
-        f"two tenants, {spec.light_requests} and {spec.light_requests * spec.ratio} requests of "
-        f"{spec.input_len} tokens in and {spec.output_len} out, {spec.rounds} rounds; the proven "
-        f"bound is {result['bound']:.0f} weighted tokens\n{format_table(header, rows)}\n"
-        f"vtc's throughput is {vtc / fcfs:.1%} of fcfs's; "
-        f"{identity(result['differing_answers'], result['num_answers'])}"
+    return FairnessFigures(
+        difference=max(meter.difference for _, meter in runs),
+        backlogged_seconds=sum(point.seconds for point in last),
+        light_service=sum(point.light for point in last),
+        heavy_service=sum(point.heavy for point in last),
+        token_throughput=tokens / sum(result.duration for result, _ in runs),
+        curve=[dataclasses.astuple(point) for point in runs[0][1].points],
     )

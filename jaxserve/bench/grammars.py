@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxserve.bench.random_schemas import Schema, SchemaSource
-from jaxserve.bench.sides import require_positive
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.settings import GrammarSpec
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.errors import ConfigError, InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.request import FinishReason
@@ -27,30 +27,68 @@ _PROMPT = "Here is a JSON schema:\n{schema}\nHere is a JSON text that fits it:\n
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrammarSpec:
-    """What to run.
+class GrammarFigures:
+    """One side's time, tokens and speed over all rounds."""
+
+    seconds: float
+    output_tokens: int
+    output_tokens_per_second: float
+    seconds_per_step: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrammarResult(Result):
+    """What became of the schemas and their answers, and what both sides took.
 
     Attributes:
-        num_schemas: schemas, each for one answer.
-        max_tokens: of an answer.
-        max_depth: how deep schemas are nested.
-        temperature: of the sampling.
-        rounds: in how many parts the schemas are run, with and without grammars in turns.
-        seed: of schemas and samples.
-
-    Raises:
-        ConfigError: a number is not positive.
+        finished, parsed, valid: answers that came to their end; of these, those that are JSON,
+            and that fit their schema.
+        cut: answers that `max_tokens` ended.
+        refused: schemas that no grammar was made of.
+        compile_ms_mean, compile_ms_p99: milliseconds per compilation.
+        invalid: `schema` and `text` of every finished answer that does not fit.
     """
 
-    num_schemas: int = 1000
-    max_tokens: int = 256
-    max_depth: int = 3
-    temperature: float = 1.0
-    rounds: int = 4
-    seed: int = 0
+    num_schemas: int
+    finished: int
+    parsed: int
+    valid: int
+    cut: int
+    refused: int
+    compile_ms_mean: float
+    compile_ms_p99: float
+    with_grammars: GrammarFigures
+    without: GrammarFigures
+    invalid: list[dict[str, Any]]
 
-    def __post_init__(self) -> None:
-        require_positive(self)
+    @property
+    def failed(self) -> bool:
+        """Whether a finished answer does not fit its schema."""
+        return self.valid < self.finished
+
+    def __str__(self) -> str:
+        share = 100 * self.valid / self.finished if self.finished else 0.0
+        sides = {"with grammars": self.with_grammars, "without": self.without}
+        rows = [
+            [
+                name,
+                f"{side.output_tokens}",
+                f"{side.seconds:.2f}",
+                f"{side.output_tokens_per_second:.1f}",
+                f"{side.seconds_per_step * 1000:.2f}",
+            ]
+            for name, side in sides.items()
+        ]
+        ratio = self.with_grammars.output_tokens_per_second / self.without.output_tokens_per_second
+        return (
+            f"{self.num_schemas} schemas, {self.refused} refused; {self.cut} answers cut by "
+            f"max_tokens\nof {self.finished} finished answers {self.parsed} parse and "
+            f"{self.valid} fit their schema: {share:.2f} %\n"
+            f"compiling a schema: {self.compile_ms_mean:.2f} ms in the mean, "
+            f"{self.compile_ms_p99:.2f} ms at p99\n\n"
+            f"{format_table(['', 'tokens', 'seconds', 'tokens/s', 'ms/step'], rows)}\n"
+            f"throughput with grammars: {100 * ratio:.1f} % of that without"
+        )
 
 
 class _Request(NamedTuple):
@@ -75,13 +113,13 @@ class _Side:
     num_tokens: int = 0
     num_steps: int = 0
 
-    def figures(self) -> dict[str, float]:
-        return {
-            "seconds": self.seconds,
-            "output_tokens": self.num_tokens,
-            "output_tokens_per_second": self.num_tokens / self.seconds,
-            "seconds_per_step": self.seconds / self.num_steps,
-        }
+    def figures(self) -> GrammarFigures:
+        return GrammarFigures(
+            seconds=self.seconds,
+            output_tokens=self.num_tokens,
+            output_tokens_per_second=self.num_tokens / self.seconds,
+            seconds_per_step=self.seconds / self.num_steps,
+        )
 
 
 def schema_judge() -> Judge:
@@ -105,7 +143,7 @@ def schema_judge() -> Judge:
 
 def measure_grammars(
     engine: "Engine", spec: GrammarSpec, judge: Judge, *, progress: bool = True
-) -> dict[str, Any]:
+) -> GrammarResult:
     """Answer under random schemas, then as many tokens without grammars.
 
     Grammars are compiled before the clock starts, since a server compiles them on other threads.
@@ -116,11 +154,6 @@ def measure_grammars(
         spec: what to run.
         judge: whether an instance fits a schema.
         progress: show a bar.
-
-    Returns:
-        Counts of answers that were finished, parsed and valid, of those that were cut by
-        `max_tokens`, and of schemas that were refused; `with_grammars` and `without`, the
-        figures of the two sides; and milliseconds per compilation.
     """
     source = SchemaSource(spec.seed, spec.max_depth)
     schemas = [source.draw() for _ in range(spec.num_schemas)]
@@ -147,15 +180,15 @@ def measure_grammars(
             free = [_freed(*pair) for pair in zip(asked, answers, strict=True)]
             _serve(engine, free, sides["without"])
             bar.update(len(part))
-    return {
-        "num_schemas": spec.num_schemas,
+    return GrammarResult(
+        num_schemas=spec.num_schemas,
         **counts,
-        "compile_ms_mean": float(np.mean(compile_ms)),
-        "compile_ms_p99": float(np.percentile(compile_ms, 99)),
-        "with_grammars": sides["with_grammars"].figures(),
-        "without": sides["without"].figures(),
-        "invalid": invalid,
-    }
+        compile_ms_mean=float(np.mean(compile_ms)),
+        compile_ms_p99=float(np.percentile(compile_ms, 99)),
+        with_grammars=sides["with_grammars"].figures(),
+        without=sides["without"].figures(),
+        invalid=invalid,
+    )
 
 
 def _ask(engine: "Engine", schema: Schema, spec: GrammarSpec, index: int) -> _Request:
@@ -211,32 +244,3 @@ def _count(schema: Schema, answer: _Answer, judge: Judge, counts: dict[str, int]
     is_valid = judge(schema, instance)
     counts["valid"] += is_valid
     return is_valid
-
-
-def format_grammars(result: dict[str, Any]) -> str:
-    """The result as text."""
-    finished = result["finished"]
-    share = 100 * result["valid"] / finished if finished else 0.0
-    lines = [
-        f"{result['num_schemas']} schemas, {result['refused']} refused; "
-        f"{result['cut']} answers cut by max_tokens",
-        f"of {finished} finished answers {result['parsed']} parse and {result['valid']} fit their "
-        f"schema: {share:.2f} %",
-        f"compiling a schema: {result['compile_ms_mean']:.2f} ms in the mean, "
-        f"{result['compile_ms_p99']:.2f} ms at p99",
-        "",
-    ]
-    rows = [
-        [
-            name.replace("_", " "),
-            f"{side['output_tokens']}",
-            f"{side['seconds']:.2f}",
-            f"{side['output_tokens_per_second']:.1f}",
-            f"{side['seconds_per_step'] * 1000:.2f}",
-        ]
-        for name, side in ((n, result[n]) for n in ("with_grammars", "without"))
-    ]
-    lines.append(format_table(["", "tokens", "seconds", "tokens/s", "ms/step"], rows))
-    rates = [result[n]["output_tokens_per_second"] for n in ("with_grammars", "without")]
-    lines.append(f"throughput with grammars: {100 * rates[0] / rates[1]:.1f} % of that without")
-    return "\n".join(lines)

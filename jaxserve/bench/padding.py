@@ -7,7 +7,7 @@ that they are not chosen from what they are measured on), for each page size.
 
 import dataclasses
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from jaxserve.bench.replay import (
     fit_lengths,
     scale_lengths,
 )
-from jaxserve.bench.sides import BuildEngine
 from jaxserve.bench.step_time import LinearCost, measure_engine
 from jaxserve.bench.stepping import Driver, TimedRequest, greedy
 from jaxserve.bench.tables import format_table
@@ -187,7 +186,7 @@ def measure_padding(
     config: EngineConfig,
     items: Sequence[WorkloadItem],
     spec: PaddingSpec,
-    build: BuildEngine,
+    build: Callable[[EngineConfig], "Engine"],
     *,
     progress: bool = True,
 ) -> PaddingResult:

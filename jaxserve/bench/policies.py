@@ -33,7 +33,7 @@ With many slots the queue moves into the batch and there is nothing left to orde
 """
 
 import dataclasses
-import gc
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,62 +41,118 @@ from typing import Any
 import numpy as np
 
 from jaxserve.bench.load import arrival_times
-from jaxserve.bench.sides import (
-    BuildEngine,
-    MakeDriver,
-    count_differing,
-    identity,
-    require_positive,
-    ttfts,
-)
-from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.prompt_mix import mix_prompts
+from jaxserve.bench.prompts import tokenize_prompts
+from jaxserve.bench.settings import LEARNED, PoliciesSpec, side_options
+from jaxserve.bench.sides import Sides, differing_answers, identity, ttfts
+from jaxserve.bench.stepping import RunResult, SteppedRecord, TimedRequest
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError, JaxserveError
+from jaxserve.core.errors import JaxserveError
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 
-DEFAULT_SIDES = (
-    "fcfs", "sjf:oracle", "srtf:oracle", "srtf:exact", "mlfq", "ltr:rank", "deadline", "priority",
-)  # fmt: skip
-LEARNED = ("exact", "range", "rank")
 LESSON_SLOTS = 4  # times the slots of the sides
 RELAXED = 10.0  # times the tight TTFT target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PoliciesSpec:
-    """The trace and its sides.
+class PolicyFigures:
+    """One side's figures; see the module. Of predictions there are none without a predictor.
 
     Attributes:
-        sides: `POLICY` or `POLICY:PREDICTOR`; the first is what the others are compared with.
-        max_output_len: longest answer, in tokens.
-        load: arrivals, as a share of the capacity.
-        burstiness: shape of the gamma-distributed gaps; 1 is a Poisson process.
-        ttft_target: seconds, of interactive requests.
-        tpot_target: seconds, of all requests.
-        seed: of arrivals and of who is interactive.
-
-    Raises:
-        ConfigError: a number is not positive, or there is no such side.
+        of_first_side: its mean latency, of the first side's.
+        differing_answers: of `num_answers` that are complete, those that the first pass had not.
     """
 
-    sides: tuple[str, ...] = DEFAULT_SIDES
-    max_output_len: int = 512
-    load: float = 0.9
-    burstiness: float = 0.1
-    ttft_target: float = 1.0
-    tpot_target: float = 0.2
-    seed: int = 0
+    mean_latency: float
+    p99_latency: float
+    mean_ttft: float
+    p99_ttft: float
+    slo_attainment: float
+    ttft_attainment: float
+    tpot_attainment: float
+    interactive_slo_attainment: float
+    shed: int
+    duration: float
+    output_throughput: float
+    latencies: list[float]
+    ttfts: list[float]
+    preemptions: int
+    prediction_mae: float | None
+    prediction_kendall_tau: float | None
+    num_answers: int
+    differing_answers: int
+    of_first_side: float = 1.0
 
-    def __post_init__(self) -> None:
-        require_positive(self)
-        if not self.sides or len(set(self.sides)) < len(self.sides):
-            raise ConfigError("there must be at least one side, and none twice")
-        for side in self.sides:
-            EngineConfig(**_options(side))  # it knows which names there are
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoliciesResult(Result):
+    """All sides by name, and what the first pass said.
+
+    Attributes:
+        capacity, rate: requests per second.
+        output_lens: true lengths, in tokens.
+        repeated_first_pass: its duration, of that of the first.
+    """
+
+    spec: PoliciesSpec
+    sides: dict[str, PolicyFigures]
+    num_requests: int
+    capacity: float
+    rate: float
+    output_lens: list[int]
+    repeated_first_pass: float
+
+    def __str__(self) -> str:
+        spec, sides, lens = self.spec, self.sides, self.output_lens
+        rows = [
+            (
+                name,
+                f"{side.mean_latency:.2f}",
+                f"{side.of_first_side:.2f}",
+                f"{side.p99_latency:.2f}",
+                f"{side.mean_ttft:.2f}",
+                f"{side.p99_ttft:.2f}",
+                f"{side.slo_attainment:.0%}",
+                f"{side.interactive_slo_attainment:.0%}",
+                str(side.preemptions),
+                str(side.shed),
+                f"{side.output_throughput:.1f}",
+                "-" if (tau := side.prediction_kendall_tau) is None else f"{tau:.2f}",
+            )
+            for name, side in sides.items()
+        ]
+        header = (
+            "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s",
+            "p99 TTFT s", "SLO met", "interactive", "preempted", "shed", "output tokens/s", "tau",
+        )  # fmt: skip
+        same = identity(
+            sum(side.differing_answers for side in sides.values()),
+            sum(side.num_answers for side in sides.values()),
+        )
+        return (
+            f"{self.num_requests} requests at {self.rate:.2f} per second, {spec.load:.2f} of the "
+            f"capacity of {self.capacity:.2f}; gaps of shape {spec.burstiness:g}\n"
+            f"answers of {min(lens)} to {max(lens)} tokens, mean {np.mean(lens):.0f}, median "
+            f"{np.median(lens):.0f}\n"
+            f"targets: TTFT {spec.ttft_target:g} s (interactive half) or "
+            f"{RELAXED * spec.ttft_target:g} s, TPOT {1000 * spec.tpot_target:g} ms\n"
+            f"{format_table(header, rows)}\n"
+            f"{same}; the first pass took {self.repeated_first_pass:.2f} times as long when it "
+            f"was repeated at the end"
+        )
+
+
+def measure_policies(config: EngineConfig, spec: PoliciesSpec, sides: Sides) -> PoliciesResult:
+    """Draw the prompts, and run everything on them; see the module."""
+    mix = mix_prompts(spec.num_requests + spec.num_lessons, spec.long_share, seed=spec.seed)
+    prompts = tokenize_prompts(config, mix)
+    served, lessons = prompts[: spec.num_requests], prompts[spec.num_requests :]
+    with tempfile.TemporaryDirectory(prefix="jaxserve-predictors-") as directory:
+        return PolicyBench(config, spec, served, lessons, Path(directory), sides).run()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +170,6 @@ class FirstPass:
     duration: float
 
 
-def _options(side: str) -> dict[str, Any]:
-    policy, _, predictor = side.partition(":")
-    return {"policy": policy, "length_predictor": predictor or "none"}
-
-
 class PolicyBench:
     """Runs first passes, lessons and sides; see the module.
 
@@ -128,9 +179,7 @@ class PolicyBench:
         prompts: token ids of the prompts that are served.
         lessons: those that predictors learn from before.
         directory: where predictors keep what they learned.
-        build: makes an engine.
-        driver: steps it.
-        progress: show progress bars.
+        sides: runs the engines.
     """
 
     def __init__(
@@ -140,13 +189,8 @@ class PolicyBench:
         prompts: Sequence[Sequence[int]],
         lessons: Sequence[Sequence[int]],
         directory: Path,
-        *,
-        build: BuildEngine,
-        driver: MakeDriver = Driver,
-        progress: bool = False,
+        sides: Sides,
     ) -> None:
-        if not prompts:
-            raise ConfigError("there must be at least one prompt")
         longest = max(map(len, [*prompts, *lessons])) + spec.max_output_len
         pages = config.max_num_seqs * -(-longest // config.page_size)
         self._config = dataclasses.replace(
@@ -157,86 +201,80 @@ class PolicyBench:
             max_waiting=max(config.max_waiting, len(prompts), len(lessons)),
         )
         self._spec, self._prompts, self._lessons = spec, prompts, lessons
-        self._directory = directory
-        self._build, self._driver, self._progress = build, driver, progress
+        self._directory, self._sides = directory, sides
 
-    def run(self) -> dict[str, Any]:
-        """Everything, in order.
-
-        Returns:
-            `sides` by name, `capacity` and `rate` in requests per second, `output_lens`, and
-            `repeated_first_pass`: its duration, of that of the first.
-        """
+    def run(self) -> PoliciesResult:
+        """Everything, in order."""
+        spec = self._spec
         first = self.first_pass()
-        rate = self._spec.load * first.capacity
-        for predictor in self._predictors():
-            self.teach(predictor)
-        sides = {side: self.run_side(side, first, rate) for side in self._spec.sides}
+        rate = spec.load * first.capacity
+        wanted = {side_options(side)["length_predictor"] for side in spec.sides}
+        for predictor in LEARNED:
+            if predictor in wanted:
+                self.teach(predictor)
+        sides = {side: self.run_side(side, first, rate) for side in spec.sides}
         again = self.first_pass()
-        base = sides[self._spec.sides[0]]["mean_latency"]
-        for figures in sides.values():
-            figures["of_first_side"] = figures["mean_latency"] / base
-        return {
-            "sides": sides,
-            "num_requests": len(self._prompts),
-            "capacity": first.capacity,
-            "rate": rate,
-            "output_lens": [record.output_len for record in first.records],
-            "repeated_first_pass": again.duration / first.duration,
-        }
+        base = sides[spec.sides[0]].mean_latency
+        return PoliciesResult(
+            spec=spec,
+            sides={
+                name: dataclasses.replace(side, of_first_side=side.mean_latency / base)
+                for name, side in sides.items()
+            },
+            num_requests=len(self._prompts),
+            capacity=first.capacity,
+            rate=rate,
+            output_lens=[record.output_len for record in first.records],
+            repeated_first_pass=again.duration / first.duration,
+        )
 
     def first_pass(self) -> FirstPass:
         """Serve all prompts at once under `fcfs`."""
-        driver = self._open(dataclasses.replace(self._config, policy="fcfs"))
         points: list[tuple[float, int]] = []  # time and tokens so far, of steps with a full batch
         tokens = 0
+        with self._sides.alone(dataclasses.replace(self._config, policy="fcfs")) as driver:
 
-        def on_step(changed: list[SteppedRecord]) -> None:
-            nonlocal tokens
-            tokens += len(changed)
-            if changed and driver.engine.load().num_waiting:
-                points.append((changed[0].delta_times[-1] - start, tokens))
+            def on_step(changed: list[SteppedRecord]) -> None:
+                nonlocal tokens
+                tokens += len(changed)
+                if changed and driver.engine.load().num_waiting:
+                    points.append((changed[0].delta_times[-1] - start, tokens))
 
-        start = driver.now()
-        requests = self._all_at_once(self._prompts, start)
-        result = driver.run(requests, on_step=on_step, progress=self._title("first pass"))
-        driver.engine.close()
+            start = driver.now()
+            requests = self._all_at_once(self._prompts, start)
+            title = self._sides.title("first pass")
+            result = driver.run(requests, on_step=on_step, progress=title)
         seconds, tokens = points[-1] if points else (result.duration, tokens)
         mean = float(np.mean([record.output_len for record in result.records]))
         return FirstPass(result.records, tokens / seconds / mean, result.duration)
-
-    def _predictors(self) -> list[str]:
-        wanted = {_options(side)["length_predictor"] for side in self._spec.sides}
-        return [name for name in LEARNED if name in wanted]
 
     def teach(self, predictor: str) -> None:
         """Let a predictor learn from the lessons, and keep what it learned."""
         config = self._with(f"fcfs:{predictor}")
         # Nothing is measured here: more at a time take less time.
         config = dataclasses.replace(config, max_num_seqs=LESSON_SLOTS * config.max_num_seqs)
-        driver = self._open(config)
-        requests = self._all_at_once(self._lessons, driver.now())
-        driver.run(requests, progress=self._title(f"lessons of {predictor}"))
-        driver.engine.close()
+        with self._sides.alone(config) as driver:
+            requests = self._all_at_once(self._lessons, driver.now())
+            driver.run(requests, progress=self._sides.title(f"lessons of {predictor}"))
 
-    def run_side(self, side: str, first: FirstPass, rate: float) -> dict[str, Any]:
+    def run_side(self, side: str, first: FirstPass, rate: float) -> PolicyFigures:
         """Serve the trace on one side and return its figures."""
-        driver = self._open(self._with(side))
-        requests = self._trace(driver.now(), side, first, rate)
-        result = driver.run(requests, progress=self._title(side))
-        figures = _figures(result, requests)
-        load = driver.engine.load()
-        figures["preemptions"] = load.num_preemptions
-        if load.num_predictions:
-            figures["prediction_mae"] = load.prediction_mae
-            figures["prediction_kendall_tau"] = load.prediction_kendall_tau
-        by_id = {record.request_id: record for record in result.records}
-        pairs = [(record, by_id[record.request_id]) for record in first.records
-                 if by_id[record.request_id].is_complete]  # fmt: skip
-        figures["num_answers"] = len(pairs)
-        figures["differing_answers"] = count_differing(*zip(*pairs, strict=True)) if pairs else 0
-        driver.engine.close()
-        return figures
+        with self._sides.alone(self._with(side)) as driver:
+            requests = self._trace(driver.now(), side, first, rate)
+            result = driver.run(requests, progress=self._sides.title(side))
+            load = driver.engine.load()
+        complete = {r.request_id: r.token_ids for r in result.records if r.is_complete}
+        expected = {r.request_id: r.token_ids for r in first.records}
+        pairs = {"first": [expected[key] for key in complete], "here": [*complete.values()]}
+        predicts = load.num_predictions > 0
+        return PolicyFigures(
+            **_figures(result, requests),
+            preemptions=load.num_preemptions,
+            prediction_mae=load.prediction_mae if predicts else None,
+            prediction_kendall_tau=load.prediction_kendall_tau if predicts else None,
+            num_answers=len(complete),
+            differing_answers=differing_answers(pairs)["here"],
+        )
 
     def _trace(
         self,
@@ -249,7 +287,7 @@ class PolicyBench:
         items = [WorkloadItem(None, np.asarray(prompt), 1) for prompt in self._prompts]
         times = arrival_times(items, rate, spec.burstiness, spec.seed)
         interactive = np.random.default_rng(spec.seed).random(len(items)) < 0.5
-        oracle = _options(side)["length_predictor"] == "oracle"
+        oracle = side_options(side)["length_predictor"] == "oracle"
         return [
             _request(
                 i,
@@ -270,16 +308,9 @@ class PolicyBench:
         return [_request(i, prompt, start, most) for i, prompt in enumerate(prompts)]
 
     def _with(self, side: str) -> EngineConfig:
-        options = _options(side)
+        options = side_options(side)
         directory = self._directory / options["length_predictor"]
         return dataclasses.replace(self._config, predictor_dir=str(directory), **options)
-
-    def _title(self, title: str) -> str | None:
-        return title if self._progress else None
-
-    def _open(self, config: EngineConfig) -> Driver:
-        gc.collect()  # the engine before this one: two would need twice the memory
-        return self._driver(self._build(config))
 
 
 def _request(
@@ -333,44 +364,3 @@ def _meets(record: SteppedRecord, service: ServiceParams) -> tuple[bool, bool]:
         return False, False
     assert record.ttft is not None and service.ttft_target and service.tpot_target
     return record.ttft <= service.ttft_target, (record.tpot or 0.0) <= service.tpot_target
-
-
-def format_policies(result: dict[str, Any], spec: PoliciesSpec) -> str:
-    """The sides as a table."""
-    rows = [
-        (
-            name,
-            f"{side['mean_latency']:.2f}",
-            f"{side['of_first_side']:.2f}",
-            f"{side['p99_latency']:.2f}",
-            f"{side['mean_ttft']:.2f}",
-            f"{side['p99_ttft']:.2f}",
-            f"{side['slo_attainment']:.0%}",
-            f"{side['interactive_slo_attainment']:.0%}",
-            str(side["preemptions"]),
-            str(side["shed"]),
-            f"{side['output_throughput']:.1f}",
-            f"{side['prediction_kendall_tau']:.2f}" if "prediction_kendall_tau" in side else "-",
-        )
-        for name, side in result["sides"].items()
-    ]
-    header = (
-        "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s", "p99 TTFT s",
-        "SLO met", "interactive", "preempted", "shed", "output tokens/s", "tau",
-    )  # fmt: skip
-    lens = result["output_lens"]
-    same = identity(
-        sum(side["differing_answers"] for side in result["sides"].values()),
-        sum(side["num_answers"] for side in result["sides"].values()),
-    )
-    return (
-        f"{result['num_requests']} requests at {result['rate']:.2f} per second, {spec.load:.2f} of "
-        f"the capacity of {result['capacity']:.2f}; gaps of shape {spec.burstiness:g}\n"
-        f"answers of {min(lens)} to {max(lens)} tokens, mean {np.mean(lens):.0f}, median "
-        f"{np.median(lens):.0f}\n"
-        f"targets: TTFT {spec.ttft_target:g} s (interactive half) or "
-        f"{RELAXED * spec.ttft_target:g} s, TPOT {1000 * spec.tpot_target:g} ms\n"
-        f"{format_table(header, rows)}\n"
-        f"{same}; the first pass took {result['repeated_first_pass']:.2f} times as long when it "
-        f"was repeated at the end"
-    )

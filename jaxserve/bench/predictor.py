@@ -19,7 +19,6 @@ Figures, all of the answers kept out unless it says `online`:
 """
 
 import dataclasses
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,49 +27,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.bench.sides import BuildEngine, MakeDriver, require_positive
-from jaxserve.bench.stepping import Driver, TimedRequest
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.prompts import make_prompts, tokenize_prompts
+from jaxserve.bench.settings import PredictorSpec
+from jaxserve.bench.sides import Sides
+from jaxserve.bench.stepping import TimedRequest
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.prediction import LEARNED
 from jaxserve.prediction.base import LengthPredictor, PredictorMetrics, bucket_of, kendall_tau
 
 if TYPE_CHECKING:
-    from jaxserve.engine.engine import Engine
     from jaxserve.prediction.predictor import LearnedPredictor
 
 SMALLEST_PART = 2  # answers, learned from or kept out
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictorSpec:
-    """What is asked, and how the answers are used.
-
-    Attributes:
-        predictors: of LEARNED.
-        max_output_len: longest answer, in tokens.
-        train_share: of the answers, in order of arrival, that are learned from.
-        seed: of the training.
-
-    Raises:
-        ConfigError: a value is out of range, or there is no such predictor.
-    """
-
-    predictors: tuple[str, ...] = LEARNED
-    max_output_len: int = 256
-    train_share: float = 0.7
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(self)
-        if self.train_share >= 1:
-            raise ConfigError(f"train_share must be below 1, got {self.train_share}")
-        unknown = [name for name in self.predictors if name not in LEARNED]
-        if unknown or not self.predictors:
-            raise ConfigError(f"predictors must be of {', '.join(LEARNED)}, got {unknown}")
 
 
 @dataclasses.dataclass(eq=False)
@@ -164,7 +135,7 @@ class PredictorFigures:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictorReport:
+class PredictorReport(Result):
     """All figures.
 
     Attributes:
@@ -179,10 +150,6 @@ class PredictorReport:
     test_lengths: list[int]
     num_cut: int
     num_probes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         header = ("predictor", "tau", "bucket", "MAE", "decoding: kept tau", "MAE", "refined tau",
@@ -214,24 +181,26 @@ def _cells(figures: PredictorFigures) -> list[str]:
     ]  # fmt: skip
 
 
-def measure_predictors(
-    config: EngineConfig,
-    spec: PredictorSpec,
-    prompts: Sequence[Sequence[int]],
-    *,
-    build: BuildEngine,
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> PredictorReport:
-    """Answer the prompts once, then train and test the predictors on the answers.
+def measure_predictors(config: EngineConfig, spec: PredictorSpec, sides: Sides) -> PredictorReport:
+    """Draw prompts, have them answered once, then train and test the predictors on the answers."""
+    prompts = tokenize_prompts(config, make_prompts(spec.num_prompts, seed=spec.seed))
+    features, answers = record_answers(config, spec, prompts, sides)
+    return compare_predictors(features, answers, spec, progress=sides.progress)
+
+
+def record_answers(
+    config: EngineConfig, spec: PredictorSpec, prompts: Sequence[Sequence[int]], sides: Sides
+) -> tuple[Any, list[Answer]]:
+    """Let an engine that has a learned predictor answer.
 
     Args:
         config: the engine's options; what concerns prediction and context is set here.
         spec: what is asked.
         prompts: token ids, in order of arrival.
-        build: makes an engine.
-        driver: steps it.
-        progress: show progress bars.
+        sides: runs the engine.
+
+    Returns:
+        How its predictor sees prompts (`prediction.features.Features`), and the answers.
 
     Raises:
         ConfigError: too few prompts to learn from some and keep out others.
@@ -239,47 +208,25 @@ def measure_predictors(
     num_train = int(len(prompts) * spec.train_share)
     if num_train < SMALLEST_PART or len(prompts) - num_train < SMALLEST_PART:
         raise ConfigError(f"{len(prompts)} prompts are too few to learn from some of them")
-    with tempfile.TemporaryDirectory(prefix="jaxserve-predictor-") as directory:
-        engine = build(
-            dataclasses.replace(
-                config,
-                length_predictor=spec.predictors[0],
-                predictor_dir=directory,
-                max_model_len=max(map(len, prompts)) + spec.max_output_len,
-                max_waiting=max(config.max_waiting, len(prompts)),
-            )
-        )
-        features, answers = record_answers(engine, spec, prompts, driver, progress)
-        engine.close()
-    del engine  # or it would count what is compiled now as compiled after READY
-    gc.collect()
-    return compare_predictors(features, answers, spec, progress=progress)
-
-
-def record_answers(
-    engine: "Engine",
-    spec: PredictorSpec,
-    prompts: Sequence[Sequence[int]],
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> tuple[Any, list[Answer]]:
-    """Let an engine that has a learned predictor answer; how that sees prompts, and the answers.
-
-    Raises:
-        ConfigError: the engine's predictor looks at no hidden states.
-    """
-    predictor: Any = engine.predictor
-    if not predictor.probe_every:
-        raise ConfigError(f"the length predictor must be one of {', '.join(LEARNED)}")
-    recorder = Recorder(predictor)
-    engine.predictor = recorder
     params = SamplingParams(temperature=0.0, max_tokens=spec.max_output_len)
     requests = [
         TimedRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
         for i, prompt in enumerate(prompts)
     ]
-    driver(engine).run(requests, progress="answers" if progress else None)
-    engine.predictor = predictor
+    with tempfile.TemporaryDirectory(prefix="jaxserve-predictor-") as directory:
+        config = dataclasses.replace(
+            config,
+            length_predictor=spec.predictors[0],
+            predictor_dir=directory,
+            max_model_len=max(map(len, prompts)) + spec.max_output_len,
+            max_waiting=max(config.max_waiting, len(prompts)),
+        )
+        with sides.alone(config) as driver:
+            engine = driver.engine
+            predictor: Any = engine.predictor
+            engine.predictor = recorder = Recorder(predictor)
+            driver.run(requests, progress=sides.title("answers"))
+            engine.predictor = predictor
     return predictor.features, list(recorder.answers.values())
 
 

@@ -14,24 +14,25 @@ Figures:
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
+from jaxserve.bench.chat_sessions import ChatResult, measure_chat
 from jaxserve.bench.load import arrival_times
+from jaxserve.bench.settings import ChatSpec, PrefixCacheSpec, SharedSpec
 from jaxserve.bench.sides import (
-    BuildEngine,
-    MakeDriver,
-    count_differing,
+    PrefillFigures,
+    Sides,
+    differing_answers,
     identity,
-    in_turns,
     prefill_figures,
-    require_positive,
     token_source,
 )
-from jaxserve.bench.stepping import Driver, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest, greedy
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
 
@@ -39,50 +40,86 @@ NO_CACHE, CACHE = "no cache", "cache"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SharedSpec:
-    """Part `shared`: lengths in tokens; `request_rate` per second, None for all at once.
+class SharedFigures(PrefillFigures):
+    """One side's figures over all rounds; see the module."""
 
-    Raises:
-        ConfigError: a count is below 1.
-    """
-
-    num_requests: int = 32
-    prefix_len: int = 512
-    suffix_len: int = 32
-    output_len: int = 32
-    request_rate: float | None = None
-    rounds: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(self)
-
-    @property
-    def request_len(self) -> int:
-        """Tokens of one request, in and out."""
-        return self.prefix_len + self.suffix_len + self.output_len
+    seconds: float
+    token_throughput: float
+    output_throughput: float
 
 
-def measure_shared(
-    config: EngineConfig,
-    spec: SharedSpec,
-    *,
-    build: BuildEngine,
-    driver: MakeDriver = Driver,
-    progress: bool = False,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedResult(Result):
+    """Part `shared`: both sides, what TTFT loses and throughput gains, and whether they agree."""
+
+    spec: SharedSpec
+    sides: dict[str, SharedFigures]
+    ttft_reduction: float
+    speedup: float
+    num_answers: int
+    differing_answers: int
+
+    def __str__(self) -> str:
+        spec = self.spec
+        rows = [
+            (
+                name,
+                f"{1000 * side.mean_ttft:.0f}",
+                f"{1000 * side.p99_ttft:.0f}",
+                f"{side.token_throughput:.1f}",
+                f"{side.output_throughput:.1f}",
+                f"{side.prefill_tokens_computed} of {side.prefill_tokens_offered}",
+            )
+            for name, side in self.sides.items()
+        ]
+        header = (
+            "shared prompt", "mean TTFT ms", "p99 TTFT ms", "tokens/s", "output tokens/s",
+            "prefill tokens computed",
+        )  # fmt: skip
+        at = "all at once" if spec.request_rate is None else f"{spec.request_rate:g} per second"
+        return (
+            f"{spec.num_requests} requests, {at}, a system prompt of {spec.prefix_len} tokens, "
+            f"{spec.suffix_len} of their own, {spec.output_len} answered; {spec.rounds} rounds\n"
+            f"{format_table(header, rows)}\n"
+            f"TTFT down {self.ttft_reduction:.0%}, throughput {self.speedup:.2f}x; "
+            f"{identity(self.differing_answers, self.num_answers)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixCacheResult(Result):
+    """Both parts; None for one that was not run."""
+
+    shared: SharedResult | None = None
+    chat: ChatResult | None = None
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(part) for part in (self.shared, self.chat) if part is not None)
+
+
+def measure_prefix_cache(
+    config: EngineConfig, spec: PrefixCacheSpec, shared: SharedSpec, chat: ChatSpec, sides: Sides
+) -> PrefixCacheResult:
+    """Run the parts that are wanted; the disk tier of part `chat` is gone in the end."""
+    result = PrefixCacheResult()
+    if "shared" in spec.parts:
+        result = dataclasses.replace(result, shared=measure_shared(config, shared, sides))
+    if "chat" in spec.parts:
+        if config.disk_cache_dir is not None:
+            Path(config.disk_cache_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=config.disk_cache_dir, prefix="jaxserve-kv-") as disk:
+            result = dataclasses.replace(result, chat=measure_chat(config, chat, Path(disk), sides))
+    return result
+
+
+def measure_shared(config: EngineConfig, spec: SharedSpec, sides: Sides) -> SharedResult:
     """Run part `shared`, the sides in turns.
 
     Args:
         config: the engine's options; pool, context and prefix cache are set here, and there
             are no tiers below the device.
         spec: what to send.
-        build: makes an engine.
-        driver: steps it.
-        progress: show progress bars.
-
-    Returns:
-        `sides` by name, `ttft_reduction`, `speedup` (of throughput) and `differing_answers`.
+        sides: runs the engines.
     """
     pages = -(-spec.request_len // config.page_size)
     config = dataclasses.replace(
@@ -93,30 +130,31 @@ def measure_shared(
         disk_cache_memory=0.0,
         max_waiting=max(config.max_waiting, spec.num_requests),
     )
-    sides = {
-        name: driver(build(dataclasses.replace(config, prefix_cache=name == CACHE)))
-        for name in (NO_CACHE, CACHE)
+    drivers = sides.open({
+        name: dataclasses.replace(config, prefix_cache=name == CACHE) for name in (NO_CACHE, CACHE)
+    })  # fmt: skip
+    for driver in drivers.values():  # whatever is slow the first time
+        driver.run(_shared_requests(driver, dataclasses.replace(spec, num_requests=1), -1))
+
+    def run(name: str, number: int) -> RunResult:
+        return drivers[name].run(_shared_requests(drivers[name], spec, number))
+
+    runs = sides.take_turns([*drivers], spec.rounds, run)
+    records = {name: [r for result in mine for r in result.records] for name, mine in runs.items()}
+    figures = {
+        name: _shared_figures(records[name], sum(result.duration for result in mine))
+        for name, mine in runs.items()
     }
-    records: dict[str, list[SteppedRecord]] = {name: [] for name in sides}
-    seconds = dict.fromkeys(sides, 0.0)
-    for side in sides.values():  # whatever is slow the first time
-        side.run(_shared_requests(side, dataclasses.replace(spec, num_requests=1), -1))
-    for number in range(spec.rounds):
-        for name in in_turns([*sides], number):
-            requests = _shared_requests(sides[name], spec, number)
-            bar = f"{name}, round {number + 1}" if progress else None
-            result = sides[name].run(requests, progress=bar)
-            records[name] += result.records
-            seconds[name] += result.duration
-    figures = {name: _shared_figures(records[name], seconds[name]) for name in sides}
     old, new = figures[NO_CACHE], figures[CACHE]
-    return {
-        "sides": figures,
-        "ttft_reduction": 1 - new["mean_ttft"] / old["mean_ttft"],
-        "speedup": new["token_throughput"] / old["token_throughput"],
-        "num_answers": len(records[CACHE]),
-        "differing_answers": count_differing(records[NO_CACHE], records[CACHE]),
-    }
+    answers = {name: [r.token_ids for r in mine] for name, mine in records.items()}
+    return SharedResult(
+        spec=spec,
+        sides=figures,
+        ttft_reduction=1 - new.mean_ttft / old.mean_ttft,
+        speedup=new.token_throughput / old.token_throughput,
+        num_answers=len(records[CACHE]),
+        differing_answers=sum(differing_answers(answers).values()),
+    )
 
 
 def _shared_requests(driver: Driver, spec: SharedSpec, number: int) -> list[TimedRequest]:
@@ -139,39 +177,12 @@ def _shared_requests(driver: Driver, spec: SharedSpec, number: int) -> list[Time
     ]
 
 
-def _shared_figures(records: Sequence[SteppedRecord], seconds: float) -> dict[str, float]:
+def _shared_figures(records: Sequence[SteppedRecord], seconds: float) -> SharedFigures:
     figures = prefill_figures(records)
     answered = sum(r.output_len for r in records)
-    return {
-        **figures,
-        "seconds": seconds,
-        "token_throughput": (figures["prefill_tokens_offered"] + answered) / seconds,
-        "output_throughput": answered / seconds,
-    }
-
-
-def format_shared(result: dict[str, Any], spec: SharedSpec) -> str:
-    """Part `shared` as a table."""
-    rows = [
-        (
-            name,
-            f"{1000 * side['mean_ttft']:.0f}",
-            f"{1000 * side['p99_ttft']:.0f}",
-            f"{side['token_throughput']:.1f}",
-            f"{side['output_throughput']:.1f}",
-            f"{side['prefill_tokens_computed']} of {side['prefill_tokens_offered']}",
-        )
-        for name, side in result["sides"].items()
-    ]
-    header = (
-        "shared prompt", "mean TTFT ms", "p99 TTFT ms", "tokens/s", "output tokens/s",
-        "prefill tokens computed",
-    )  # fmt: skip
-    at = "all at once" if spec.request_rate is None else f"{spec.request_rate:g} per second"
-    return (
-        f"{spec.num_requests} requests, {at}, a system prompt of {spec.prefix_len} tokens, "
-        f"{spec.suffix_len} of their own, {spec.output_len} answered; {spec.rounds} rounds\n"
-        f"{format_table(header, rows)}\n"
-        f"TTFT down {result['ttft_reduction']:.0%}, throughput {result['speedup']:.2f}x; "
-        f"{identity(result['differing_answers'], result['num_answers'])}"
+    return SharedFigures(
+        **vars(figures),
+        seconds=seconds,
+        token_throughput=(figures.prefill_tokens_offered + answered) / seconds,
+        output_throughput=answered / seconds,
     )

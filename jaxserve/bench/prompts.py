@@ -6,8 +6,10 @@ word, a sum, n sentences, a story, code, ...) and about what are drawn independe
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 
 
@@ -48,6 +50,26 @@ def make_prompts(count: int, *, seed: int = 0) -> list[ChatPrompt]:
             rng.shuffle(prompts)
             return prompts
     raise ConfigError(f"the templates give only {len(found)} different prompts, not {count}")
+
+
+def tokenize_prompts(config: EngineConfig, prompts: Iterable[ChatPrompt]) -> list[list[int]]:
+    """Token ids of prompts as the chat template of the config's model renders them.
+
+    Raises:
+        JaxserveError: the model has no tokenizer, or no template.
+    """
+    from jaxserve.checkpoints.load import open_checkpoint
+    from jaxserve.checkpoints.pull import resolve_model
+    from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
+    from jaxserve.tokenizers.loading import load_tokenizer
+
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(config.tokenizer))
+    elif config.random_weights:
+        tokenizer = ByteTokenizer()
+    else:
+        tokenizer = load_tokenizer(open_checkpoint(resolve_model(config.model)).tokenizer_path)
+    return [tokenizer.apply_chat_template(prompt.messages) for prompt in prompts]
 
 
 _NAMES = (

@@ -1,29 +1,87 @@
 """What benchmarks that compare several engines in one run share."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxserve.bench.stepping import Driver, SteppedRecord
 from jaxserve.bench.workloads import TokenSource
-from jaxserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxserve.core.config import EngineConfig
     from jaxserve.engine.engine import Engine
 
-BuildEngine = Callable[["EngineConfig"], "Engine"]
-MakeDriver = Callable[["Engine"], Driver]
+Name = TypeVar("Name")
+Figures = TypeVar("Figures")
 
 
-def in_turns(names: Sequence[str], round_number: int) -> Sequence[str]:
-    """The sides in the order of this round: every other round goes backwards.
+def build_quietly(config: "EngineConfig") -> "Engine":
+    """An engine of these options, built without progress bars."""
+    from jaxserve.engine import build
 
-    A machine that slowly warms up or cools down then favours nobody.
+    return build.build_sync_engine(config, progress=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Builds the engines that a benchmark compares, and lets them take turns.
+
+    Attributes:
+        build: makes an engine.
+        driver: steps it.
+        progress: whether bars are shown on stderr.
     """
-    return list(names) if round_number % 2 == 0 else list(reversed(names))
+
+    build: Callable[["EngineConfig"], "Engine"] = build_quietly
+    driver: Callable[["Engine"], Driver] = Driver
+    progress: bool = False
+
+    def open(self, configs: Mapping[str, "EngineConfig"]) -> dict[str, Driver]:
+        """An engine of its own for each side, all of them beside each other."""
+        return {name: self.driver(self.build(config)) for name, config in configs.items()}
+
+    @contextlib.contextmanager
+    def alone(self, config: "EngineConfig") -> Iterator[Driver]:
+        """An engine that has no other one beside it, and is closed in the end."""
+        gc.collect()  # the engine before this one: two would need twice the memory
+        driver = self.driver(self.build(config))
+        try:
+            yield driver
+        finally:
+            driver.engine.close()
+
+    def title(self, text: str) -> str | None:
+        """What a bar of requests is to be called; None for no bar."""
+        return text if self.progress else None
+
+    def take_turns(
+        self, names: Sequence[Name], rounds: int, run: Callable[[Name, int], Figures]
+    ) -> dict[Name, list[Figures]]:
+        """Run every side in every round; every other round goes backwards.
+
+        A machine that slowly warms up or cools down then favours nobody.
+
+        Args:
+            names: the sides, in order.
+            rounds: how often each is run.
+            run: one side's round, given its name and the round's number (from 0).
+
+        Returns:
+            What `run` said, by side and then by round.
+        """
+        results: dict[Name, list[Figures]] = {name: [] for name in names}
+        with tqdm(total=rounds * len(names), unit="run", disable=not self.progress) as bar:
+            for number in range(rounds):
+                for name in names if number % 2 == 0 else reversed(names):
+                    bar.set_description(f"{name}, round {number + 1}")
+                    results[name].append(run(name, number))
+                    bar.update()
+        return results
 
 
 def token_source(driver: Driver) -> TokenSource:
@@ -32,16 +90,26 @@ def token_source(driver: Driver) -> TokenSource:
     return TokenSource(info.vocab_size, info.eos_token_ids)
 
 
-def prefill_figures(records: Sequence[SteppedRecord]) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefillFigures:
     """Times to the first token (seconds), and prompt tokens offered and computed."""
+
+    mean_ttft: float
+    p99_ttft: float
+    prefill_tokens_offered: int
+    prefill_tokens_computed: int
+
+
+def prefill_figures(records: Sequence[SteppedRecord]) -> PrefillFigures:
+    """What became of the records' prompts."""
     ttft = ttfts(records)
     offered = sum(r.prompt_len for r in records)
-    return {
-        "mean_ttft": float(ttft.mean()),
-        "p99_ttft": float(np.percentile(ttft, 99)),
-        "prefill_tokens_offered": offered,
-        "prefill_tokens_computed": offered - sum(r.num_cached_tokens for r in records),
-    }
+    return PrefillFigures(
+        mean_ttft=float(ttft.mean()),
+        p99_ttft=float(np.percentile(ttft, 99)),
+        prefill_tokens_offered=offered,
+        prefill_tokens_computed=offered - sum(r.num_cached_tokens for r in records),
+    )
 
 
 def ttfts(records: Sequence[SteppedRecord]) -> np.ndarray:
@@ -49,13 +117,26 @@ def ttfts(records: Sequence[SteppedRecord]) -> np.ndarray:
     return np.array([r.delta_times[0] - r.start for r in records])
 
 
-def count_differing(records: Sequence[SteppedRecord], others: Sequence[SteppedRecord]) -> int:
-    """How many answers of two sides are not the same tokens.
+def differing_answers(
+    answers: Mapping[str, Sequence[Sequence[int]]], *, cut: bool = False
+) -> dict[str, int]:
+    """How many answers of each side are not the first side's, token for token.
+
+    Args:
+        answers: by side, all in the same order.
+        cut: whether answers are compared only as far as both came.
 
     Raises:
         ValueError: the sides did not answer the same number of requests.
     """
-    return sum(a.token_ids != b.token_ids for a, b in zip(records, others, strict=True))
+    first, *others = answers
+    return {
+        name: sum(
+            any(x != y for x, y in zip(a, b, strict=False)) or (len(a) != len(b) and not cut)
+            for a, b in zip(answers[first], answers[name], strict=True)
+        )
+        for name in others
+    }
 
 
 def identity(differing: int, total: int) -> str:
@@ -63,15 +144,3 @@ def identity(differing: int, total: int) -> str:
     if differing:
         return f"{differing} of {total} answers DIFFER"
     return f"all {total} answers identical"
-
-
-def require_positive(spec: Any) -> None:
-    """Refuse a dataclass with a number that is not positive (but a seed may be 0).
-
-    Raises:
-        ConfigError: it names the field.
-    """
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        if field.name != "seed" and isinstance(value, int | float) and not value > 0:
-            raise ConfigError(f"{field.name} must be positive, got {value}")

@@ -1,6 +1,18 @@
-"""Tables for a terminal."""
+"""What a benchmark came to, and tables for a terminal."""
 
 from collections.abc import Sequence
+
+
+class Result:
+    """Base of what benchmarks return: dataclasses whose text are their tables.
+
+    Their fields, as `dataclasses.asdict` gives them, are what `--output-json` writes.
+    """
+
+    @property
+    def failed(self) -> bool:
+        """Whether the command is to end with 1."""
+        return False
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,17 +3,19 @@
 import click
 
 from jaxserve.cli.bench_buckets import buckets
-from jaxserve.cli.bench_chunked_prefill import chunked_prefill
-from jaxserve.cli.bench_fairness import fairness
+from jaxserve.cli.bench_compare import (
+    chunked_prefill,
+    fairness,
+    grammars,
+    policies,
+    predictor,
+    prefix_cache,
+)
 from jaxserve.cli.bench_frontend import frontend
-from jaxserve.cli.bench_grammars import grammars
 from jaxserve.cli.bench_host_cost import host_cost
 from jaxserve.cli.bench_offline import latency, startup, throughput
 from jaxserve.cli.bench_padding import padding
 from jaxserve.cli.bench_peers import peers
-from jaxserve.cli.bench_policies import policies
-from jaxserve.cli.bench_predictor import predictor
-from jaxserve.cli.bench_prefix_cache import prefix_cache
 from jaxserve.cli.bench_serve import serve
 from jaxserve.cli.bench_steps import steps
 

@@ -1,10 +1,11 @@
-"""Command-line options made from `EngineConfig`, and the base of every command."""
+"""Command-line options made from dataclasses of settings, and the base of every command."""
 
 import dataclasses
 import functools
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,23 @@ class GroupedOption(click.Option):
     def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+
+class ListOf(click.ParamType):
+    """Values with commas between, as a tuple."""
+
+    def __init__(self, kind: type[int] | type[float] | type[str]) -> None:
+        self._kind = kind
+        self.name = f"{'text' if kind is str else 'number'},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text; a default that is a tuple already stays as it is."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self._kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers", param, ctx)
 
 
 class Command(click.Command):
@@ -99,27 +117,64 @@ def engine_options(
         for field in _fields()
         if field.name not in exclude and (include is None or field.name in include)
     ]
-    if not model_argument:
-        offered = [field for field in offered if field.name != "model"]
 
     @functools.wraps(function)
     def with_config(*args: Any, **kwargs: Any) -> Any:
-        values = {field.name: kwargs.pop(field.name) for field in offered}
-        try:
-            config = EngineConfig(**{**defaults, **values})
-        except JaxserveError as error:
-            raise click.UsageError(str(error)) from error
+        config = _build(EngineConfig, offered, kwargs, defaults)
         return function(*args, config=config, **kwargs)
 
     for field in reversed(offered):
         default = defaults.get(field.name, field.default)
-        if field.name == "model":
-            with_config = click.argument(
-                "model", required=model_required, default=None if model_required else default
-            )(with_config)
-        else:
-            with_config = _click_option(field, default)(with_config)
+        if field.name != "model":
+            with_config = _click_option(EngineConfig, field, default)(with_config)
+        elif model_argument:
+            default = None if model_required else default
+            with_config = click.argument("model", required=model_required, default=default)(
+                with_config
+            )
     return with_config
+
+
+def settings_options(kind: type, parameter: str = "spec") -> Callable[..., Any]:
+    """Give a command the options of a dataclass, and its function a ready one.
+
+    A field that is none (see `core.options.option`) and is called `seed` is the engine's, if the
+    command has an engine's options, which then stand above these.
+
+    Args:
+        kind: a dataclass; a field `num_prompts` is the flag `--num-prompts`.
+        parameter: the function's parameter that takes it.
+    """
+    offered = [field for field in dataclasses.fields(kind) if field.metadata]
+    has_seed = any(f.name == "seed" and not f.metadata for f in dataclasses.fields(kind))
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def with_settings(*args: Any, **kwargs: Any) -> Any:
+            seed = {"seed": kwargs["config"].seed} if has_seed and "config" in kwargs else {}
+            settings = _build(kind, offered, kwargs, seed)
+            return function(*args, **{parameter: settings}, **kwargs)
+
+        for field in reversed(offered):
+            with_settings = _click_option(kind, field, field.default)(with_settings)
+        return with_settings
+
+    return decorate
+
+
+def _build(
+    kind: type, offered: Collection[dataclasses.Field], kwargs: dict[str, Any], others: Mapping
+) -> Any:
+    """The dataclass, its fields taken out of a command's parameters.
+
+    Raises:
+        UsageError: values that it refuses.
+    """
+    values = {field.name: kwargs.pop(field.name) for field in offered if field.name in kwargs}
+    try:
+        return kind(**{**others, **values})
+    except JaxserveError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _fields() -> tuple[dataclasses.Field, ...]:
@@ -127,34 +182,47 @@ def _fields() -> tuple[dataclasses.Field, ...]:
 
 
 @functools.cache
-def _types() -> dict[str, type]:
+def _types(kind: type) -> dict[str, Any]:
     """Each field's type, with `X | None` reduced to X."""
     result = {}
-    for name, hint in typing.get_type_hints(EngineConfig).items():
+    for name, hint in typing.get_type_hints(kind).items():
         if isinstance(hint, types.UnionType):
             (hint,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
         result[name] = hint
     return result
 
 
-def _flag(field: dataclasses.Field) -> str:
-    flag = "--" + field.name.replace("_", "-")
-    return f"{flag}/--no-{flag[2:]}" if _types()[field.name] is bool else flag
+def _flag(kind: type, field: dataclasses.Field) -> str:
+    flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
+    return f"{flag}/--no-{flag[2:]}" if _types(kind)[field.name] is bool else flag
 
 
-def _click_option(field: dataclasses.Field, default: Any) -> Callable[..., Any]:
-    choices = field.metadata["choices"]
-    value_type = click.Choice(choices) if choices else _types()[field.name]
-    is_flag = value_type is bool
+def _click_option(kind: type, field: dataclasses.Field, default: Any) -> Callable[..., Any]:
+    choices, hint = field.metadata["choices"], _types(kind)[field.name]
+    attributes: dict[str, Any] = {"type": click.Choice(choices) if choices else hint}
+    shown = default is not None
+    if hint is bool:
+        attributes["type"] = None
+    elif hint is Path:
+        attributes["type"] = click.Path(path_type=Path)
+    elif typing.get_origin(hint) is tuple:
+        # Given more than once, they add up.
+        attributes = {
+            "type": ListOf(typing.get_args(hint)[0]),
+            "multiple": True,
+            "callback": lambda ctx, param, lists: sum(lists, ()) or None,
+        }
+        if default:
+            shown, default = ",".join(map(str, default)), [default]
     return click.option(
-        _flag(field),
+        _flag(kind, field),
         field.name,
         cls=GroupedOption,
         group=field.metadata["group"],
         default=default,
-        type=None if is_flag else value_type,
-        show_default=default is not None,
+        show_default=shown,
         help=field.metadata["help"],
+        **attributes,
     )
 
 
@@ -174,7 +242,7 @@ def options_table() -> str:
         default = field.default
         if isinstance(default, bool):
             default = "on" if default else "off"
-        flag = f"`{_flag(field)}`".replace("/", "` / `")
+        flag = f"`{_flag(EngineConfig, field)}`".replace("/", "` / `")
         shown = "" if default is None else f"`{default}`"
         lines.append(f"| {flag} | {shown} | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"

@@ -1,15 +1,9 @@
 """The engine's options: one dataclass, from which flags, help texts and the README table come."""
 
 import dataclasses
-from typing import Any
 
 from jaxserve.core.errors import ConfigError
-
-
-def option(default: Any, help: str, *, group: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that is also a command-line flag."""
-    metadata = {"help": help, "group": group, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+from jaxserve.core.options import check_options, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +24,10 @@ class EngineConfig:
     tokenizer: str | None = option(
         None, "tokenizer file or directory, if not the one beside the checkpoint", group="model"
     )
+    chat_special_tokens: bool = option(
+        False, "let callers' texts in chats spell out control tokens, such as <|im_end|>, which "
+        "are text otherwise", group="model",
+    )  # fmt: skip
     served_model_name: str | None = option(
         None, "the name that clients ask for (default: the model's)", group="model"
     )
@@ -196,10 +194,7 @@ class EngineConfig:
         for field in ("host_cache_memory", "disk_cache_memory"):
             if not getattr(self, field) >= 0:
                 raise ConfigError(f"{field} must not be negative, got {getattr(self, field)}")
-        for field in dataclasses.fields(self):
-            choices, value = field.metadata["choices"], getattr(self, field.name)
-            if choices and value not in choices:
-                raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, got {value}")
+        check_options(self)
         if self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, got {self.page_size}")
         self._check_together()

@@ -124,6 +124,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         eos_token_ids=(),
     )
     tokenizer = _tokenizer(config, checkpoint)
+    tokenizer.parses_special_in_chat = config.chat_special_tokens
     info = dataclasses.replace(
         info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
     )

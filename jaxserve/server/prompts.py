@@ -1,14 +1,13 @@
 """A caller's prompt as token ids, whichever protocol it came by."""
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxserve.core.errors import InvalidRequest
-from jaxserve.core.json_values import is_too_deep, num_chars
+from jaxserve.core.json_values import num_chars
 from jaxserve.server.limits import RequestLimits
-from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.base import ChatPrompt, Tokenizer
 from jaxserve.tokenizers.messages import template_messages
 
 # Encoding this much takes about a millisecond, all that other streams should have to wait.
@@ -61,19 +60,6 @@ def given_token_ids(ids: Sequence[int], max_model_len: int, *, param: str = "pro
     return list(ids)
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatPrompt:
-    """A conversation as the model gets it.
-
-    Attributes:
-        text: what the chat template made of it.
-        token_ids: the text's.
-    """
-
-    text: str
-    token_ids: list[int]
-
-
 async def chat_prompt(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
@@ -91,7 +77,7 @@ async def chat_prompt(
         tokenizer: the served model's.
         limits: how long all texts together may be.
         add_generation_prompt, continue_final_message, tools, chat_template_kwargs: as in
-            `Tokenizer.apply_chat_template`.
+            `Tokenizer.render_chat`.
 
     Raises:
         InvalidRequest: there are no messages, one is malformed, they are too long, or the
@@ -100,24 +86,19 @@ async def chat_prompt(
     if not messages:
         raise InvalidRequest("the prompt is empty: there are no messages", param="messages")
     chat = template_messages(messages)
-    if is_too_deep(chat_template_kwargs):
-        raise InvalidRequest(
-            "chat_template_kwargs is nested too deep", param="chat_template_kwargs"
-        )
     size = num_chars([{**message, "role": ""} for message in chat])
     limits.check("max_prompt_chars", size, "messages")
     size += num_chars(tools) + num_chars(chat_template_kwargs)
     limits.check("max_prompt_chars", size, "messages, tools and chat_template_kwargs")
 
     def encode() -> ChatPrompt:
-        text = tokenizer.render_chat(
+        return tokenizer.render_chat(
             chat,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return ChatPrompt(text, tokenizer.encode(text, add_special_tokens=False))
 
     return await off_loop(size, encode)
 

@@ -2,13 +2,32 @@
 
 import abc
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import is_too_deep
 from jaxserve.tokenizers.chat import ChatTemplate
+from jaxserve.tokenizers.control_marks import ControlMarks
+from jaxserve.tokenizers.messages import template_messages
 from jaxserve.tokenizers.settings import TokenizerSettings, write_settings
+
+# Models write such tags inside of a turn (<think>, <tool_call>), and templates look for them.
+_TAG = re.compile(r"</?[\w-]+>")
+
+
+class ChatPrompt(NamedTuple):
+    """A conversation as the model gets it.
+
+    Attributes:
+        text: what the chat template made of it.
+        token_ids: the text's; names of control tokens in what came from the caller are text.
+    """
+
+    text: str
+    token_ids: list[int]
 
 
 class Tokenizer(abc.ABC):
@@ -24,7 +43,14 @@ class Tokenizer(abc.ABC):
         vocab_size: ids are in [0, vocab_size).
         special_ids: ids that stand for no text (beginning, end, turns of a chat, ...).
         drops_leading_space: the encoder puts a space before a text, so `decode` removes one.
+
+    Attributes:
+        parses_special_in_chat: a caller's text in a chat may have control tokens, spelled out.
+            Off, for whoever writes a part of a prompt could else end their turn in it and speak
+            as somebody else.
     """
+
+    parses_special_in_chat = False
 
     def __init__(
         self,
@@ -64,10 +90,7 @@ class Tokenizer(abc.ABC):
         Raises:
             InvalidRequest: the text has a lone surrogate, which no UTF-8 can carry.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the text is not valid Unicode: {error}") from error
+        _check_unicode(text)
         ids = self._encode_text(text)
         if not add_special_tokens:
             return ids
@@ -106,37 +129,14 @@ class Tokenizer(abc.ABC):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The prompt text that the model's chat template makes of the messages.
-
-        Args and errors are those of `apply_chat_template`.
-        """
-        if self._compiled_template is None:
-            raise InvalidRequest("this model has no chat template; send a plain prompt instead")
-        bos, eos = self.bos_token_id, self.eos_token_ids
-        return self._compiled_template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            variables=chat_template_kwargs,
-            bos_token="" if bos is None else self._piece_bytes(bos).decode(),
-            eos_token=self._piece_bytes(eos[0]).decode() if eos else "",
-        )
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """The token ids of a conversation.
+    ) -> ChatPrompt:
+        """A conversation's text and token ids, by the model's chat template.
 
         The template alone decides whether there is a BOS, as in transformers, with which
         models are trained: adding one here would double it.
+
+        Control tokens are the template's: what the caller's texts spell out like one is encoded
+        as the text that it is, unless `parses_special_in_chat`.
 
         Args:
             messages: in OpenAI's shape, each with at least "role" and "content"; see
@@ -153,14 +153,33 @@ class Tokenizer(abc.ABC):
             InvalidRequest: there is no template, it refuses these messages, it reads no tools or
                 no such variable, or a message has a wrong shape.
         """
-        text = self.render_chat(
-            messages,
+        if self._compiled_template is None:
+            raise InvalidRequest("this model has no chat template; send a plain prompt instead")
+        for name, value in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
+            if is_too_deep(value):
+                raise InvalidRequest(f"{name} is nested too deep", param=name)
+        marks = ControlMarks(()) if self.parses_special_in_chat else self._control_marks
+        bos, eos = self.bos_token_id, self.eos_token_ids
+        marked = self._compiled_template.render(
+            marks.mark_messages(template_messages(messages)),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            tools=tools,
-            chat_template_kwargs=chat_template_kwargs,
+            tools=marks.mark(tools),
+            variables=_marked_values(chat_template_kwargs, marks),
+            bos_token="" if bos is None else self._piece_bytes(bos).decode(),
+            eos_token=self._piece_bytes(eos[0]).decode() if eos else "",
         )
-        return self.encode(text, add_special_tokens=False)
+        text = marks.restored(marked)
+        if not marks.hide_from(marked):
+            return ChatPrompt(text, self.encode(text, add_special_tokens=False))
+        _check_unicode(text)
+        return ChatPrompt(text, self._encode_marked(marked))
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], **options: Any
+    ) -> list[int]:
+        """The token ids of a conversation; arguments and errors are those of `render_chat`."""
+        return self.render_chat(messages, **options).token_ids
 
     def save(self, directory: Path) -> None:
         """Write files from which `load_tokenizer(directory)` makes an equal tokenizer."""
@@ -172,6 +191,19 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     def _compiled_template(self) -> ChatTemplate | None:
         return None if self.chat_template is None else ChatTemplate(self.chat_template)
+
+    @functools.cached_property
+    def _control_marks(self) -> ControlMarks:
+        """Control tokens are those that stand for no text, and those that the template writes."""
+        special = [self._piece_bytes(i).decode() for i in self.special_ids]
+        template = self.chat_template or ""
+        others = sorted(self._text_tokens())
+        written = [name for name in others if name in template and name.strip()]
+        return ControlMarks(
+            [*filter(str.strip, special), *written],
+            [*others, *_TAG.findall(template)],
+            [name for name in written if _TAG.fullmatch(name)],
+        )
 
     def _extra_config(self) -> dict[str, object]:
         """More entries for tokenizer_config.json."""
@@ -186,9 +218,28 @@ class Tokenizer(abc.ABC):
         """Token ids of a text, nothing added."""
 
     @abc.abstractmethod
+    def _encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text with `_control_marks`, where what is marked is never a token."""
+
+    @abc.abstractmethod
+    def _text_tokens(self) -> Collection[str]:
+        """Names that are found in a text before it is cut into pieces, and stand for text."""
+
+    @abc.abstractmethod
     def _piece_bytes(self, token_id: int) -> bytes:
         """Bytes of a token of the vocabulary; the name of a special one."""
 
     @abc.abstractmethod
     def _save_vocabulary(self, directory: Path) -> None:
         """Write the vocabulary file that the loader recognizes."""
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the text is not valid Unicode: {error}") from error
+
+
+def _marked_values(variables: Mapping[str, Any] | None, marks: ControlMarks) -> dict[str, Any]:
+    return {name: marks.mark(value) for name, value in (variables or {}).items()}

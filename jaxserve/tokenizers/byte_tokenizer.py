@@ -1,5 +1,6 @@
 """A tokenizer without a vocabulary file: one token per byte."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import tokenizers
@@ -44,6 +45,16 @@ class ByteTokenizer(Tokenizer):
         for part in self._splitter.split(text):
             ids += [part] if isinstance(part, int) else part.encode()
         return ids
+
+    def _encode_marked(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._splitter.split(text):
+            plain = [part] if isinstance(part, int) else self._control_marks.restored(part).encode()
+            ids += plain
+        return ids
+
+    def _text_tokens(self) -> Collection[str]:
+        return ()
 
     def _piece_bytes(self, token_id: int) -> bytes:
         if token_id < 256:

@@ -14,6 +14,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.tokenizers.control_marks import with_marks_as_they_are
 from jaxserve.tokenizers.messages import template_messages
 
 MAX_RENDERED_CHARS = 16 * 2**20
@@ -204,9 +205,10 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
+    text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return with_marks_as_they_are(text) if ensure_ascii else text
 
 
 def _raise_exception(message: str) -> None:

@@ -1,8 +1,6 @@
 """Rebuilds a tokenizer from the metadata of a GGUF file."""
 
 import functools
-import itertools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ from jaxserve.files.gguf_header import map_file, read_gguf_header
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.huggingface import HuggingFaceTokenizer
 from jaxserve.tokenizers.sentencepiece import SentencePieceTokenizer, load_processor, piece_id
+from jaxserve.tokenizers.sentencepiece_proto import CONTROL, UNKNOWN, USER_DEFINED, model_proto
 from jaxserve.tokenizers.settings import TokenizerSettings, with_chat_ends
-
-# Kinds of tokens in `tokenizer.ggml.token_type`, numbered as in SentencePiece's ModelProto.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 
 # How Llama 3 and Qwen 2 cut a text into words; they differ in how many digits make one.
 _WORDS = (
@@ -95,9 +91,9 @@ def _byte_level_bpe(metadata: dict[str, Any], path: Path) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(
         [
-            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            AddedToken(token, special=kind != USER_DEFINED, normalized=False)
             for token, kind in zip(tokens, types, strict=True)
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
         ]
     )
     settings = _settings(metadata, vocab.get, adds_bos=is_llama3)
@@ -139,10 +135,10 @@ def _sentencepiece(metadata: dict[str, Any], path: Path) -> Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
         raise CheckpointError(f"{path}: SentencePiece tokens without a score for each")
-    if _UNKNOWN not in types:  # SentencePiece needs one; some files call it a control token
-        types[metadata.get("tokenizer.ggml.unknown_token_id", 0)] = _UNKNOWN
+    if UNKNOWN not in types:  # SentencePiece needs one; some files call it a control token
+        types[metadata.get("tokenizer.ggml.unknown_token_id", 0)] = UNKNOWN
     adds_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    model = _model_proto(
+    model = model_proto(
         tokens,
         types,
         scores,
@@ -155,61 +151,7 @@ def _sentencepiece(metadata: dict[str, Any], path: Path) -> Tokenizer:
     added = {
         token: i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True) if adds_space else ())
-        if kind == _USER_DEFINED and token.strip(" \u2581")
+        if kind == USER_DEFINED and token.strip(" \u2581")
     }
     settings = _settings(metadata, functools.partial(piece_id, processor), adds_bos=True)
     return SentencePieceTokenizer(processor, settings, added_tokens=added)
-
-
-def _model_proto(
-    tokens: list[str],
-    types: list[int],
-    scores: tuple[float, ...],
-    *,
-    adds_space: bool,
-    drops_spaces: bool,
-    charsmap: bytes,
-) -> bytes:
-    """A SentencePiece ModelProto (BPE) in protocol buffer wire format.
-
-    Written by hand: it is faster than 262,144 message objects, and the generated code that
-    comes with sentencepiece accepts only the newest protobuf. Field numbers:
-    https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
-    """
-    kinds = {kind: _number(3, kind) for kind in set(types)}
-    pieces = []
-    packed_scores = struct.iter_unpack("4s", struct.pack(f"<{len(scores)}f", *scores))
-    for token, kind, (score,) in zip(tokens, types, packed_scores, strict=True):
-        # GGUF has user-defined tokens as plain text, SentencePiece with its mark for spaces.
-        text = token.replace(" ", "\u2581") if kind == _USER_DEFINED else token
-        pieces.append(_message(1, _message(1, text.encode()) + b"\x15" + score + kinds[kind]))
-    bytes_known = types.count(_BYTE) == 256
-    bpe = 2
-    trainer = _number(3, bpe) + _number(4, len(tokens)) + _number(35, bytes_known)
-    normalizer = (
-        _message(1, b"identity")
-        + (_message(2, charsmap) if charsmap else b"")
-        + _number(3, adds_space)
-        + _number(4, drops_spaces)
-        + _number(5, True)  # spaces become U+2581
-    )
-    return b"".join(itertools.chain(pieces, [_message(2, trainer), _message(3, normalizer)]))
-
-
-@functools.cache  # tags and lengths: few different ones, most of the time goes here
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the high bit says that more follow."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(int(value))
-
-
-def _message(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content

@@ -1,12 +1,14 @@
 """Tokenizers of the Hugging Face `tokenizers` library (tokenizer.json)."""
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken, normalizers
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.tokenizers.base import Tokenizer
@@ -74,6 +76,37 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode_text(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _encode_marked(self, text: str) -> list[int]:
+        return self._marked_backend.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _marked_backend(self) -> tokenizers.Tokenizer:
+        """The tokenizer with a normalizer that takes the marks out.
+
+        The library looks for added tokens first, and so finds those that are not marked, then
+        normalizes what is between them, and cuts that into pieces.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        steps: list[normalizers.Normalizer] = [
+            normalizers.Replace(marked, plain)
+            for marked, plain in self._control_marks.replacements()
+        ]
+        if backend.normalizer is not None:
+            steps.append(backend.normalizer)
+        backend.normalizer = normalizers.Sequence(steps)
+        for token in backend.get_added_tokens_decoder().values():
+            if token.normalized and token.content in self._control_marks.control:
+                # It would be looked for after normalizing.
+                raw = AddedToken(
+                    token.content, special=token.special, normalized=False,
+                    single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+                )  # fmt: skip
+                backend.add_tokens([raw])
+        return backend
+
+    def _text_tokens(self) -> Collection[str]:
+        return [token for i, token in self._added.items() if i not in self.special_ids]
 
     def _piece_bytes(self, token_id: int) -> bytes:
         added = self._added.get(token_id)

@@ -1,12 +1,15 @@
 """Tokenizers of the `sentencepiece` library (tokenizer.model)."""
 
-from collections.abc import Iterable, Mapping
+import functools
+import secrets
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import sentencepiece
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.sentencepiece_proto import user_defined_pieces, with_name
 from jaxserve.tokenizers.settings import TokenizerSettings, read_json, read_settings
 from jaxserve.tokenizers.special_splitter import SpecialTokenSplitter
 
@@ -83,11 +86,44 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_text(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._splitter.split(text):
+            ids += [part] if isinstance(part, int) else self._processor.encode(part)
+        return ids
+
+    def _encode_marked(self, text: str) -> list[int]:
+        processor, renamed = self._marked_encoder
+        ids: list[int] = []
+        for part in self._splitter.split(text):
             if isinstance(part, int):
                 ids.append(part)
-            else:
-                ids += self._processor.encode(part)
+                continue
+            for name, other in renamed.items():
+                part = part.replace(name, other)
+            ids += processor.encode(self._control_marks.restored(part))
         return ids
+
+    @functools.cached_property
+    def _marked_encoder(self) -> tuple[sentencepiece.SentencePieceProcessor, dict[str, str]]:
+        """The model, in which its own symbols that are control tokens here have other names.
+
+        SentencePiece finds its "user-defined" symbols in any text; under names that nobody knows
+        it finds them where they are meant. The names are given with their new ones.
+        """
+        model, renamed = self._processor.serialized_model_proto(), {}
+        for name, piece in self._symbols.items():
+            text = name.replace(_SPACE, " ")
+            if text in self._control_marks.control:
+                renamed[text] = f"\uefff{secrets.token_hex(8)}"
+                model = model.replace(piece, with_name(piece, name, renamed[text]))
+        return (load_processor(model, "the tokenizer") if renamed else self._processor), renamed
+
+    def _text_tokens(self) -> Collection[str]:
+        added = [token for token, i in self._added_ids.items() if i not in self.special_ids]
+        return {*added, *(name.replace(_SPACE, " ") for name in self._symbols)}
+
+    @functools.cached_property
+    def _symbols(self) -> dict[str, bytes]:
+        """The model's own user-defined symbols; see `user_defined_pieces`."""
+        return user_defined_pieces(self._processor.serialized_model_proto())
 
     def _piece_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:

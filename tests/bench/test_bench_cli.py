@@ -9,16 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jaxserve.bench import workloads
-from jaxserve.bench.chunked_prefill import ChunkedPrefillSpec
-from jaxserve.bench.policies import DEFAULT_SIDES
-from jaxserve.cli import (
-    bench,
-    bench_chunked_prefill,
-    bench_options,
-    bench_policies,
-    bench_predictor,
-)
-from jaxserve.prediction import LEARNED
+from jaxserve.cli import bench, bench_options
 
 
 def invoke(*arguments: str) -> Result:
@@ -39,12 +30,6 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         "padding", "peers", "policies", "predictor", "prefix-cache", "serve", "startup",
         "steps", "throughput",
     ]  # fmt: skip
-
-
-def test_the_sides_offered_are_those_there_are() -> None:
-    assert tuple(bench_policies.SIDES.split(",")) == DEFAULT_SIDES
-    assert tuple(bench_predictor.PREDICTORS.split(",")) == LEARNED
-    assert ChunkedPrefillSpec().budgets == bench_chunked_prefill.BUDGETS
 
 
 def test_the_datasets_offered_are_those_there_are() -> None:

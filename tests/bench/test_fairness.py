@@ -1,7 +1,5 @@
 """Two tenants in virtual time, and the arithmetic of what they receive."""
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,13 +7,13 @@ from hypothesis import strategies as st
 from jaxserve.bench.fairness import (
     HEAVY,
     LIGHT,
-    FairnessSpec,
+    FairnessResult,
     ServiceMeter,
     ServicePoint,
-    format_fairness,
     measure_fairness,
     proven_bound,
 )
+from jaxserve.bench.settings import FairnessSpec
 from jaxserve.bench.stepping import SteppedRecord
 from jaxserve.core.config import EngineConfig
 from tests.bench.virtual import VirtualTime, virtual_engine
@@ -25,35 +23,32 @@ CONFIG = EngineConfig(page_size=4, max_num_seqs=4, max_num_batched_tokens=32, ov
 
 
 @pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
-    time = VirtualTime()
-    return measure_fairness(
-        CONFIG, SPEC, build=lambda config: virtual_engine(time, config), driver=time.driver
-    )
+def result() -> FairnessResult:
+    return measure_fairness(CONFIG, SPEC, VirtualTime().sides())
 
 
-def test_vtc_serves_both_alike_and_loses_no_throughput(result: dict[str, Any]) -> None:
-    vtc, fcfs = result["sides"]["vtc"], result["sides"]["fcfs"]
-    assert result["bound"] == 2 * 2 * 4 * 14
-    assert vtc["difference"] <= result["bound"]
-    assert fcfs["difference"] > 3 * vtc["difference"]
-    assert vtc["heavy_service"] < 2 * vtc["light_service"]
-    assert fcfs["heavy_service"] > 5 * fcfs["light_service"]
-    assert vtc["token_throughput"] == pytest.approx(fcfs["token_throughput"], rel=0.05)
-    assert result["differing_answers"] == 0 and result["num_answers"] == 2 * 66
+def test_vtc_serves_both_alike_and_loses_no_throughput(result: FairnessResult) -> None:
+    vtc, fcfs = result.sides["vtc"], result.sides["fcfs"]
+    assert result.bound == 2 * 2 * 4 * 14
+    assert vtc.difference <= result.bound
+    assert fcfs.difference > 3 * vtc.difference
+    assert vtc.heavy_service < 2 * vtc.light_service
+    assert fcfs.heavy_service > 5 * fcfs.light_service
+    assert vtc.token_throughput == pytest.approx(fcfs.token_throughput, rel=0.05)
+    assert result.differing_answers == 0 and result.num_answers == 2 * 66
 
 
-def test_the_curve_rises_while_both_wait(result: dict[str, Any]) -> None:
-    for side in result["sides"].values():
-        for before, after in zip(side["curve"], side["curve"][1:], strict=False):
+def test_the_curve_rises_while_both_wait(result: FairnessResult) -> None:
+    for side in result.sides.values():
+        for before, after in zip(side.curve, side.curve[1:], strict=False):
             assert all(a <= b for a, b in zip(before, after, strict=True))
-        assert side["curve"][0] == (0, 0, 0)
+        assert side.curve[0] == (0, 0, 0)
     # When the light tenant has no more waiting, nothing is counted any more.
-    assert result["sides"]["vtc"]["light_service"] <= 2 * 6 * (8 + 2 * 6)
+    assert result.sides["vtc"].light_service <= 2 * 6 * (8 + 2 * 6)
 
 
-def test_the_table_has_both_policies(result: dict[str, Any]) -> None:
-    text = format_fairness(result, SPEC)
+def test_the_table_has_both_policies(result: FairnessResult) -> None:
+    text = str(result)
     assert "\nvtc " in text and "\nfcfs " in text and "all 132 answers identical" in text
 
 

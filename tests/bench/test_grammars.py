@@ -7,8 +7,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from jaxserve.bench.grammars import GrammarSpec, format_grammars, measure_grammars, schema_judge
+from jaxserve.bench.grammars import measure_grammars, schema_judge
 from jaxserve.bench.random_schemas import SchemaSource
+from jaxserve.bench.settings import GrammarSpec
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.engine import Engine
@@ -28,20 +29,20 @@ def test_every_finished_answer_fits_its_schema(options: dict[str, Any]):
     engine = fake_sync_engine(**(ROOM | options))
     spec = GrammarSpec(num_schemas=50, max_tokens=500, max_depth=2, rounds=2, seed=len(options))
     result = measure_grammars(engine, spec, schema_judge(), progress=False)
-    assert result["invalid"] == [] and result["refused"] == 0
-    assert result["valid"] == result["parsed"] == result["finished"] > 35
-    assert result["finished"] + result["cut"] == 50
-    assert result["with_grammars"]["output_tokens"] == result["without"]["output_tokens"]
+    assert result.invalid == [] and result.refused == 0
+    assert result.valid == result.parsed == result.finished > 35
+    assert result.finished + result.cut == 50
+    assert result.with_grammars.output_tokens == result.without.output_tokens
     if "num_pages" in options:
         assert engine.load().num_preemptions > 0
-    assert "100.00 %" in format_grammars(result)
+    assert "100.00 %" in str(result)
 
 
 def test_an_answer_that_does_not_fit_is_seen():
     engine = fake_sync_engine(**ROOM)
     spec = GrammarSpec(num_schemas=8, max_tokens=300, max_depth=1, rounds=1)
     result = measure_grammars(engine, spec, lambda schema, instance: False, progress=False)
-    assert result["valid"] == 0 and len(result["invalid"]) == result["finished"] > 0
+    assert result.valid == 0 and len(result.invalid) == result.finished > 0
 
 
 def test_the_schemas_are_schemas_and_differ():

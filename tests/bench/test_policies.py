@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxserve.bench.policies import (
-    PoliciesSpec,
-    PolicyBench,
-    format_policies,
-)
+from jaxserve.bench.policies import PoliciesResult, PolicyBench
+from jaxserve.bench.settings import PoliciesSpec
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import Request
@@ -68,7 +65,7 @@ class Bench:
         )
         self.bench = PolicyBench(
             EngineConfig(**(limits | options)), spec, make_prompts(count),
-            make_prompts(20, seed=9), tmp_path, build=self.build, driver=self.time.driver,
+            make_prompts(20, seed=9), tmp_path, self.time.sides(self.build),
         )  # fmt: skip
 
     def build(self, config: EngineConfig) -> Engine:
@@ -80,7 +77,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, Any], PoliciesSpec]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, PoliciesResult, PoliciesSpec]:
     spec = PoliciesSpec(
         max_output_len=250, seed=3, burstiness=0.1, ttft_target=25.0, tpot_target=8.0
     )
@@ -90,31 +87,31 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, An
 
 def test_every_side_serves_the_same_trace_with_the_same_answers(whole: Any) -> None:
     _, result, spec = whole
-    assert tuple(result["sides"]) == spec.sides
-    for side in result["sides"].values():
-        assert side["differing_answers"] == 0 and side["num_answers"] == 80
-        assert len(side["latencies"]) == len(side["ttfts"]) == 80 and side["shed"] == 0
-        assert side["mean_latency"] == pytest.approx(np.mean(side["latencies"]))
-        assert side["p99_ttft"] == pytest.approx(np.percentile(side["ttfts"], 99))
-    assert result["rate"] == pytest.approx(0.9 * result["capacity"])
-    assert result["repeated_first_pass"] == pytest.approx(1.0)
+    assert tuple(result.sides) == spec.sides
+    for side in result.sides.values():
+        assert side.differing_answers == 0 and side.num_answers == 80
+        assert len(side.latencies) == len(side.ttfts) == 80 and side.shed == 0
+        assert side.mean_latency == pytest.approx(np.mean(side.latencies))
+        assert side.p99_ttft == pytest.approx(np.percentile(side.ttfts, 99))
+    assert result.rate == pytest.approx(0.9 * result.capacity)
+    assert result.repeated_first_pass == pytest.approx(1.0)
 
 
 def test_knowing_lengths_helps(whole: Any) -> None:
     _, result, _ = whole
-    of_fcfs = {name: side["of_first_side"] for name, side in result["sides"].items()}
+    of_fcfs = {name: side.of_first_side for name, side in result.sides.items()}
     assert of_fcfs["fcfs"] == 1
     assert of_fcfs["srtf:oracle"] < 0.7
     assert of_fcfs["srtf:exact"] == pytest.approx(of_fcfs["srtf:oracle"])  # learned by heart
-    assert result["sides"]["srtf:oracle"]["prediction_kendall_tau"] == pytest.approx(1)
-    assert "prediction_kendall_tau" not in result["sides"]["mlfq"]
-    attained = {name: side["slo_attainment"] for name, side in result["sides"].items()}
+    assert result.sides["srtf:oracle"].prediction_kendall_tau == pytest.approx(1)
+    assert result.sides["mlfq"].prediction_kendall_tau is None
+    attained = {name: side.slo_attainment for name, side in result.sides.items()}
     assert attained["fcfs"] < attained["srtf:oracle"] < attained["deadline"]
 
 
 def test_the_table_shows_every_side(whole: Any) -> None:
     _, result, spec = whole
-    text = format_policies(result, spec)
+    text = str(result)
     assert all(f"\n{side} " in text for side in spec.sides)
     assert f"all {8 * 80} answers identical" in text
 
@@ -159,15 +156,15 @@ def test_impossible_targets_are_missed_and_generous_ones_met(tmp_path: Path) -> 
     for target, attained in ((1e-6, 0.0), (1e6, 1.0)):
         spec = PoliciesSpec(sides=("fcfs",), max_output_len=250, ttft_target=target,
                             tpot_target=target)  # fmt: skip
-        side = Bench(spec, tmp_path).bench.run()["sides"]["fcfs"]
-        assert side["slo_attainment"] == side["interactive_slo_attainment"] == attained
+        side = Bench(spec, tmp_path).bench.run().sides["fcfs"]
+        assert side.slo_attainment == side.interactive_slo_attainment == attained
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(sides=()), "at least one side"),
-        (dict(sides=("fcfs", "fcfs")), "none twice"),
+        (dict(sides=()), "sides must not be empty"),
+        (dict(sides=("fcfs", "fcfs")), "no side twice"),
         (dict(sides=("best",)), "best"),
         (dict(sides=("srtf:magic",)), "magic"),
         (dict(load=0), "load"),

@@ -4,19 +4,19 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxserve.bench import predictor as module
+from jaxserve import prediction
 from jaxserve.bench.predictor import (
     Answer,
     Errors,
-    PredictorSpec,
     compare_predictors,
-    measure_predictors,
+    record_answers,
 )
+from jaxserve.bench.settings import LEARNED, PredictorSpec
+from jaxserve.bench.sides import Sides
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason
@@ -66,7 +66,9 @@ def test_learned_predictors_beat_the_mean() -> None:
     rows = str(report).splitlines()
     assert rows[-2].startswith("mean ") and rows[-1].startswith("exact ")
     assert f"{exact.refined.mae:.1f}" in rows[-1]
-    assert json.loads(json.dumps(report.to_dict()))["predictors"]["exact"]["predict_us"] > 0
+    assert (
+        json.loads(json.dumps(dataclasses.asdict(report)))["predictors"]["exact"]["predict_us"] > 0
+    )
 
 
 def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
@@ -90,12 +92,10 @@ def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
             model=virtual.PromptKnowsLength(eos_token_id=EOS, vocab_size=256), predictor=predictor,
         )  # fmt: skip
 
-    monkeypatch.setattr(module, "compare_predictors", lambda *args, **options: args)
     config = EngineConfig(num_pages=64, max_num_seqs=4, max_num_batched_tokens=16)
     prompts = [[prompt_len, length // 4, 1, 2, 3] for length in wanted]
     spec = PredictorSpec(predictors=("rank",), max_output_len=50)
-    result: Any = measure_predictors(config, spec, prompts, build=build)
-    features, answers, _ = result
+    features, answers = record_answers(config, spec, prompts, Sides(build=build))
     assert features is predictor.features
     assert [answer.prompt_token_ids for answer in answers] == prompts
     assert [answer.length for answer in answers] == [*wanted[:-1], 50]
@@ -111,6 +111,10 @@ def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
     assert predictor.metrics().samples == 0
 
 
+def test_the_predictors_offered_are_those_there_are() -> None:
+    assert LEARNED == prediction.LEARNED
+
+
 @pytest.fixture(scope="module")
 def compile_once() -> Compile:
     return lambda name, lower: lower().compile()
@@ -121,7 +125,7 @@ def compile_once() -> Compile:
     [
         ({"predictors": ("oracle",)}, "oracle"),
         ({"predictors": ()}, "predictors"),
-        ({"train_share": 1.0}, "below 1"),
+        ({"train_share": 1.0}, "train_share must be in"),
         ({"max_output_len": 0}, "positive"),
     ],
 )
@@ -135,4 +139,4 @@ def test_too_few_prompts_are_refused() -> None:
         raise AssertionError("nothing is built")
 
     with pytest.raises(ConfigError, match="2 prompts are too few"):
-        measure_predictors(EngineConfig(), PredictorSpec(), [[1], [2]], build=build)
+        record_answers(EngineConfig(), PredictorSpec(), [[1], [2]], Sides(build=build))

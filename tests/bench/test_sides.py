@@ -1,23 +1,36 @@
 import pytest
 
-from jaxserve.bench.prefix_cache import SharedSpec
-from jaxserve.bench.sides import count_differing, identity, in_turns
-from jaxserve.bench.stepping import SteppedRecord
+from jaxserve.bench.settings import SharedSpec
+from jaxserve.bench.sides import Sides, differing_answers, identity
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-
-
-def answers(*token_ids: list[int]) -> list[SteppedRecord]:
-    return [SteppedRecord(request_id="x", prompt_len=1, token_ids=ids) for ids in token_ids]
+from tests.bench.virtual import VirtualTime
 
 
 def test_every_other_round_goes_backwards() -> None:
-    assert [in_turns("abc", i) for i in range(3)] == [list("abc"), list("cba"), list("abc")]
+    ran: list[str] = []
+    results = Sides().take_turns("abc", 3, lambda name, number: ran.append(name) or number)
+    assert "".join(ran) == "abc" + "cba" + "abc"
+    assert results == {name: [0, 1, 2] for name in "abc"}
+
+
+def test_an_engine_alone_is_closed_whatever_happens() -> None:
+    sides, closed = VirtualTime().sides(), []
+    with (
+        pytest.raises(RuntimeError, match="half way"),
+        sides.alone(EngineConfig(num_pages=8, max_model_len=64)) as driver,
+    ):
+        driver.engine.close = lambda: closed.append(True)
+        raise RuntimeError("half way")
+    assert closed == [True]
 
 
 def test_differing_answers_are_counted_and_named() -> None:
-    assert count_differing(answers([1, 2], [3]), answers([1, 2], [4])) == 1
+    answers = {"a": [[1, 2], [3]], "b": [[1, 2], [4]], "c": [[1], [3, 3]]}
+    assert differing_answers(answers) == {"b": 1, "c": 2}
+    assert differing_answers(answers, cut=True) == {"b": 1, "c": 0}
     with pytest.raises(ValueError):
-        count_differing(answers([1]), [])
+        differing_answers({"a": [[1]], "b": []})
     assert identity(0, 5) == "all 5 answers identical"
     assert identity(2, 5) == "2 of 5 answers DIFFER"
 

@@ -1,12 +1,13 @@
 """Engines whose device takes no real time but moves a clock: benchmarks that end at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxserve.bench.sides import Sides
 from jaxserve.bench.stepping import Driver
 from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.page_pool import PagePool
@@ -40,6 +41,13 @@ class VirtualTime:
 
     def driver(self, engine: Engine) -> Driver:
         return Driver(engine, clock=self, sleep=self.sleep)
+
+    def sides(self, build: Callable[[EngineConfig], Engine] | None = None, **options: Any) -> Sides:
+        """Engines of any config in this time; `options` are `virtual_engine`'s."""
+        return Sides(
+            build=build or (lambda config: virtual_engine(self, config, **options)),
+            driver=self.driver,
+        )
 
 
 class VirtualExecutor(FakeExecutor):

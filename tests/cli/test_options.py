@@ -3,16 +3,18 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from jaxserve.cli.main import COMMANDS, main
-from jaxserve.cli.options import Command, engine_options, options_table
+from jaxserve.cli.options import Command, engine_options, options_table, settings_options
 from jaxserve.cli.serve import serve
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.options import check_options, option
 
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
 
@@ -76,6 +78,54 @@ def test_include_exclude_and_defaults() -> None:
     assert parse(model_argument=False, defaults={"model": "x"}).model == "x"
     with pytest.raises(ValueError, match="max_num_seq"):
         parse("m", defaults={"max_num_seq": 7})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    num_tries: int | None = option(3, "Tries.", range="[1, 5]")
+    sizes: tuple[int, ...] = option((1, 8), "Sizes.")
+    sides: tuple[str, ...] | None = option(None, "Sides.", flag="--side")
+    where: Path | None = option(None, "A place.")
+    quiet: bool = option(False, "Say nothing.")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@click.command(cls=Command)
+@engine_options(include=("model", "seed"))
+@settings_options(Settings, "settings")
+def configured(config: EngineConfig, settings: Settings) -> None:
+    """Say what it got."""
+    click.echo(repr(settings))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], Settings()),
+        (["--seed", "7", "--quiet"], Settings(seed=7, quiet=True)),
+        (["--num-tries", "5", "--sizes", "4,2", "--where", "x"],
+         Settings(num_tries=5, sizes=(4, 2), where=Path("x"))),
+        (["--side", "a,b", "--side", "c"], Settings(sides=("a", "b", "c"))),
+    ],
+)  # fmt: skip
+def test_any_dataclass_makes_flags(arguments: list[str], expected: Settings) -> None:
+    result = CliRunner().invoke(configured, ["m", *arguments], catch_exceptions=False)
+    assert result.output == f"{expected!r}\n"
+
+
+def test_flags_of_a_dataclass_say_what_they_take() -> None:
+    text = " ".join(CliRunner().invoke(configured, ["--help"]).output.split())
+    assert "--sizes NUMBER,... Sizes. [default: (1,8)]" in text
+    assert "--num-tries INTEGER Tries. [default: 3]" in text
+    for arguments, says in (
+        (["--num-tries", "6"], "num_tries must be in [1, 5], got 6"),
+        (["--sizes", "1,x"], "not a list of numbers"),
+    ):
+        result = CliRunner().invoke(configured, ["m", *arguments])
+        assert result.exit_code == 2 and says in result.output
 
 
 @pytest.mark.parametrize(

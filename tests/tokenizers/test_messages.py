@@ -157,7 +157,7 @@ def test_tokenizers_pass_it_on():
     assert "tools" not in tokenizer.chat_variables
     messages = [{"role": "assistant", "content": [{"type": "text", "text": "Well"}]}]
     options: Any = {"add_generation_prompt": False, "continue_final_message": True}
-    assert tokenizer.render_chat(messages, **options) == "<bos>assistant: Well"
+    assert tokenizer.render_chat(messages, **options).text == "<bos>assistant: Well"
     assert tokenizer.apply_chat_template(messages, **options) == [
         tokenizer.BOS, *b"assistant: Well",
     ]  # fmt: skip

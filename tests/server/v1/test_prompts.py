@@ -31,6 +31,13 @@ def test_the_three_kinds_of_prompt() -> None:
     assert prompt(pb.GenerateRequest(chat=chat)) == plain
 
 
+def test_control_tokens_are_found_in_texts_and_not_in_chats() -> None:
+    assert prompt(pb.TokenizeRequest(text="a<eos>")).count(ByteTokenizer.EOS) == 1
+    ids = prompt(pb.TokenizeRequest(chat=chat(role="user", content="a<eos>")))
+    assert ids.count(ByteTokenizer.EOS) == 0
+    assert bytes(ids[1:]).startswith(b"user: a<eos>\n")
+
+
 def test_tokenize_may_leave_out_special_tokens() -> None:
     request = pb.TokenizeRequest(text="hi", add_special_tokens=False)
     assert prompt(request) == ByteTokenizer().encode("hi", add_special_tokens=False)
