@@ -1,4 +1,4 @@
-"""Checkpoints in one GGUF file (llama.cpp's format)."""
+"""Checkpoints in one GGUF file, whole or split (llama.cpp's format)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jaxserve.checkpoints.gguf_file import GgufFile
 from jaxserve.checkpoints.names import check_tensors, gguf_sources
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.config_readers import from_gguf
+from jaxserve.models.config_gguf import from_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING = "token_embd.weight"
@@ -18,22 +18,30 @@ EMBEDDING = "token_embd.weight"
 class GgufCheckpoint(Checkpoint):
     """A GGUF file with any quantisation that the `gguf` package can undo.
 
+    Args:
+        path: the file, or any part of a split one.
+        allow_unknown: go on with metadata keys of the architecture that are not known.
+
     Raises:
         CheckpointError: the file is corrupt, or its tensors do not fit its metadata.
         ConfigError: the architecture is not supported.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_unknown: bool = False) -> None:
         self._file = GgufFile(path)
+        kind = self._file.metadata.get("general.type", "model")
+        if kind != "model":
+            raise CheckpointError(f"{path} holds no model, but is of type {kind!r}")
         tensors = self._file.tensors
         if EMBEDDING not in tensors:
             raise CheckpointError(f"{path}: tensor {EMBEDDING} is missing")
-        factors = self._file.read(ROPE_FACTORS).tolist() if ROPE_FACTORS in tensors else None
+        factors = self._file.read(ROPE_FACTORS).ravel() if ROPE_FACTORS in tensors else None
         self._config = from_gguf(
             self._file.metadata,
             vocab_size=tensors[EMBEDDING].shape[0],
             tie_embeddings="output.weight" not in tensors,
-            rope_factors=factors,
+            rope_factors=None if factors is None else factors.tolist(),
+            allow_unknown=allow_unknown,
         )
         self._sources = gguf_sources(self._config, str(self._file.metadata["general.architecture"]))
         shapes = {name: info.shape for name, info in tensors.items()}

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.gguf import GgufCheckpoint
+from jaxserve.checkpoints.gguf_file import whole_files
 from jaxserve.checkpoints.names import Shape, parameter_shapes
 from jaxserve.checkpoints.orbax import MARKER, OrbaxCheckpoint
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
@@ -17,10 +18,16 @@ from jaxserve.core.errors import CheckpointError
 PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, allow_unknown: bool = False) -> Checkpoint:
     """Open a GGUF file, a Hugging Face directory or a directory from `jaxserve convert`.
 
-    A directory with nothing but one GGUF file in it (as `pull` leaves) stands for that file.
+    A directory with nothing but one GGUF file in it (as `pull` leaves), or the parts of one,
+    stands for that file.
+
+    Args:
+        path: where it is.
+        allow_unknown: go on with keys of its configuration that are not known, see
+            `models.config_keys`.
 
     Raises:
         CheckpointError: nothing is there, the kind is unknown, or the checkpoint is corrupt.
@@ -29,19 +36,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if path.is_file():
         if path.suffix == ".gguf":
-            return GgufCheckpoint(path)
+            return GgufCheckpoint(path, allow_unknown=allow_unknown)
         raise CheckpointError(f"{path}: only .gguf files are checkpoints by themselves")
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}")
     if (path / MARKER).exists():
         return OrbaxCheckpoint(path)
     if (path / "config.json").exists():
-        return SafetensorsCheckpoint(path)
-    gguf_files = sorted(path.glob("*.gguf"))
+        return SafetensorsCheckpoint(path, allow_unknown=allow_unknown)
+    gguf_files = whole_files(path.glob("*.gguf"))
     if len(gguf_files) == 1:
-        return GgufCheckpoint(gguf_files[0])
+        return GgufCheckpoint(gguf_files[0], allow_unknown=allow_unknown)
     if gguf_files:
-        raise CheckpointError(f"{path} holds {len(gguf_files)} GGUF files; name one of them")
+        names = ", ".join(file.name for file in gguf_files[:5])
+        raise CheckpointError(
+            f"{path} holds {len(gguf_files)} GGUF files; name one of them: {names}"
+        )
     raise CheckpointError(
         f"{path} holds no checkpoint: expected config.json with *.safetensors, {MARKER}, or a "
         "GGUF file"

@@ -8,6 +8,7 @@ Orbax reads any slice of an array, so restoring onto a mesh gives each device it
 and no host ever holds a whole parameter.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -51,7 +52,7 @@ class OrbaxCheckpoint(Checkpoint):
             )
         try:
             self._config = config_from_dict(marker["config"])
-        except (ConfigError, KeyError, TypeError) as error:
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
         self._dtypes = self._check_arrays()
 
@@ -99,6 +100,8 @@ class OrbaxCheckpoint(Checkpoint):
         if metadata is None:
             raise CheckpointError(f"{self._path / WEIGHTS} is missing or corrupt")
         arrays = dict(metadata.tree)
+        if self._config.tie_embeddings and "lm_head" in arrays:  # what is stored is used
+            self._config = dataclasses.replace(self._config, tie_embeddings=False)
         shapes = parameter_shapes(self._config)
         for name, shape in shapes.items():
             if name not in arrays:

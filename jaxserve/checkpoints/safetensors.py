@@ -1,8 +1,12 @@
 """Hugging Face checkpoint directories: config.json, *.safetensors, tokenizer files."""
 
+import contextlib
+import dataclasses
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -11,44 +15,69 @@ from jaxserve.checkpoints.base import Checkpoint, combine_source
 from jaxserve.checkpoints.names import Shape, check_tensors, hf_sources
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.config_readers import from_hf_config
+from jaxserve.models.config_hf import from_hf_config
 
-INDEX = "model.safetensors.index.json"
-EMBEDDING = "embed_tokens.weight"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 # Vision parts of Gemma 3, and buffers that old files carry along.
 IGNORED_PARTS = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
+DTYPES = ("F64", "F32", "F16", "BF16")
+COMPARED_ROWS = 4096  # of an embedding at a time
+
+log = logging.getLogger(__name__)
 
 
 class SafetensorsCheckpoint(Checkpoint):
     """A Hugging Face model directory, weights in one file or several with an index.
+
+    Where a configuration says that the embeddings are tied, and another output projection is
+    stored beside them, that one is used, as transformers does.
+
+    Args:
+        path: the directory.
+        allow_unknown: go on with keys of config.json that are not known.
 
     Raises:
         CheckpointError: a file is missing or corrupt, or tensors do not fit the configuration.
         ConfigError: the architecture is not supported.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_unknown: bool = False) -> None:
         self._path = Path(path)
         generation = self._path / "generation_config.json"
-        self._config = from_hf_config(
+        config = from_hf_config(
             read_json(self._path / "config.json"),
             name=self._path.name,
             generation_config=read_json(generation) if generation.exists() else None,
+            allow_unknown=allow_unknown,
         )
         self._files = _tensor_files(self._path)
-        shapes = self._read_shapes()
-        embedding = next((n for n in shapes if n.endswith(EMBEDDING)), None)
+        headers = self._read_headers()
+        embedding = next((n for n in headers if n.endswith(EMBEDDING)), None)
         if embedding is None:
             raise CheckpointError(f"{self._path}: tensor {EMBEDDING} is missing")
-        lm_head = next((n for n in shapes if n.endswith("lm_head.weight")), "lm_head.weight")
-        prefix = embedding.removesuffix(EMBEDDING)
-        self._sources = hf_sources(self._config, prefix, lm_head)
+        lm_head = next((n for n in headers if n.endswith(LM_HEAD)), LM_HEAD)
+        if config.tie_embeddings and lm_head in headers and not self._equal(embedding, lm_head):
+            log.warning(
+                "%s: config.json ties the embeddings, but %s is stored and differs: it is used",
+                self._path, lm_head,
+            )  # fmt: skip
+            config = dataclasses.replace(config, tie_embeddings=False)
+        self._config = config
+        self._sources = hf_sources(config, embedding.removesuffix(EMBEDDING), lm_head)
 
         def ignored(name: str) -> bool:
-            tied_head = self._config.tie_embeddings and name == lm_head
+            tied_head = config.tie_embeddings and name == lm_head
             return tied_head or any(part in name for part in IGNORED_PARTS)
 
+        shapes = {name: header.shape for name, header in headers.items()}
         check_tensors(self._sources, shapes, ignored, self._path)
+        for name in (name for source in self._sources.values() for name in source.tensors):
+            if headers[name].dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{self._path}: tensor {name} has type {headers[name].dtype}; supported: "
+                    f"{', '.join(DTYPES)} (quantised checkpoints only as GGUF)"
+                )
 
     @property
     def config(self) -> ModelConfig:
@@ -73,43 +102,74 @@ class SafetensorsCheckpoint(Checkpoint):
         return combine_source(source, {t: self._read_tensor(t) for t in source.tensors})
 
     def _read_tensor(self, name: str) -> np.ndarray:
-        file = self._files[name]
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                return opened.get_tensor(name)
-        except (OSError, SafetensorError, TypeError) as error:  # TypeError: numpy lacks the type
-            raise CheckpointError(f"cannot read tensor {name} of {file}: {error}") from error
+        with _opened(self._files[name]) as opened:
+            return opened.get_tensor(name)
 
-    def _read_shapes(self) -> dict[str, Shape]:
-        shapes: dict[str, Shape] = {}
+    def _equal(self, first: str, second: str) -> bool:
+        """Whether two matrices are the same, read a part at a time."""
+        with _opened(self._files[first]) as one, _opened(self._files[second]) as other:
+            a, b = one.get_slice(first), other.get_slice(second)
+            shape = a.get_shape()
+            if shape != b.get_shape() or a.get_dtype() != b.get_dtype() or len(shape) != 2:
+                return False
+            rows, step = shape[0], COMPARED_ROWS
+            parts = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+            return all(a[part].tobytes() == b[part].tobytes() for part in parts)
+
+    def _read_headers(self) -> "dict[str, _Header]":
+        headers: dict[str, _Header] = {}
         for file in sorted(set(self._files.values())):
-            try:
-                with safe_open(file, framework="numpy") as opened:
-                    for name in opened.keys():  # noqa: SIM118 (it is not a dict)
-                        if self._files.get(name) == file:
-                            shapes[name] = tuple(opened.get_slice(name).get_shape())
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"cannot read {file}: {error}") from error
-        return shapes
+            with _opened(file) as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is not a dict)
+                    if self._files.get(name) == file:
+                        tensor = opened.get_slice(name)
+                        headers[name] = _Header(tuple(tensor.get_shape()), tensor.get_dtype())
+        return headers
+
+
+class _Header(NamedTuple):
+    """A tensor as its file lists it; the type by safetensors' name."""
+
+    shape: Shape
+    dtype: str
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An open safetensors file, whose errors are CheckpointErrors."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
 
 
 def _tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the file it is in."""
-    if (path / INDEX).exists():
-        weight_map = read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{path / INDEX} has no weight_map")
-        return {name: path / file for name, file in weight_map.items()}
-    files = sorted(path.glob("*.safetensors"))
+    """Tensor name -> the file it is in, looked for as transformers does.
+
+    Other files may lie beside them: adapters, the same weights under other names, other parts.
+    """
+    if (path / SINGLE).exists():
+        files = [path / SINGLE]
+    elif (path / INDEX).exists():
+        return _indexed_files(path)
+    else:
+        files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
-        raise CheckpointError(
-            f"{path} has {len(files)} *.safetensors files and no {INDEX}; expected one or an index"
-        )
-    try:
-        with safe_open(files[0], framework="numpy") as opened:
-            return dict.fromkeys(opened.keys(), files[0])
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {files[0]}: {error}") from error
+        found = ", ".join(file.name for file in files) or "no *.safetensors"
+        raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}; it has {found}")
+    with _opened(files[0]) as opened:
+        return dict.fromkeys(opened.keys(), files[0])
+
+
+def _indexed_files(path: Path) -> dict[str, Path]:
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path / INDEX} has no weight_map")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+            raise CheckpointError(f"{path / INDEX} names {file!r}, which is no file beside it")
+    return {name: path / file for name, file in weight_map.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,7 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")

@@ -33,19 +33,27 @@ Examples:
     help="Type to store matrices in; source keeps theirs (quantised ones become float32). "
     "Norm scales are never narrowed.",
 )
+@click.option("--allow-unknown-config", is_flag=True,
+              help="Go on with keys of its configuration that jaxserve does not know.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace DST if it is a converted checkpoint.")
-def convert(source: str, destination: Path, dtype: str, force: bool) -> None:
+def convert(
+    source: str, destination: Path, dtype: str, allow_unknown_config: bool, force: bool
+) -> None:
     """Convert the checkpoint SRC to an Orbax checkpoint directory DST.
 
     SRC is a Hugging Face directory (safetensors), a GGUF file, an Orbax checkpoint, or a name
     that `jaxserve pull` takes. DST will hold weights, configuration, tokenizer and chat
     template together; serving it restores every device's shard straight from disk.
     """
-    convert_checkpoint(source, destination, dtype=dtype, force=force)
+    convert_checkpoint(
+        source, destination, dtype=dtype, force=force, allow_unknown=allow_unknown_config
+    )
     click.echo(destination)
 
 
-def convert_checkpoint(source: str, destination: Path, *, dtype: str, force: bool) -> None:
+def convert_checkpoint(
+    source: str, destination: Path, *, dtype: str, force: bool, allow_unknown: bool
+) -> None:
     """Read `source` and write it to `destination` (see the command's help).
 
     Raises:
@@ -63,7 +71,7 @@ def convert_checkpoint(source: str, destination: Path, *, dtype: str, force: boo
         raise CheckpointError(f"{destination} exists already; --force replaces it")
     if replace and not (destination / MARKER).exists():
         raise CheckpointError(f"{destination} is not a converted checkpoint; not replacing it")
-    checkpoint = open_checkpoint(resolve_model(source))
+    checkpoint = open_checkpoint(resolve_model(source), allow_unknown=allow_unknown)
     tokenizer = load_tokenizer(checkpoint.tokenizer_path)
     written = destination.with_name(f".{destination.name}.new") if replace else destination
     if replace:

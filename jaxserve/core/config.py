@@ -34,6 +34,10 @@ class EngineConfig:
     random_weights: bool = option(
         False, "run a preset's architecture with random weights, no checkpoint", group="model"
     )
+    allow_unknown_config: bool = option(
+        False, "go on with keys of config.json or GGUF metadata that jaxserve does not know and "
+        "that may change what the model computes", group="model",
+    )  # fmt: skip
     dtype: str = option(
         "auto",
         "type of weights and activations; auto is bfloat16, on CPU float32",

@@ -68,7 +68,11 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     policy = build_policy(config)  # refused now, not after the weights are loaded
     mesh = make_mesh(config.mesh)
     path = None if config.random_weights else resolve_model(config.model)
-    checkpoint = open_checkpoint(path) if path else _random_checkpoint(config)
+    checkpoint = (
+        open_checkpoint(path, allow_unknown=config.allow_unknown_config)
+        if path
+        else _random_checkpoint(config)
+    )
     model_config, rules = shard_model(checkpoint.config, mesh)
     dtype = _dtype(config)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)

@@ -13,6 +13,7 @@ from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_pool import PagePool
 from jaxserve.cache.page_store import PageStore
+from jaxserve.checkpoints.gguf_file import parts_of
 from jaxserve.core.config import EngineConfig, parse_tenant_weights
 from jaxserve.core.errors import ConfigError
 from jaxserve.files.cache_home import cache_home
@@ -50,7 +51,7 @@ def model_fingerprint(model: Path | None, config: EngineConfig) -> str:
     if model is None:
         facts = [f"{config.model} {config.seed}"]
     else:
-        files = sorted(model.rglob("*")) if model.is_dir() else [model]
+        files = sorted(model.rglob("*")) if model.is_dir() else parts_of(model)
         stats = [(file, file.stat()) for file in files if file.is_file()]
         facts = [f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()

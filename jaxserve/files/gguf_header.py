@@ -18,6 +18,8 @@ _SCALARS = {
 }  # fmt: skip
 _U64, _U32_U64 = struct.Struct("<Q"), struct.Struct("<IQ")
 _DEFAULT_ALIGNMENT = 32  # bytes
+_VERSIONS = (2, 3)
+_MAX_DIMS = 4  # ggml's
 
 
 class GgufTensor(NamedTuple):
@@ -75,7 +77,7 @@ def read_gguf_header(data: mmap.mmap, path: Path) -> GgufHeader:
     """
     try:
         return _Reader(data).header()
-    except (ValueError, struct.error, OverflowError, MemoryError) as error:
+    except (ValueError, struct.error, OverflowError, MemoryError, RecursionError) as error:
         raise CheckpointError(f"{path} is truncated or not a GGUF file: {error}") from error
 
 
@@ -91,17 +93,26 @@ class _Reader:
             raise ValueError("it does not begin with GGUF")
         self._at = 4
         version = self._scalar("I")
-        if version not in (2, 3):
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+            raise ValueError(
+                "it is big-endian, which is not supported; the gguf package's "
+                "gguf_convert_endian.py turns it around"
+            )
+        if version not in _VERSIONS:
             raise ValueError(f"version {version} is not supported, only 2 and 3 are")
         num_tensors, num_keys = self._scalar("Q"), self._scalar("Q")
         metadata = {self._strings(1)[0]: self._value(self._scalar("I")) for _ in range(num_keys)}
         tensors = [self._tensor() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError("general.alignment is not a positive number")
         return GgufHeader(metadata, tensors, -(-self._at // alignment) * alignment)
 
     def _tensor(self) -> GgufTensor:
         name = self._strings(1)[0]
         num_dims = self._scalar("I")
+        if num_dims > _MAX_DIMS:
+            raise ValueError(f"tensor {name[:60]} has {num_dims} dimensions")
         shape = tuple(self._scalar("Q") for _ in range(num_dims))[::-1]
         return GgufTensor(name, shape, self._scalar("I"), self._scalar("Q"))
 

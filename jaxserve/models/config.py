@@ -1,11 +1,13 @@
 """The shape of a model: everything that its program depends on, and nothing of its weights."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
 
 from jaxserve.core.errors import ConfigError
 
 Activation = Literal["silu", "gelu_tanh"]
+MAX_LAYERS = 1024  # more can only be a mistake, and would take long to find out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,14 +15,30 @@ class RopeScaling:
     """Rotary frequency scaling for contexts longer than the model was first trained on.
 
     `llama3` (Llama 3.1) divides low frequencies by `factor`, keeps high ones and blends
-    between; `linear` divides all of them (Gemma 3's global layers).
+    between; `linear` divides all of them (Gemma 3's global layers); `divisors` divides each by
+    one of its own [head_dim / 2], the largest of which is `factor`.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
-    kind: Literal["llama3", "linear"]
+    kind: Literal["llama3", "linear", "divisors"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_len: int = 8192
+    divisors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_len"):
+            _check_number(f"rope_scaling.{name}", getattr(self, name))
+        for divisor in self.divisors:
+            _check_number("rope_scaling.divisors", divisor)
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling: low_freq_factor {self.low_freq_factor} must be below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +81,38 @@ class ModelConfig:
     bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+            "num_kv_heads", "head_dim", "max_model_len",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 < value < 2**31:
+                raise ConfigError(f"{name} must be a positive int32, got {value!r}")
+        if self.num_layers > MAX_LAYERS:
+            raise ConfigError(f"{self.num_layers} layers are more than the {MAX_LAYERS} allowed")
+        for name in (
+            "rope_theta", "rope_theta_local", "embed_scale", "attention_scale",
+            "attention_soft_cap", "final_soft_cap",
+        ):  # fmt: skip
+            _check_number(name, getattr(self, name))
+        if self.norm_eps != 0:
+            _check_number("norm_eps", self.norm_eps)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly"
             )
         if not self.sliding_window:
             object.__setattr__(self, "sliding_window", (None,) * self.num_layers)
+        for window in self.sliding_window:
+            _check_number("sliding_window", window)
         if len(self.sliding_window) != self.num_layers:
             raise ConfigError(
                 f"{len(self.sliding_window)} sliding windows for {self.num_layers} layers"
+            )
+        scaling = self.rope_scaling
+        if scaling and scaling.kind == "divisors" and 2 * len(scaling.divisors) != self.head_dim:
+            raise ConfigError(
+                f"{len(scaling.divisors)} rope frequencies for a head_dim of {self.head_dim}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
@@ -85,3 +126,9 @@ class ModelConfig:
     def scale(self) -> float:
         """What attention scores are multiplied by."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise ConfigError unless the value is None or a positive, finite number."""
+    if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ConfigError(f"{name} must be a positive number, got {value!r}")

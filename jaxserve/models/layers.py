@@ -30,6 +30,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor
+    if scaling.kind == "divisors":
+        return frequency / jnp.asarray(scaling.divisors, jnp.float32)
     wavelength = 2 * math.pi / frequency
     low = scaling.original_max_len / scaling.low_freq_factor
     high = scaling.original_max_len / scaling.high_freq_factor

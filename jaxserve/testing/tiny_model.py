@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from jaxserve.checkpoints.names import hf_sources
 from jaxserve.core.errors import ConfigError
-from jaxserve.models.config_readers import from_hf_config
+from jaxserve.models.config_hf import from_hf_config
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 _SHAPES: dict[str, Any] = {

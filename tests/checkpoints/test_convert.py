@@ -118,13 +118,22 @@ def edit_marker(path, edit):
         (lambda m: m["config"].pop("num_heads"), "corrupt.*num_heads"),
         (lambda m: m["config"].update(intermediate_size=30), r"gate_up has shape .*29.*30"),
         (lambda m: m["config"].update(qkv_bias=True), "qkv_bias is missing"),
-        (lambda m: m["config"].update(tie_embeddings=True), "lm_head has no place"),
+        (lambda m: m["config"].update(num_heads="six"), "corrupt.*num_heads"),
+        (lambda m: m["config"].update(rope_scaling=3), "corrupt"),
+        (lambda m: m.update(config=[1]), "corrupt"),
     ],
 )
 def test_configuration_must_fit(converted, edit, message):
     edit_marker(converted, edit)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(converted)
+
+
+def test_stored_lm_head_is_used_whatever_the_configuration_says(converted):
+    edit_marker(converted, lambda m: m["config"].update(tie_embeddings=True))
+    checkpoint = open_checkpoint(converted)
+    assert not checkpoint.config.tie_embeddings
+    assert "lm_head" in checkpoint.names
 
 
 def test_missing_weights(converted):

@@ -1,5 +1,6 @@
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -88,11 +89,69 @@ def test_wrong_tensors(make_hf, edit, message):
         open_checkpoint(path)
 
 
-def test_integer_tensor(make_hf):
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
+def test_types_that_are_not_weights(make_hf, dtype):
     path, _ = make_hf("llama")
-    change(path, lambda t: t.update({"model.norm.weight": np.ones(22, np.int8)}))
-    with pytest.raises(CheckpointError, match=r"model.norm.weight has type int8"):
-        open_checkpoint(path).read("final_norm")
+    change(path, lambda t: t.update({"model.norm.weight": np.ones(22, dtype)}))
+    with pytest.raises(CheckpointError, match=r"model.norm.weight has type (I8|F8_E4M3)"):
+        open_checkpoint(path)
+
+
+def change_config(path, **changes):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_stored_lm_head_is_used_where_it_differs_from_a_tied_embedding(make_hf, shards, caplog):
+    """As transformers does; bfloat16 and rows that are more than are compared at a time."""
+    path, expected = make_hf("llama", shards=shards)
+    change_config(path, tie_word_embeddings=True)
+    checkpoint = open_checkpoint(path)
+    assert not checkpoint.config.tie_embeddings
+    np.testing.assert_array_equal(checkpoint.read("lm_head"), expected["lm_head"])
+    assert "lm_head.weight is stored and differs" in caplog.text
+
+
+def test_stored_lm_head_that_equals_a_tied_embedding_is_left_out(make_hf, bfloat16, monkeypatch):
+    monkeypatch.setattr("jaxserve.checkpoints.safetensors.COMPARED_ROWS", 10)  # of 37
+    path, _ = make_hf("llama", dtype=bfloat16)
+    change_config(path, tie_word_embeddings=True)
+    change(path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.tie_embeddings
+    assert "lm_head" not in checkpoint.names
+
+    def differ_at_the_end(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][-1, -1] = 7
+
+    change(path, differ_at_the_end)
+    assert "lm_head" in open_checkpoint(path).names
+
+
+def test_other_files_beside_the_weights(make_hf):
+    """model.safetensors goes before an index, as in transformers; the rest is not looked at."""
+    path, expected = make_hf("llama")
+    for other in ("adapter_model.safetensors", "consolidated.safetensors"):
+        save_file({"x": np.ones(3, np.float32)}, path / other)
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "absent"}}')
+    assert open_checkpoint(path).names == set(expected)
+    (path / "model.safetensors.index.json").unlink()
+    (path / "model.safetensors").rename(path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors, consolidated.*weights"):
+        open_checkpoint(path)
+    for other in ("adapter_model.safetensors", "consolidated.safetensors"):
+        (path / other).unlink()
+    assert open_checkpoint(path).names == set(expected)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", 3])
+def test_index_names_files_beside_it(make_hf, file):
+    path, _ = make_hf("llama", shards=2)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
+    with pytest.raises(CheckpointError, match="no file beside it"):
+        open_checkpoint(path)
 
 
 def test_truncated_file(make_hf):

@@ -63,9 +63,22 @@ def test_what_is_no_gguf_file(tmp_path: Path):
     for content, message in (
         (b"GGML" + bytes(99), "not begin with GGUF"),
         (b"GGUF" + (9).to_bytes(4, "little") + bytes(99), "version 9"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(99), "big-endian"),
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=message):
             read(path)
     with pytest.raises(CheckpointError, match="cannot read"):
         read(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("alignment", [0, [32, 32], "32"])
+def test_wrong_alignment(tmp_path: Path, alignment):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    add = {int: writer.add_uint32, list: writer.add_array, str: writer.add_string}
+    add[type(alignment)]("general.alignment", alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"general\.alignment"):
+        read(tmp_path / "a.gguf")

@@ -7,11 +7,11 @@ import pytest
 from jaxserve.checkpoints.names import num_parameters
 from jaxserve.core.errors import ConfigError, ModelNotFound
 from jaxserve.models.config import RopeScaling
+from jaxserve.models.config_gguf import from_gguf
+from jaxserve.models.config_hf import from_hf_config
 from jaxserve.models.config_readers import (
     config_from_dict,
     config_to_dict,
-    from_gguf,
-    from_hf_config,
     from_preset,
     preset_names,
 )
@@ -152,6 +152,58 @@ def test_unsupported_features_are_named(change, message):
         from_hf_config({**LLAMA_31, **change})
 
 
+@pytest.mark.parametrize("data", [LLAMA_31, QWEN_25, MISTRAL_03])
+def test_null_kv_heads_are_as_many_as_query_heads(data):
+    assert from_hf_config({**data, "num_key_value_heads": None}).group_size == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling lacks factor"),
+        (
+            {"rope_scaling": {k: v for k, v in LLAMA_31["rope_scaling"].items() if k[:3] != "low"}},
+            "rope_scaling lacks low_freq_factor",
+        ),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object, not 'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a number above 0"),
+        ({"rope_scaling": {"type": ["linear"]}}, "type must be a string"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number from 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"hidden_size": "4096"}, "hidden_size must be a whole number"),
+        ({"hidden_size": 4096.5}, "hidden_size must be a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1024"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
+        ({"rope_theta": -1}, "rope_theta must be a number above 0"),
+        ({"eos_token_id": [1, "</s>"]}, "eos_token_id must be a token id"),
+        ({"bos_token_id": 2.5}, "bos_token_id must be a token id"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
+        ({"hidden_act": 3}, "hidden_act must be a string"),
+        ({"model_type": ["llama"]}, "architecture"),
+    ],
+)
+def test_wrong_values_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_hf_config({**LLAMA_31, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gemma3.attention.head_count": "32"}, "head_count must be a whole number"),
+        ({"gemma3.attention.head_count": 0}, "head_count must be a whole number from 1"),
+        ({"gemma3.block_count": [62, 2]}, "differs by layer"),
+        ({"gemma3.block_count": [[62], [62]]}, "block_count must be a whole number"),
+        ({"gemma3.rope.scaling.factor": "8"}, "factor must be a number"),
+        ({"tokenizer.ggml.eos_token_id": "1"}, "eos_token_id must be a token id"),
+        ({"general.architecture": ["gemma3"]}, "architecture"),
+    ],
+)
+def test_wrong_gguf_values_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_gguf({**GGUF_GEMMA_27B, **change}, vocab_size=5)
+
+
 @pytest.mark.parametrize("name", ["gemma3-27b", "llama-3.1-8b"])
 def test_config_survives_json(name):
     config = from_preset(name)
@@ -209,7 +261,7 @@ def test_gguf_per_layer_values():
     [
         ({"general.architecture": "mamba"}, "'mamba'"),
         ({"gemma3.rope.scaling.type": "yarn"}, "'yarn'"),
-        ({"gemma3.expert_count": 8}, "experts"),
+        ({"gemma3.expert_count": 8}, "expert_count = 8"),
         ({"gemma3.rope.dimension_count": 64}, "64 of 128"),
         ({"gemma3.attention.value_length": 64}, "values"),
         ({"gemma3.block_count": None}, "gemma3.block_count"),
