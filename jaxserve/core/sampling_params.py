@@ -41,7 +41,10 @@ class ThinkingBudget:
                 param="thinking_token_budget",
             )
         if not self.start_ids or not self.end_ids:
-            raise InvalidRequest("this model has no markers of thinking, so no budget for it")
+            raise InvalidRequest(
+                "this model has no markers of thinking, so no budget for it",
+                param="thinking_token_budget",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,23 +118,31 @@ class SamplingParams:
             "frequency_penalty",
         ):  # fmt: skip
             if not math.isfinite(getattr(self, field)):
-                raise InvalidRequest(f"{field} must be a finite number")
+                raise InvalidRequest(f"{field} must be a finite number", param=field)
         if not 0 <= self.temperature <= 100:
-            raise InvalidRequest(f"temperature must be in [0, 100], got {self.temperature}")
+            raise InvalidRequest(
+                f"temperature must be in [0, 100], got {self.temperature}", param="temperature"
+            )
         if self.top_k < -1 or self.top_k >= 2**31:
-            raise InvalidRequest(f"top_k must be -1, 0 or a positive int32, got {self.top_k}")
+            raise InvalidRequest(
+                f"top_k must be -1, 0 or a positive int32, got {self.top_k}", param="top_k"
+            )
         if not 0 <= self.top_p <= 1:
-            raise InvalidRequest(f"top_p must be in [0, 1], got {self.top_p}")
+            raise InvalidRequest(f"top_p must be in [0, 1], got {self.top_p}", param="top_p")
         if not 0 <= self.min_p <= 1:
-            raise InvalidRequest(f"min_p must be in [0, 1], got {self.min_p}")
+            raise InvalidRequest(f"min_p must be in [0, 1], got {self.min_p}", param="min_p")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequest(f"seed must be in [0, 2**64), got {self.seed}")
+            raise InvalidRequest(f"seed must be in [0, 2**64), got {self.seed}", param="seed")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}")
+            raise InvalidRequest(
+                f"max_tokens must be at least 1, got {self.max_tokens}", param="max_tokens"
+            )
         if len(stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(f"at most {MAX_STOP_STRINGS} stop strings, got {len(stop)}")
+            raise InvalidRequest(
+                f"at most {MAX_STOP_STRINGS} stop strings, got {len(stop)}", param="stop"
+            )
         if any(not isinstance(s, str) or not s for s in stop):
-            raise InvalidRequest("stop strings must be non-empty strings")
+            raise InvalidRequest("stop strings must be non-empty strings", param="stop")
         _check_lengths("stop", stop)
         _check_token_ids("stop_token_ids", self.stop_token_ids)
         self._check_shaping()
@@ -149,38 +160,53 @@ class SamplingParams:
 
     def _check_shaping(self) -> None:
         if self.min_tokens < 0:
-            raise InvalidRequest(f"min_tokens must not be negative, got {self.min_tokens}")
+            raise InvalidRequest(
+                f"min_tokens must not be negative, got {self.min_tokens}", param="min_tokens"
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
-                f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}"
+                f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}",
+                param="min_tokens",
             )
         if not 0 < self.repetition_penalty <= 100:
             raise InvalidRequest(
-                f"repetition_penalty must be in (0, 100], got {self.repetition_penalty}"
+                f"repetition_penalty must be in (0, 100], got {self.repetition_penalty}",
+                param="repetition_penalty",
             )
         for field in ("presence_penalty", "frequency_penalty"):
             if not -2 <= getattr(self, field) <= 2:
-                raise InvalidRequest(f"{field} must be in [-2, 2], got {getattr(self, field)}")
+                raise InvalidRequest(
+                    f"{field} must be in [-2, 2], got {getattr(self, field)}", param=field
+                )
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise InvalidRequest(f"logit_bias has more than {MAX_LOGIT_BIAS} entries")
+            raise InvalidRequest(
+                f"logit_bias has more than {MAX_LOGIT_BIAS} entries", param="logit_bias"
+            )
         _check_token_ids("logit_bias", (token for token, _ in self.biases))
         if not all(-100 <= value <= 100 for _, value in self.biases):
-            raise InvalidRequest("logit_bias values must be in [-100, 100]")
+            raise InvalidRequest("logit_bias values must be in [-100, 100]", param="logit_bias")
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
-                raise InvalidRequest("allowed_token_ids is empty: no token could be sampled")
+                raise InvalidRequest(
+                    "allowed_token_ids is empty: no token could be sampled",
+                    param="allowed_token_ids",
+                )
             _check_token_ids("allowed_token_ids", self.allowed_token_ids)
         if len(self.bad_words) > MAX_BAD_WORDS:
-            raise InvalidRequest(f"at most {MAX_BAD_WORDS} bad_words, got {len(self.bad_words)}")
+            raise InvalidRequest(
+                f"at most {MAX_BAD_WORDS} bad_words, got {len(self.bad_words)}", param="bad_words"
+            )
         if any(not isinstance(word, str) or not word for word in self.bad_words):
-            raise InvalidRequest("bad_words must be non-empty strings")
+            raise InvalidRequest("bad_words must be non-empty strings", param="bad_words")
         _check_lengths("bad_words", self.bad_words)
 
     def _check_logprobs(self) -> None:
         for field in ("logprobs", "prompt_logprobs"):
             value = getattr(self, field)
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
-                raise InvalidRequest(f"{field} must be in [0, {MAX_LOGPROBS}], got {value}")
+                raise InvalidRequest(
+                    f"{field} must be in [0, {MAX_LOGPROBS}], got {value}", param=field
+                )
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -230,4 +256,4 @@ def _check_lengths(field: str, strings: Iterable[str]) -> None:
 
 def _check_token_ids(field: str, ids: Iterable[int]) -> None:
     if any(t < 0 or t >= 2**31 for t in ids):
-        raise InvalidRequest(f"{field} must be non-negative int32 values")
+        raise InvalidRequest(f"{field} must be non-negative int32 values", param=field)

@@ -35,10 +35,16 @@ class ServiceParams:
     def __post_init__(self) -> None:
         for field in ("tenant", "cache_salt", "traceparent"):
             if len(getattr(self, field)) > MAX_NAME_CHARS:
-                raise InvalidRequest(f"{field} must have at most {MAX_NAME_CHARS} characters")
+                raise InvalidRequest(
+                    f"{field} must have at most {MAX_NAME_CHARS} characters", param=field
+                )
         if abs(self.priority) > MAX_PRIORITY:
-            raise InvalidRequest(f"priority must be an int32, got {self.priority}")
+            raise InvalidRequest(
+                f"priority must be an int32, got {self.priority}", param="priority"
+            )
         for field in ("ttft_target", "tpot_target"):
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise InvalidRequest(f"{field} must be a positive number of seconds, got {value}")
+                raise InvalidRequest(
+                    f"{field} must be a positive number of seconds, got {value}", param=field
+                )

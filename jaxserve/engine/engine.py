@@ -215,16 +215,18 @@ class Engine:
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
-            raise InvalidRequest("the prompt is empty")
+            raise InvalidRequest("the prompt is empty", param="prompt")
         if len(prompt) >= self.info.max_model_len:
             raise InvalidRequest(
                 f"the prompt has {len(prompt)} tokens, which leaves no room to answer in the "
-                f"context of {self.info.max_model_len}"
+                f"context of {self.info.max_model_len}",
+                param="prompt",
             )
         if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
             raise InvalidRequest(
                 f"prompt token ids must be in [0, {self.info.vocab_size}), "
-                f"got {min(prompt)}..{max(prompt)}"
+                f"got {min(prompt)}..{max(prompt)}",
+                param="prompt",
             )
 
     def abort(self, request_id: str) -> TokenDelta | None:

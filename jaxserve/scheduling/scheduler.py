@@ -139,13 +139,16 @@ class Scheduler:
     def _require_servable(self, request: Request) -> None:
         prompt_len = len(request.prompt_token_ids)
         if prompt_len < 1:
-            raise InvalidRequest("the prompt has no tokens")
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
         if request.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {request.max_tokens}")
+            raise InvalidRequest(
+                f"max_tokens must be at least 1, got {request.max_tokens}", param="max_tokens"
+            )
         if prompt_len > self._max_model_len - 1:
             raise InvalidRequest(
                 f"the prompt has {prompt_len} tokens; at most {self._max_model_len - 1} leave room "
-                f"for an answer in the context of {self._max_model_len}"
+                f"for an answer in the context of {self._max_model_len}",
+                param="prompt",
             )
         # The last token of an answer is never fed back, so it needs no KV.
         kv_tokens = min(prompt_len + request.max_tokens, self._max_model_len) - 1
@@ -153,7 +156,8 @@ class Scheduler:
         if kv_tokens > capacity:
             raise InvalidRequest(
                 f"prompt and answer of up to {kv_tokens + 1} tokens do not fit the KV cache of "
-                f"{capacity} tokens; shorten the prompt or lower max_tokens"
+                f"{capacity} tokens; shorten the prompt or lower max_tokens",
+                param="max_tokens",
             )
 
     def _finish(self, request: Request, reason: FinishReason) -> None:

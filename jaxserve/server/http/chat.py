@@ -25,6 +25,7 @@ from jaxserve.server.http.generation import (
 )
 from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.message_parser import MessageParser, PlainText
+from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import ChatPrompt
 from jaxserve.server.security.caller import on_account
@@ -60,24 +61,33 @@ def chat_router(context: ServerContext) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         engine = context.engine_for(body.model or "")
-        plan = _plan(body, context)
-        prompt = await conversation_prompt(body.messages, body, plan, context)
-        job = _job(body, request, context, engine, plan, prompt)
-        head = ChatHead(
-            id=f"chatcmpl-{job.request_id}",
-            model=engine.model_info.name,
-            names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
-            job=job,
-            parsers=[_parser(body, plan, prompt) for _ in range(job.num_choices)],
-            with_token_ids=bool(body.return_token_ids),
-            echo=_echoed(body),
-        )
-        generation = await begin(request, context, engine, job)
+        with callers_names(body, _names(body)):
+            plan = _plan(body, context)
+            prompt = await conversation_prompt(body.messages, body, plan, context)
+            job = _job(body, request, context, engine, plan, prompt)
+            head = ChatHead(
+                id=f"chatcmpl-{job.request_id}",
+                model=engine.model_info.name,
+                names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
+                job=job,
+                parsers=[_parser(body, plan, prompt) for _ in range(job.num_choices)],
+                with_token_ids=bool(body.return_token_ids),
+                echo=_echoed(body),
+            )
+            generation = await begin(request, context, engine, job)
         if body.stream:
             return EventStream(generation, ChatEvents(head, body.stream_options))
         return json_response(await collect(request, generation, ChatAnswer(head)))
 
     return router
+
+
+def _names(body: ChatRequest) -> dict[str, str]:
+    """What this API calls parameters of the engine."""
+    names = {"prompt": "messages", "logprobs": "top_logprobs"}
+    if body.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return names
 
 
 def _plan(body: ChatRequest, context: ServerContext) -> AnswerPlan:

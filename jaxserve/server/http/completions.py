@@ -27,6 +27,7 @@ from jaxserve.server.http.generation import (
     traceparent_of,
 )
 from jaxserve.server.http.logprobs import TokenNames
+from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import given_token_ids, text_token_ids
 from jaxserve.server.security.caller import on_account
@@ -54,8 +55,9 @@ def completions_router(context: ServerContext) -> APIRouter:
         engine = context.engine_for(body.model or "")
         fields.check_stream_options(body)
         context.limits.check("max_n", body.n or 1, "n")
-        params = _params(body, engine, context)
-        service = on_account(fields.service_params(body, traceparent_of(request)))
+        with callers_names(body):
+            params = _params(body, engine, context)
+            service = on_account(fields.service_params(body, traceparent_of(request)))
         texts = as_prompts(body.prompt)
         context.limits.check("max_prompts", len(texts), "prompt")
         special = True if body.add_special_tokens is None else body.add_special_tokens
@@ -81,7 +83,8 @@ def completions_router(context: ServerContext) -> APIRouter:
             with_prompt_logprobs=body.prompt_logprobs is not None,
             with_token_ids=bool(body.return_token_ids),
         )
-        generation = await begin(request, context, engine, job)
+        with callers_names(body):
+            generation = await begin(request, context, engine, job)
         if body.stream:
             return EventStream(generation, CompletionEvents(head, body.stream_options))
         return json_response(await collect(request, generation, CompletionAnswer(head)))

@@ -202,7 +202,9 @@ def sampling_params(
 def _only_grammar(given: Sequence[Grammar | None], limits: RequestLimits) -> Grammar | None:
     grammars = [grammar for grammar in given if grammar is not None]
     if len(grammars) > 1:
-        raise InvalidRequest("only one grammar, schema or choice can shape an answer")
+        raise InvalidRequest(
+            "only one grammar, schema or choice can shape an answer", param="grammar"
+        )
     for grammar in grammars:
         limits.check("max_grammar_chars", len(grammar.source), "the grammar's characters")
     return grammars[0] if grammars else None

@@ -22,85 +22,28 @@ from jaxserve.server.http.generation import (
     traceparent_of,
 )
 from jaxserve.server.http.logprobs import TokenNames
+from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.response_answer import ResponseAnswer, ResponseEvents, ResponseHead
+from jaxserve.server.http.response_input import response_messages
 from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import ChatPrompt, chat_prompt
 from jaxserve.server.security.caller import on_account
 from jaxserve.server.tools.tool import read_tool_choice, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
+# Beside it there are only things to include that no answer here has, or that it has anyway:
+# thoughts are in the clear.
+Includable = Literal[
+    "message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results",
+    "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
+    "message.input_image.image_url", "computer_call_output.output.image_url",
+]  # fmt: skip
 
-
-class InputText(fields.Body):
-    """A piece of a message; an answer's own pieces can be sent back as they came."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-
-
-class InputMessage(fields.Body):
-    """One turn of a conversation; an answer's own message can be sent back as it came."""
-
-    type: Literal["message"] | None = None
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputText]
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-
-class InputCall(fields.Body):
-    """A call of a tool; an answer's own can be sent back as it came."""
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    id: str | None = None
-    status: str | None = None
-
-
-class InputResult(fields.Body):
-    """What came of a call."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[InputText]
-    id: str | None = None
-    status: str | None = None
-
-
-class ReasoningText(fields.Body):
-    """A piece of what the model thought."""
-
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class InputReasoning(fields.Body):
-    """What the model thought before a message or a call; can be sent back as it came."""
-
-    type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
-    summary: Annotated[list[Any], Field(max_length=0)] | None = None
-    id: str | None = None
-    status: str | None = None
-
-
-def _kind_of(item: Any) -> Any:
-    """An item's type; a message need not have one."""
-    return item.get("type") or "message" if isinstance(item, dict) else "message"
-
-
-InputItem = Annotated[
-    Annotated[InputMessage, Tag("message")]
-    | Annotated[InputCall, Tag("function_call")]
-    | Annotated[InputResult, Tag("function_call_output")]
-    | Annotated[InputReasoning, Tag("reasoning")],
-    Discriminator(_kind_of),
-]
+# What this API calls parameters of the engine.
+_NAMES = {
+    "prompt": "input", "messages": "input", "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+}  # fmt: skip
 
 
 class TextFormat(fields.Body):
@@ -129,8 +72,9 @@ class ResponsesRequest(fields.SamplingFields):
     """The body of a response request."""
 
     input: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[InputItem], Field(min_length=1), Tag("items")],
-        Discriminator(lambda given: "text" if isinstance(given, str) else "items"),
+        Annotated[str, Tag("[text]")]
+        | Annotated[list[dict[str, Any]], Field(min_length=1), Tag("[items]")],
+        Discriminator(lambda given: "[text]" if isinstance(given, str) else "[items]"),
     ]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -138,7 +82,7 @@ class ResponsesRequest(fields.SamplingFields):
     stream_options: ResponsesStreamOptions | None = None
     text: TextConfig | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -156,24 +100,25 @@ def responses_router(context: ServerContext) -> APIRouter:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a text or a conversation."""
         engine = context.engine_for(body.model or "")
-        plan = _plan(body, context)
-        prompt = await chat_prompt(
-            plan.messages(_messages(body)),
-            engine.tokenizer,
-            context.limits,
-            tools=plan.template_tools(),
-            chat_template_kwargs=body.chat_template_kwargs,
-        )
-        job = _job(body, request, context, engine, plan, prompt)
-        is_whole = not body.stream
-        head = ResponseHead(
-            id=f"resp_{job.request_id}",
-            model=engine.model_info.name,
-            names=TokenNames(engine.tokenizer),
-            settings=_settings(body),
-            reader=None if plan.is_plain else plan.reader(prompt.text, is_whole=is_whole),
-        )
-        generation = await begin(request, context, engine, job)
+        with callers_names(body, _NAMES):
+            plan = _plan(body, context)
+            prompt = await chat_prompt(
+                plan.messages(response_messages(body.input, body.instructions)),
+                engine.tokenizer,
+                context.limits,
+                tools=plan.template_tools(),
+                chat_template_kwargs=body.chat_template_kwargs,
+            )
+            job = _job(body, request, context, engine, plan, prompt)
+            is_whole = not body.stream
+            head = ResponseHead(
+                id=f"resp_{job.request_id}",
+                model=engine.model_info.name,
+                names=TokenNames(engine.tokenizer),
+                settings=_settings(body),
+                reader=None if plan.is_plain else plan.reader(prompt.text, is_whole=is_whole),
+            )
+            generation = await begin(request, context, engine, job)
         if body.stream:
             return EventStream(generation, ResponseEvents(head))
         return json_response(await collect(request, generation, ResponseAnswer(head)))
@@ -241,46 +186,6 @@ def _grammar(text: TextConfig | None) -> Grammar | None:
     if given.type == "json_object":
         return Grammar("json_object")
     return fields.schema_grammar(given.schema_, "text.format.schema")
-
-
-def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
-    """The conversation in the chat API's shape."""
-    messages: list[dict[str, Any]] = []
-    if body.instructions:
-        messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    for item in body.input:
-        if isinstance(item, InputMessage):
-            _add_turn(messages, {"role": item.role, "content": _text(item.content)})
-        elif isinstance(item, InputResult):
-            result = {"tool_call_id": item.call_id, "content": _text(item.output)}
-            messages.append({"role": "tool", **result})
-        elif isinstance(item, InputCall):
-            function = {"name": item.name, "arguments": item.arguments}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            _add_turn(messages, {"role": "assistant", "content": "", "tool_calls": [call]})
-        else:
-            thoughts = "".join(part.text for part in item.content or ())
-            _add_turn(messages, {"role": "assistant", "content": "", "reasoning_content": thoughts})
-    return messages
-
-
-def _add_turn(messages: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-    """Add a message; thoughts and calls of one turn, which are items here, are one message."""
-    last = messages[-1] if messages else {}
-    if turn["role"] != "assistant" or last.get("role") != "assistant":
-        messages.append(turn)
-    elif "tool_calls" in turn:
-        last.setdefault("tool_calls", []).extend(turn["tool_calls"])
-    elif "reasoning_content" not in turn and not last["content"] and "tool_calls" not in last:
-        last["content"] = turn["content"]
-    else:
-        messages.append(turn)
-
-
-def _text(content: str | list[InputText]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def _settings(body: ResponsesRequest) -> dict[str, Any]:
