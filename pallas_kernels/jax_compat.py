@@ -5,21 +5,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 _JAX_VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
+
+
+def _mosaic_gpu() -> Any:
+    """JAX's Mosaic GPU, which takes a third of a second to import: only where a GPU's is traced."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    return mosaic_gpu
 
 
 def transpose_ref(ref: Any) -> Any:
     """The transposed view of a 2-D Ref of a Mosaic GPU kernel; nothing moves."""
     if _JAX_VERSION >= (0, 11):
         return ref.transpose((1, 0))
-    return plgpu.transpose_ref(ref, (1, 0))
+    return _mosaic_gpu().transpose_ref(ref, (1, 0))
 
 
 def load_ref(ref: Any, layout: Any, optimized: bool = True) -> jax.Array:
     """A Ref's values in registers, laid out as asked; `optimized` refuses bank conflicts."""
+    plgpu = _mosaic_gpu()
     if _JAX_VERSION >= (0, 11):
         return plgpu.load(ref, layout=layout, optimized=optimized)  # type: ignore[call-arg]
     return plgpu.load(ref, (), layout=layout, optimized=optimized)
@@ -48,6 +54,9 @@ def mosaic_gpu_kernel(
         name: of the kernel in profiles.
     """
     thread_name = None if num_threads is None else "warpgroup"
+    from jax.experimental import pallas as pl
+
+    plgpu = _mosaic_gpu()
     mesh = plgpu.Mesh(
         grid=(grid,), grid_names=("block",), num_threads=num_threads, thread_name=thread_name
     )

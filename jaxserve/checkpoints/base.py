@@ -14,6 +14,8 @@ from jaxserve.models.config import ModelConfig
 if TYPE_CHECKING:
     import jax
 
+MARKER = "jaxserve.json"  # the file that only a directory from `jaxserve convert` has
+
 
 class Checkpoint(abc.ABC):
     """A model on disk: its configuration, its parameters by name, and its tokenizer.

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.gguf import GgufCheckpoint
 from jaxserve.checkpoints.gguf_file import whole_files
 from jaxserve.checkpoints.names import Shape, parameter_shapes
-from jaxserve.checkpoints.orbax import MARKER, OrbaxCheckpoint
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
 from jaxserve.core.errors import CheckpointError
 
@@ -41,6 +40,8 @@ def open_checkpoint(path: Path, *, allow_unknown: bool = False) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}")
     if (path / MARKER).exists():
+        from jaxserve.checkpoints.orbax import OrbaxCheckpoint  # Orbax takes a second to import
+
         return OrbaxCheckpoint(path)
     if (path / "config.json").exists():
         return SafetensorsCheckpoint(path, allow_unknown=allow_unknown)

@@ -20,14 +20,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.names import Shape, check_no_extra, parameter_shapes
 from jaxserve.checkpoints.safetensors import read_json
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import config_from_dict, config_to_dict
 
-MARKER = "jaxserve.json"
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
 FORMAT = "jaxserve-orbax"

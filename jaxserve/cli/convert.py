@@ -61,8 +61,9 @@ def convert_checkpoint(
         ModelNotFound: there is no `source`.
         ConfigError: its architecture is not supported.
     """
+    from jaxserve.checkpoints.base import MARKER
     from jaxserve.checkpoints.load import open_checkpoint
-    from jaxserve.checkpoints.orbax import MARKER, write_orbax
+    from jaxserve.checkpoints.orbax import write_orbax
     from jaxserve.checkpoints.pull import resolve_model
     from jaxserve.tokenizers import load_tokenizer
 

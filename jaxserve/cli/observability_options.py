@@ -11,7 +11,6 @@ from jaxserve.cli.options import GroupedOption
 from jaxserve.core.errors import ConfigError
 from jaxserve.server.log_format import FORMATS, LEVELS, configure_logging
 from jaxserve.server.metrics.names import COMPAT_CHOICES
-from jaxserve.server.observability import ObservabilityOptions
 
 _option = functools.partial(click.option, cls=GroupedOption, group="observability")
 
@@ -53,6 +52,8 @@ def observability_options(function: Callable[..., Any]) -> Callable[..., Any]:
         profile_dir: Path | None,
         **kwargs: Any,
     ) -> Any:
+        from jaxserve.server.observability import ObservabilityOptions  # and the whole engine
+
         try:
             options = ObservabilityOptions(
                 metrics_compat=metrics_compat,

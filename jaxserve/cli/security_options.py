@@ -10,9 +10,7 @@ import click
 
 from jaxserve.cli.options import GroupedOption
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.security.options import SecurityOptions
 from jaxserve.server.security.tenants import TenantLimits
-from jaxserve.server.security.tls import tls_from_options
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _TENANT = {
@@ -27,6 +25,10 @@ def security_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_security(*args: Any, **values: Any) -> Any:
+        # With gRPC and cryptography: only when the command runs.
+        from jaxserve.server.security.options import SecurityOptions
+        from jaxserve.server.security.tls import tls_from_options
+
         limits = {field.name: values.pop(field.name) for field in _limits()}
         tenant = {name: values.pop(option) for option, (_, name, _) in _TENANT.items()}
         tls = tls_from_options(

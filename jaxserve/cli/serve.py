@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,14 +13,14 @@ from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.cli.security_options import security_options
 from jaxserve.core.config import EngineConfig
-from jaxserve.engine.async_engine import AsyncEngine
-from jaxserve.server.observability import ObservabilityOptions
 from jaxserve.server.reasoning.registry import REASONING_PARSER_NAMES
-from jaxserve.server.security.options import SecurityOptions
-from jaxserve.server.security.tls import Tls
-from jaxserve.server.serve import serve as serve_engine
-from jaxserve.server.server import ServerOptions
 from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
+
+if TYPE_CHECKING:
+    from jaxserve.engine.async_engine import AsyncEngine
+    from jaxserve.server.observability import ObservabilityOptions
+    from jaxserve.server.security.options import SecurityOptions
+    from jaxserve.server.security.tls import Tls
 
 
 @click.command(cls=Command)
@@ -58,9 +59,9 @@ from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
 @engine_options
 def serve(
     config: EngineConfig,
-    observability: ObservabilityOptions,
-    security: SecurityOptions,
-    tls: Tls | None,
+    observability: "ObservabilityOptions",
+    security: "SecurityOptions",
+    tls: "Tls | None",
     host: str,
     port: int,
     http_port: int | None,
@@ -81,6 +82,9 @@ def serve(
     hub name, or, with --random-weights, a preset. A line that begins with READY appears on
     stdout once every program is compiled and requests are taken.
     """
+    from jaxserve.server.serve import serve as serve_engine  # half a second: not for --help
+    from jaxserve.server.server import ServerOptions
+
     options = ServerOptions(
         host=host,
         port=port,
@@ -99,7 +103,7 @@ def serve(
 
     engines: list[AsyncEngine] = []
 
-    def make_engine() -> AsyncEngine:
+    def make_engine() -> "AsyncEngine":
         from jaxserve.engine.build import build_engine  # imports JAX: only now, on this thread
 
         engines.append(build_engine(config))
