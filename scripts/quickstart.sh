@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a streamed answer over gRPC; then it keeps serving until Ctrl-C.
-# Usage: scripts/quickstart.sh [--port PORT] [--http-port PORT] [--exit]
+# Usage: scripts/quickstart.sh [--extra EXTRA] [--port PORT] [--http-port PORT] [--exit]
+#   --extra EXTRA     what to serve on: cuda12, cuda13 or tpu (default: the CPU)
 #   --port PORT       gRPC port (50051; 0 takes a free one)
 #   --http-port PORT  port of the OpenAI-compatible API and the page (8000; 0 takes a free one)
 #   --exit            stop the server and leave once the answer is there
@@ -11,13 +12,22 @@ model=smollm2-135m
 question="What is the capital of France, and what is it known for?"
 port=50051
 http_port=8000
+extra=""
 leave=false
+usage() {
+  sed -n '3,7s/^# //p' "$0" >&2
+  exit 2
+}
 while (($#)); do
   case "$1" in
+    --extra)
+      extra="${2:-}"
+      [[ $extra =~ ^(cuda12|cuda13|tpu)$ ]] || usage
+      shift 2 ;;
     --port) port="${2:?--port needs a number}"; shift 2 ;;
     --http-port) http_port="${2:?--http-port needs a number}"; shift 2 ;;
     --exit) leave=true; shift ;;
-    *) sed -n '3,6s/^# //p' "$0" >&2; exit 2 ;;
+    *) usage ;;
   esac
 done
 
@@ -36,7 +46,7 @@ stop_server() {
 trap stop_server EXIT
 trap 'exit 0' INT TERM
 
-scripts/make_venv.sh
+scripts/make_venv.sh "$extra"
 export PATH="$PWD/.venv/bin:$PATH"
 jaxserve pull "$model" >/dev/null
 
