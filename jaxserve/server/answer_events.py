@@ -41,22 +41,7 @@ class CallArguments:
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class CallEnd:
-    """A call is over.
-
-    Attributes:
-        index: which of the answer's calls.
-        source: the call as the model wrote it, markers included.
-        is_valid: whether its arguments are a JSON object; not so if it was cut short or broke off.
-    """
-
-    index: int
-    source: str
-    is_valid: bool
-
-
-AnswerEvent = Content | Reasoning | CallBegin | CallArguments | CallEnd
+AnswerEvent = Content | Reasoning | CallBegin | CallArguments
 
 
 class TextReader(Protocol):
@@ -66,8 +51,12 @@ class TextReader(Protocol):
         """Take the next piece; what has become certain."""
         ...
 
-    def finish(self) -> list[AnswerEvent]:
-        """The text is over; what was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[AnswerEvent]:
+        """The text is over; what was held back.
+
+        Args:
+            is_cut: it did not end by itself, so the beginning of a marker at its end is no text.
+        """
         ...
 
 

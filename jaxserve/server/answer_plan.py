@@ -7,7 +7,7 @@ from typing import Any
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.server.answer_events import AnswerEvent, CallEnd, Content, TextReader
+from jaxserve.server.answer_events import AnswerEvent, Content, TextReader
 from jaxserve.server.reasoning.registry import think_format
 from jaxserve.server.reasoning.think import ThinkFormat, ThinkStream
 from jaxserve.server.tools.call_stream import CallStream
@@ -129,13 +129,11 @@ class AnswerPlan:
             skip_special_tokens=params.skip_special_tokens and not self._has_special_markers(),
         )
 
-    def reader(self, prompt: str, *, is_whole: bool) -> TextReader:
+    def reader(self, prompt: str) -> TextReader:
         """Reads one answer.
 
         Args:
             prompt: the text that the model goes on from.
-            is_whole: nobody sees the answer before its end, so a call that broke off can still
-                be told as the content that it is.
         """
         thoughts = self.form.thoughts
         think = None
@@ -145,8 +143,7 @@ class AnswerPlan:
         if self._offered:
             names = [tool.name for tool in self._offered]
             calls = CallStream(self.form.calls.marks, names, is_parallel=self.is_parallel)
-        reader = AnswerReader(think, calls)
-        return WholeReader(reader) if is_whole and calls is not None else reader
+        return AnswerReader(think, calls)
 
     @property
     def is_plain(self) -> bool:
@@ -209,10 +206,14 @@ class AnswerReader:
             return self._read(text)
         return self._refined(self._thoughts.push(text))
 
-    def finish(self) -> list[AnswerEvent]:
+    def finish(self, *, is_cut: bool = False) -> list[AnswerEvent]:
         """The text is over; what was held back."""
-        events = self._refined(self._thoughts.finish()) if self._thoughts is not None else []
-        return events + (self._calls.finish() if self._calls is not None else [])
+        events: list[AnswerEvent] = []
+        if self._thoughts is not None:
+            events += self._refined(self._thoughts.finish(is_cut=is_cut))
+        if self._calls is not None:
+            events += self._calls.finish(is_cut=is_cut)
+        return events
 
     def _refined(self, events: Sequence[AnswerEvent]) -> list[AnswerEvent]:
         return [
@@ -225,33 +226,3 @@ class AnswerReader:
         if self._calls is not None:
             return self._calls.push(text)
         return [Content(text)] if text else []
-
-
-class WholeReader:
-    """Holds everything back to the end, where a call that broke off becomes content.
-
-    Args:
-        reader: reads the answer.
-    """
-
-    def __init__(self, reader: TextReader) -> None:
-        self._reader = reader
-        self._events: list[AnswerEvent] = []
-
-    def push(self, text: str) -> list[AnswerEvent]:
-        """Take the next piece; nothing comes of it yet."""
-        self._events += self._reader.push(text)
-        return []
-
-    def finish(self) -> list[AnswerEvent]:
-        """All of the answer."""
-        events = self._events + self._reader.finish()
-        broken = {e.index: e for e in events if isinstance(e, CallEnd) and not e.is_valid}
-        result: list[AnswerEvent] = []
-        for event in events:
-            index = None if isinstance(event, Content) else getattr(event, "index", None)
-            if index not in broken:
-                result.append(event)
-            elif isinstance(event, CallEnd):
-                result.append(Content(event.source))
-        return result

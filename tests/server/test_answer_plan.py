@@ -116,9 +116,10 @@ def joined(events: list[AnswerEvent]) -> tuple[str, str, list[str]]:
     )
 
 
-def read(plan: AnswerPlan, pieces: list[str], *, is_whole: bool = False) -> list[AnswerEvent]:
-    reader = plan.reader("", is_whole=is_whole)
-    return [event for piece in pieces for event in reader.push(piece)] + reader.finish()
+def read(plan: AnswerPlan, pieces: list[str], *, is_cut: bool = False) -> list[AnswerEvent]:
+    reader = plan.reader("")
+    events = [event for piece in pieces for event in reader.push(piece)]
+    return events + reader.finish(is_cut=is_cut)
 
 
 @settings(deadline=None)
@@ -134,17 +135,16 @@ def test_cuts_make_no_difference(parts: list[str], cuts: list[int]):
     text = "".join(parts)
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(bounds)]
-    for is_whole in (False, True):
-        found = joined(read(plan("think"), [text], is_whole=is_whole))
-        assert joined(read(plan("think"), pieces, is_whole=is_whole)) == found
+    for is_cut in (False, True):
+        found = joined(read(plan("think"), [text], is_cut=is_cut))
+        assert joined(read(plan("think"), pieces, is_cut=is_cut)) == found
 
 
-def test_whole_answers_have_no_broken_calls():
-    broken = CALL.replace("{}", '{"a": x}')
-    text = f"a {broken} b {CALL}"
-    assert joined(read(plan(), [text])) == ("", "a  b ", ["get", "get"])
-    whole = joined(read(plan(), [text], is_whole=True))
-    assert whole == ("", f"a {broken.removesuffix('</tool_call>').rstrip()} b ", ["get"])
+def test_a_limit_cuts_no_markers_into_the_answer():
+    text = f"<think>Hm</think>{CALL}"
+    for size in range(len(text)):
+        thoughts, content, _ = joined(read(plan("think"), [text[:size]], is_cut=True))
+        assert content == "" and "Hm".startswith(thoughts)
 
 
 @pytest.mark.parametrize("option", ["tool_call_parser", "reasoning_parser"])

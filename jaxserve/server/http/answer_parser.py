@@ -30,9 +30,9 @@ class AnswerParser:
         """What has become certain with more of the text."""
         return self._parts(self._reader.push(text))
 
-    def finish(self) -> list[MessagePart]:
-        """What is left at the text's end."""
-        return self._parts(self._reader.finish())
+    def finish(self, *, is_cut: bool) -> list[MessagePart]:
+        """What is left at the text's end, which a limit may have cut off."""
+        return self._parts(self._reader.finish(is_cut=is_cut))
 
     def finish_reason(self, reason: str) -> str:
         """`tool_calls` where an answer with some came to its end by itself."""

@@ -104,7 +104,7 @@ def _plan(body: ChatRequest, context: ServerContext) -> AnswerPlan:
 def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ChatPrompt) -> MessageParser:
     if plan.is_plain:
         return PlainText()
-    reader = plan.reader(prompt.text, is_whole=not body.stream)
+    reader = plan.reader(prompt.text)
     return AnswerParser(reader, with_reasoning=body.include_reasoning is not False)
 
 

@@ -9,6 +9,7 @@ import orjson
 
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.core.request import FinishReason
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.http import logprobs
 from jaxserve.server.http.fields import StreamOptions
@@ -115,9 +116,9 @@ class _Choice:
             call["function"]["arguments"] += piece.arguments
 
     def finish(self, index: int, head: ChatHead) -> dict[str, Any]:
-        for part in self._parser.finish():
-            self._add(part)
         reason = self._last and self._last.finish_reason
+        for part in self._parser.finish(is_cut=reason is not FinishReason.STOP):
+            self._add(part)
         choice: dict[str, Any] = {
             "index": index,
             "message": self._message(),
@@ -206,7 +207,7 @@ class ChatEvents:
         parser = self._head.parsers[choice]
         parts = parser.push(delta.text)
         if delta.finish_reason is not None:
-            parts += parser.finish()
+            parts += parser.finish(is_cut=delta.finish_reason is not FinishReason.STOP)
         extras = self._extras(delta)
         if extras and not parts:
             parts = [MessagePart()]

@@ -39,8 +39,8 @@ class MessageParser(Protocol):
         """What has become certain with more of the text."""
         ...
 
-    def finish(self) -> list[MessagePart]:
-        """What is left at the text's end."""
+    def finish(self, *, is_cut: bool) -> list[MessagePart]:
+        """What is left at the text's end, which a limit may have cut off."""
         ...
 
     def finish_reason(self, reason: str) -> str:
@@ -55,7 +55,7 @@ class PlainText:
         """All of it."""
         return [MessagePart(content=text)] if text else []
 
-    def finish(self) -> list[MessagePart]:
+    def finish(self, *, is_cut: bool) -> list[MessagePart]:
         """Nothing."""
         return []
 

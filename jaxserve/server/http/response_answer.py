@@ -65,7 +65,9 @@ class ResponseAnswer:
     def end(self) -> list[Step]:
         """What there is to tell once all deltas are taken."""
         reader = self._head.reader
-        steps = self._items.take(reader.finish()) if reader is not None else []
+        steps: list[Step] = []
+        if reader is not None:
+            steps = self._items.take(reader.finish(is_cut=self.status != "completed"))
         return steps + self._items.finish(self.status)
 
     def finish(self) -> dict[str, Any]:

@@ -110,13 +110,12 @@ def responses_router(context: ServerContext) -> APIRouter:
                 chat_template_kwargs=body.chat_template_kwargs,
             )
             job = _job(body, request, context, engine, plan, prompt)
-            is_whole = not body.stream
             head = ResponseHead(
                 id=f"resp_{job.request_id}",
                 model=engine.model_info.name,
                 names=TokenNames(engine.tokenizer),
                 settings=_settings(body),
-                reader=None if plan.is_plain else plan.reader(prompt.text, is_whole=is_whole),
+                reader=None if plan.is_plain else plan.reader(prompt.text),
             )
             generation = await begin(request, context, engine, job)
         if body.stream:

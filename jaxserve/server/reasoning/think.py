@@ -74,8 +74,13 @@ class ThinkStream:
         self._rest += text
         return self._run(is_end=False)
 
-    def finish(self) -> list[AnswerEvent]:
-        """The text is over; what was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[AnswerEvent]:
+        """The text is over; what was held back, but for a marker that a limit cut off."""
+        if is_cut and self._step == self._at_beginning and self._rest.strip():
+            self._rest = ""  # all that is held back there begins a marker
+        elif is_cut and self._step == self._thinking:
+            size = held_back(self._rest, (self._markers.end,))
+            self._rest = self._rest[: len(self._rest) - size].rstrip()
         return self._run(is_end=True)
 
     def _run(self, *, is_end: bool) -> list[AnswerEvent]:

@@ -15,7 +15,9 @@ class HermesFormat(ToolFormat):
     Qwen 2.5 and 3. SmolLM2, whose list of calls stands between one pair of tags, is read too.
     """
 
-    marks = CallMarks(openers=("<tool_call>",), closers=("</tool_call>",), anywhere=True)
+    marks = CallMarks(
+        openers=("<tool_call>",), closers=("</tool_call>",), anywhere=True, are_tags=True
+    )
     call_parts = ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
     separator = "\n"
 

@@ -15,7 +15,7 @@ class Llama3Format(ToolFormat):
     https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/.
     """
 
-    marks = CallMarks(openers=("<|python_tag|>", ""))
+    marks = CallMarks(openers=("<|python_tag|>", ""), are_tags=True)
     call_parts = ('{"name": "', '", "parameters": ', "}")
     separator = "; "
 

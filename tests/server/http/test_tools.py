@@ -133,13 +133,29 @@ def test_no_calls(client: openai.OpenAI) -> None:
         assert choice.finish_reason == "stop"
 
 
-def test_calls_that_break_are_content(client: openai.OpenAI) -> None:
-    for text in (CALL.replace("get_weather", "nobody"), CALL.replace("celsius", '"')):
-        choice = ask(client, text, tools=TOOLS)
-        assert (choice.message.content, choice.message.tool_calls) == (text, None)
-        assert choice.finish_reason == "stop"
-    cut = ask(client, CALL, tools=TOOLS, max_tokens=60)
-    assert (cut.message.content, cut.finish_reason) == (CALL[:60], "length")
+def test_a_call_or_text_streamed_as_whole(client: openai.OpenAI) -> None:
+    unknown = CALL.replace("get_weather", "nobody")
+    surplus = TIME.replace("{}}", '{}, "x": 1}}')
+    for text, content, calls in (
+        (unknown, unknown, []),
+        (CALL.replace('"celsius"', "x"), None, [("get_weather", PARIS.replace('"celsius"', "x"))]),
+        (surplus, None, [("get_time", "{}")]),
+    ):
+        choice, joined = ask(client, text, tools=TOOLS), stream(client, text, tools=TOOLS)
+        assert (choice.message.content, calls_of(choice.message)) == (content, calls)
+        assert (joined["content"] or None, [tuple(c[1:]) for c in joined["calls"]]) == (
+            content, calls,
+        )  # fmt: skip
+        assert choice.finish_reason == joined["reason"] == ("tool_calls" if calls else "stop")
+
+
+def test_calls_that_a_limit_cuts_off(client: openai.OpenAI) -> None:
+    for size, calls in ((5, []), (40, [("get_weather", "")]), (60, [("get_weather", PARIS[:11])])):
+        choice = ask(client, CALL, tools=TOOLS, max_tokens=size)
+        assert choice.finish_reason == "length"
+        assert (choice.message.content or "", calls_of(choice.message)) == ("", calls)
+        joined = stream(client, CALL, tools=TOOLS, max_tokens=size)
+        assert (joined["content"], [tuple(c[1:]) for c in joined["calls"]]) == ("", calls)
 
 
 def test_results_and_tools_become_the_prompt(client: openai.OpenAI) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.server.answer_events import AnswerEvent, CallArguments, CallBegin, CallEnd, Content
+from jaxserve.server.answer_events import AnswerEvent, CallArguments, CallBegin, Content
 from jaxserve.server.tools.call_stream import CallStream
 from jaxserve.server.tools.registry import TOOL_FORMATS, tool_format
 
@@ -21,31 +21,30 @@ def stream(name: str, *, is_parallel: bool = True) -> CallStream:
     return CallStream(marks, NAMES, is_parallel=is_parallel, new_id=lambda: f"id{next(ids)}")
 
 
-def read(name: str, *pieces: str, is_parallel: bool = True) -> list[AnswerEvent]:
+def read(
+    name: str, *pieces: str, is_parallel: bool = True, is_cut: bool = False
+) -> list[AnswerEvent]:
     reader = stream(name, is_parallel=is_parallel)
     events = [event for piece in pieces for event in reader.push(piece)]
-    return events + reader.finish()
+    return events + reader.finish(is_cut=is_cut)
 
 
-def joined(events: list[AnswerEvent]) -> tuple[str, list[list[str]], list[CallEnd]]:
-    """Content, (name, arguments) of all calls, and their ends; checks the events' order."""
-    content, calls, ends = "", [], []
+def joined(events: list[AnswerEvent]) -> tuple[str, list[list[str]]]:
+    """Content, and (name, arguments) of all calls; checks the events' order."""
+    content, calls = "", []
     for event in events:
         if isinstance(event, Content):
             assert event.text
             content += event.text
         elif isinstance(event, CallBegin):
-            assert event.index == len(calls) == len(ends)
+            assert event.index == len(calls)
             assert event.call_id == f"id{event.index}"
             calls.append([event.name, ""])
         elif isinstance(event, CallArguments):
-            assert event.index == len(calls) - 1 == len(ends)
+            assert event.index == len(calls) - 1
             assert event.text
             calls[-1][1] += event.text
-        elif isinstance(event, CallEnd):
-            assert event.index == len(ends)
-            ends.append(event)
-    return content, calls, ends
+    return content, calls
 
 
 def call(name: str = "get_weather", arguments: str = PARIS, key: str = "arguments") -> str:
@@ -95,9 +94,9 @@ TWO = [["get_weather", PARIS], ["get", "{}"]]
     ],
 )  # fmt: skip
 def test_formats(name: str, text: str, content: str, calls: list[list[str]]):
-    found, found_calls, ends = joined(read(name, text))
-    assert (found, found_calls) == (content, calls)
-    assert all(end.is_valid for end in ends)
+    for pieces in ([text], text):
+        for is_cut in (False, True):
+            assert joined(read(name, *pieces, is_cut=is_cut)) == (content, calls)
 
 
 @pytest.mark.parametrize(
@@ -125,28 +124,107 @@ def test_formats(name: str, text: str, content: str, calls: list[list[str]]):
 )
 def test_broken_calls_are_content(name: str, text: str):
     for pieces in ([text], text):
-        assert joined(read(name, *pieces)) == (text, [], [])
+        assert joined(read(name, *pieces)) == (text, [])
+
+
+QUOTED = json.dumps('{"city": "Par\\u00eds\\n\U0001f600"}')
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "arguments"),
+    ("name", "text", "content", "calls"),
     [
-        ("hermes", '<tool_call>{"name": "get", "arguments": {"a": [1,', '{"a": [1,'),
-        ("hermes", tagged(call("get", "{a: 1}")), "{a: 1}"),
-        ("hermes", tagged('{"name": "get", "arguments": {}, "x": 1}'), "{}"),
+        # What is wrong in or after the arguments takes nothing back, and is no content.
+        ("hermes", '<tool_call>{"name": "get", "arguments": {"a": [1,', "",
+         [["get", '{"a": [1,']]),
+        ("hermes", tagged(call("get", "{a: 1}")), "", [["get", "{a: 1}"]]),
+        ("hermes", tagged('{"name": "get", "arguments": {}, "x": {"y": "}"}, "z": 1}'), "",
+         [["get", "{}"]]),
+        ("hermes", tagged('{"name": "get", "arguments": {} "x" 1}'), "", [["get", "{}"]]),
+        ("hermes", tagged('{"name": "get", "arguments": {}, "arguments": {"a": 1}}'), "",
+         [["get", "{}"]]),
+        ("hermes", tagged(call("get", "{}") + "}"), "", [["get", "{}"]]),
+        ("hermes", tagged(call("get", "{}") + "}}])"), "", [["get", "{}"]]),
+        ("hermes", tagged(call("get", "{}")[:-1]), "", [["get", "{}"]]),
+        ("hermes", tagged(call("get", '{"a": 1}')[:-2]), "", [["get", '{"a": 1\n']]),
+        ("hermes", f"{tagged(call())[:-13]} {tagged(call('get', '{}'))}", "", TWO),
+        ("hermes", f"<tool_call>{call()} so</tool_call> it is", "so it is", ONE),
+        ("llama3", call("get", "{}") + "}", "", [["get", "{}"]]),
+        ("llama3", call("get", "{}")[:-1] + "\nThat is it", "That is it", [["get", "{}"]]),
+        ("llama3", '{"name": "get", "parameters": {}, "x": 1}; ' + call(), "", TWO[::-1]),
+        ("gemma", f"```json\n{call('get', '{}')}}}\n```", "", [["get", "{}"]]),
+        ("gemma", "[get())]", "", [["get", "{}"]]),
+        # Arguments as a string, or null, are arguments.
+        ("hermes", tagged(call(arguments=QUOTED)), "", [["get_weather", json.loads(QUOTED)]]),
+        ("llama3", call(arguments=QUOTED, key="parameters"), "",
+         [["get_weather", json.loads(QUOTED)]]),
+        ("gemma", call(arguments='"{\\"a\\": \\"\\ud83d\\ude00\\ud83d\\"}"'), "",
+         [["get_weather", '{"a": "\U0001f600\ufffd"}']]),
+        ("hermes", tagged(f'{{"arguments": {QUOTED}, "name": "get"}}'), "",
+         [["get", json.loads(QUOTED)]]),
+        ("hermes", tagged(call("get", '""')), "", [["get", "{}"]]),
+        ("hermes", tagged(call("get", "null")), "", [["get", "{}"]]),
+    ],
+)  # fmt: skip
+def test_a_call_or_text_never_half_of_each(
+    name: str, text: str, content: str, calls: list[list[str]]
+):
+    for pieces in ([text], text):
+        assert joined(read(name, *pieces)) == (content, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [tagged(call(arguments="[1]")), tagged(call(arguments='"[1]"')), tagged(call(arguments="nul")),
+     tagged(call(arguments="nulls")), tagged(call(arguments='" x"'))],
+)  # fmt: skip
+def test_arguments_that_are_no_object_make_no_call(text: str):
+    for pieces in ([text], text):
+        assert joined(read("hermes", *pieces)) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", f"{tagged(call())}\n{tagged(call('get', '{}'))}"),
+        ("hermes", tagged(call(arguments=QUOTED))),
+        ("hermes", f"<tool_call>[{call()}, {call('get', '{}')}]</tool_call>"),
+        ("llama3", f"<|python_tag|>{call()}; {call('get', '{}')}"),
     ],
 )
-def test_calls_that_break_in_their_arguments_say_so(name: str, text: str, arguments: str):
-    _, calls, [end] = joined(read(name, text))
-    assert calls == [["get", arguments]]
-    assert not end.is_valid
-    assert text.startswith(end.source)
+def test_tags_that_a_limit_cut_off_are_no_content(name: str, text: str):
+    _, whole = joined(read(name, text))
+    for size in range(len(text)):
+        content, calls = joined(read(name, text[:size], is_cut=True))
+        assert (content.strip(), [tool for tool, _ in calls]) == (
+            "", [tool for tool, _ in whole[: len(calls)]],
+        )  # fmt: skip
+        assert joined(read(name, *text[:size], is_cut=True)) == (content, calls)
+        for (_, arguments), (_, all_of_them) in zip(calls, whole, strict=False):
+            assert all_of_them.startswith(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "content", "calls"),
+    [
+        ("hermes", 'So: <tool_call>{"name": "get", "argum', "So: ", [["get", ""]]),
+        ("hermes", 'So: <tool_call>{"name": "g', "So: ", []),
+        ("hermes", "So: <tool_call></tool", "So: ", []),
+        ("hermes", tagged(call("nobody")), tagged(call("nobody")), []),
+        ("llama3", '{"name": "get", ', "", [["get", ""]]),
+        ("llama3", '{"name": "g', '{"name": "g', []),
+        ("gemma", '[get(x="a', "", [["get", ""]]),
+        ("gemma", "```js", "```js", []),
+    ],
+)
+def test_calls_that_a_limit_cut_off(name: str, text: str, content: str, calls: list[list[str]]):
+    for pieces in ([text], text):
+        assert joined(read(name, *pieces, is_cut=True)) == (content, calls)
 
 
 def test_a_broken_call_hides_no_other():
     text = f'<tool_call>{{"name": "ge {tagged(call())}'
     for pieces in ([text], text):
-        assert joined(read("hermes", *pieces))[:2] == ('<tool_call>{"name": "ge ', ONE)
+        assert joined(read("hermes", *pieces)) == ('<tool_call>{"name": "ge ', ONE)
 
 
 def test_arguments_are_streamed():
@@ -155,8 +233,7 @@ def test_arguments_are_streamed():
     assert reader.push('ents": ') == []
     assert reader.push('{"a": "x') == [CallBegin(0, "id0", "get"), CallArguments(0, '{"a": "x')]
     assert reader.push('y"}') == [CallArguments(0, 'y"}')]
-    [end] = reader.push("}")
-    assert isinstance(end, CallEnd) and end.is_valid
+    assert reader.push("}") == []
     assert reader.push("</tool_") == reader.push("call>") == reader.finish() == []
 
 
@@ -173,7 +250,7 @@ def test_content_is_not_held_up():
 def test_one_call_at_most():
     text = f"{tagged(call())}\n{tagged(call('get', '{}'))} more"
     reader = stream("hermes", is_parallel=False)
-    assert joined([*reader.push(text), *reader.finish()])[:2] == ("", ONE)
+    assert joined([*reader.push(text), *reader.finish()]) == ("", ONE)
     assert reader.is_over
 
 
@@ -182,7 +259,8 @@ FRAGMENTS = st.sampled_from(
         "<tool_call>", "</tool_call>", "<|python_tag|>", "```json", "```tool_code", "```", "[", "]",
         call(), call("get", "{}"), call("nobody"), call(key="parameters"), '{"name": "get"',
         ', "arguments": {"a": "\\"}"', "}", "{", '"', "; ", ",", "\n", " ", "Hi", "<", "get(",
-        "x=1", ")", 'get_weather(city="Paris")', "\\", "é",
+        "x=1", ")", call(arguments=QUOTED), '"{\\', ', "x": 1', "null",
+        'get_weather(city="Paris")', "\\", "é",
     ]
 )  # fmt: skip
 
@@ -193,19 +271,22 @@ FRAGMENTS = st.sampled_from(
     parts=st.lists(FRAGMENTS | st.text(max_size=3), max_size=12),
     cuts=st.lists(st.integers(0, 200), max_size=30),
     is_parallel=st.booleans(),
+    is_cut=st.booleans(),
 )
-def test_cuts_make_no_difference(name: str, parts: list[str], cuts: list[int], is_parallel: bool):
+def test_cuts_make_no_difference(
+    name: str, parts: list[str], cuts: list[int], is_parallel: bool, is_cut: bool
+):
     text = "".join(parts)
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(bounds)]
-    whole = joined(read(name, text, is_parallel=is_parallel))
-    assert joined(read(name, *pieces, is_parallel=is_parallel)) == whole
-    assert joined(read(name, *text, is_parallel=is_parallel)) == whole
-    content, calls, ends = whole
-    assert len(calls) == len(ends) <= (len(text) if is_parallel else 1)
-    for (_, arguments), end in zip(calls, ends, strict=True):
-        assert not end.is_valid or isinstance(json.loads(arguments), dict)
-    if not calls:
+    options = {"is_parallel": is_parallel, "is_cut": is_cut}
+    whole = joined(read(name, text, **options))
+    assert joined(read(name, *pieces, **options)) == whole
+    assert joined(read(name, *text, **options)) == whole
+    content, calls = whole
+    assert len(calls) <= (len(text) if is_parallel else 1)
+    assert all(arguments[:1] == "{" for _, arguments in calls[:-1])
+    if not calls and not is_cut:
         assert content == text
 
 
@@ -224,7 +305,6 @@ def test_cuts_make_no_difference(name: str, parts: list[str], cuts: list[int], i
 def test_written_calls_are_read(name: str, calls: list[tuple[str, dict[str, object]]]):
     form = tool_format(name, chat_template=None, family="")
     text = form.separator.join(form.written_call(*one) for one in calls)
-    content, found, ends = joined(read(name, *text))
+    content, found = joined(read(name, *text))
     assert content == ""
     assert [(tool, json.loads(arguments)) for tool, arguments in found] == calls
-    assert all(end.is_valid for end in ends)
