@@ -126,6 +126,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         max_num_batched_tokens=config.max_num_batched_tokens,
         platform=jax.devices()[0].platform,
         eos_token_ids=(),
+        matryoshka_dimensions=model_config.matryoshka_dimensions,
     )
     tokenizer = _tokenizer(config, checkpoint)
     tokenizer.parses_special_in_chat = config.chat_special_tokens

@@ -93,6 +93,7 @@ class ModelInfo:
     max_num_batched_tokens: int
     platform: str
     eos_token_ids: tuple[int, ...]
+    matryoshka_dimensions: tuple[int, ...] | None = None  # as in `ModelConfig`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,6 +79,8 @@ class ModelConfig:
     sliding_window: tuple[int | None, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    # Sizes to which embeddings may be cut: those it was trained for, () for any, None for none.
+    matryoshka_dimensions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in (

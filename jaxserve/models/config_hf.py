@@ -85,6 +85,7 @@ def from_hf_config(
         final_soft_cap=values.positive("final_logit_softcapping", None) if is_gemma else None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         bos_token_id=bos[0] if bos else None,
+        matryoshka_dimensions=_matryoshka(values),
     )
 
 
@@ -123,6 +124,14 @@ def _sizes(values: ConfigValues) -> dict[str, Any]:
 def _scale(values: ConfigValues, head_dim: int) -> float | None:
     scalar = values.positive("query_pre_attn_scalar")
     return None if scalar == head_dim else scalar**-0.5
+
+
+def _matryoshka(values: ConfigValues) -> tuple[int, ...] | None:
+    """Sizes to which embeddings may be cut, by vLLM's two keys."""
+    sizes = tuple(values.sequence("matryoshka_dimensions"))
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ConfigError(f"{_WHERE}: matryoshka_dimensions must be positive whole numbers")
+    return sizes if sizes or values.flag("is_matryoshka", False) else None
 
 
 def _activation(values: ConfigValues) -> Activation:

@@ -115,7 +115,7 @@ _HF_READ = frozenset({
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
     "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings",
-    "hidden_act", "eos_token_id", "bos_token_id",
+    "hidden_act", "eos_token_id", "bos_token_id", "is_matryoshka", "matryoshka_dimensions",
 })  # fmt: skip
 
 _OFF = (False, 0)

@@ -44,6 +44,8 @@ def config_from_dict(data: Mapping[str, Any]) -> ModelConfig:
             divisors = tuple(scaling.get("divisors", ()))
             values["rope_scaling"] = _construct(RopeScaling, {**scaling, "divisors": divisors})
         values["eos_token_ids"] = tuple(values.get("eos_token_ids", ()))
+        if values.get("matryoshka_dimensions") is not None:
+            values["matryoshka_dimensions"] = tuple(values["matryoshka_dimensions"])
         return _construct(ModelConfig, values)
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"a field of the configuration has a wrong type: {error}") from error

@@ -21,7 +21,7 @@ class RequestLimits:
     """
 
     max_n: int = _limit(16, "answers to one prompt")
-    max_prompts: int = _limit(256, "prompts in one HTTP request")
+    max_prompts: int = _limit(2048, "prompts in one HTTP request")
     max_prompt_chars: int = _limit(2**20, "characters of a prompt, or of all messages of a chat")
     max_grammar_chars: int = _limit(
         2**16, "characters of a grammar, a JSON schema or a tool's parameters"

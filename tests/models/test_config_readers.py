@@ -280,3 +280,15 @@ def test_gguf_without_vocabulary():
         RopeScaling(kind="linear", factor=8.0)
         == from_gguf(GGUF_GEMMA_27B, vocab_size=7).rope_scaling
     )
+
+
+def test_sizes_of_embeddings_that_a_model_was_trained_for():
+    for keys, sizes in [
+        ({}, None), ({"is_matryoshka": False}, None), ({"is_matryoshka": True}, ()),
+        ({"matryoshka_dimensions": [64, 128]}, (64, 128)),
+    ]:  # fmt: skip
+        config = from_hf_config({**LLAMA_31, **keys})
+        assert config.matryoshka_dimensions == sizes
+        assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    with pytest.raises(ConfigError, match="matryoshka_dimensions must be positive"):
+        from_hf_config({**LLAMA_31, "matryoshka_dimensions": [0]})

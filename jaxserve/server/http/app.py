@@ -34,7 +34,7 @@ from jaxserve.server.security.http_guard import RequireKey
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BODY_BYTES = 16 * 2**20
-_OPEN_PATHS = ("/health", *PUBLIC_PATHS)
+_OPEN_PATHS = ("/health", "/ping", *PUBLIC_PATHS)
 
 _ROUTERS = (
     page_router, info_router, chat_router, completions_router, responses_router,

@@ -1,5 +1,6 @@
 """`/v1/completions`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -32,6 +33,7 @@ from jaxserve.server.http.sse import EventStream
 from jaxserve.server.prompts import given_token_ids, text_token_ids
 from jaxserve.server.security.caller import on_account
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.fill_in_middle import FillInMiddle, fill_in_middle
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -42,6 +44,8 @@ class CompletionRequest(fields.GenerationFields):
     prompt: fields.Prompt
     logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    suffix: str | None = None
     add_special_tokens: bool | None = None
 
 
@@ -55,6 +59,7 @@ def completions_router(context: ServerContext) -> APIRouter:
         engine = context.engine_for(body.model or "")
         fields.check_stream_options(body)
         context.limits.check("max_n", body.n or 1, "n")
+        _check_best_of(body)
         with callers_names(body):
             params = _params(body, engine, context)
             service = on_account(fields.service_params(body, traceparent_of(request)))
@@ -65,6 +70,16 @@ def completions_router(context: ServerContext) -> APIRouter:
             await prompt_token_ids(text, engine, context, add_special_tokens=special)
             for text in texts
         ]
+        if body.suffix:
+            form, suffix = await _middle(body, engine, context)
+            num_first = len(engine.tokenizer.settings.prefix_ids) if special else 0
+            prompts = [
+                form.prompt(ids, suffix, num_first=num_first if isinstance(text, str) else 0)
+                for text, ids in zip(texts, prompts, strict=True)
+            ]
+            if not body.ignore_eos:
+                ends = (*params.stop_token_ids, *form.ends)
+                params = dataclasses.replace(params, stop_token_ids=ends)
         job = Job(
             request_id=request_id_of(request, body.request_id),
             prompts=prompts,
@@ -151,6 +166,37 @@ def _params(body: CompletionRequest, engine: AsyncEngine, context: ServerContext
         prompt_logprobs=prompt_logprobs,
         grammar=fields.response_format_grammar(body.response_format),
     )
+
+
+def _check_best_of(body: CompletionRequest) -> None:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise InvalidRequest(
+            f"best_of {body.best_of} is not supported beside n {body.n or 1}: all answers that are "
+            "generated are returned; ask for n of them and choose by logprobs",
+            param="best_of",
+        )
+
+
+async def _middle(
+    body: CompletionRequest, engine: AsyncEngine, context: ServerContext
+) -> tuple[FillInMiddle, list[int]]:
+    """How the model fills in what comes before a suffix, and the suffix's token ids."""
+    form = fill_in_middle(engine.tokenizer)
+    if form is None:
+        raise InvalidRequest(
+            "suffix is not supported: the model's tokenizer has no tokens for filling in a middle",
+            param="suffix",
+        )
+    if body.echo:
+        raise InvalidRequest("suffix and echo cannot be had together", param="suffix")
+    suffix = await text_token_ids(
+        body.suffix or "",
+        engine.tokenizer,
+        context.limits,
+        add_special_tokens=False,
+        param="suffix",
+    )
+    return form, suffix
 
 
 def _echoes(

@@ -16,6 +16,8 @@ def info_router(context: ServerContext) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
 
+    @router.post("/ping")
+    @router.get("/ping")  # as Amazon SageMaker asks, and vLLM answers
     @router.get("/health")
     async def health() -> Response:
         """200 while new requests are taken, else 503."""

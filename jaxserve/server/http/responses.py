@@ -102,13 +102,7 @@ def responses_router(context: ServerContext) -> APIRouter:
         engine = context.engine_for(body.model or "")
         with callers_names(body, _NAMES):
             plan = _plan(body, context)
-            prompt = await chat_prompt(
-                plan.messages(response_messages(body.input, body.instructions)),
-                engine.tokenizer,
-                context.limits,
-                tools=plan.template_tools(),
-                chat_template_kwargs=body.chat_template_kwargs,
-            )
+            prompt = await _prompt(body, plan, context)
             job = _job(body, request, context, engine, plan, prompt)
             head = ResponseHead(
                 id=f"resp_{job.request_id}",
@@ -122,7 +116,27 @@ def responses_router(context: ServerContext) -> APIRouter:
             return EventStream(generation, ResponseEvents(head))
         return json_response(await collect(request, generation, ResponseAnswer(head)))
 
+    @router.post("/v1/responses/input_tokens")
+    async def input_tokens(body: ResponsesRequest) -> Response:
+        """Count the tokens of the prompt that a response would be made from."""
+        context.engine_for(body.model or "")
+        with callers_names(body, _NAMES):
+            prompt = await _prompt(body, _plan(body, context), context)
+        return json_response(
+            {"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}
+        )
+
     return router
+
+
+async def _prompt(body: ResponsesRequest, plan: AnswerPlan, context: ServerContext) -> ChatPrompt:
+    return await chat_prompt(
+        plan.messages(response_messages(body.input, body.instructions)),
+        plan.form.tokenizer,
+        context.limits,
+        tools=plan.template_tools(),
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
 
 
 def _plan(body: ResponsesRequest, context: ServerContext) -> AnswerPlan:

@@ -10,7 +10,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # OpenAI
     "audio": (),
     "background": (False,),
-    "best_of": (1,),
+    "best_of": (1,),  # of a chat
     "background_options": (),
     "context_management": ([],),
     "conversation": (),

@@ -1,8 +1,10 @@
 """`/v1/completions`: forms of prompts, echo, log-probabilities, several choices."""
 
 import asyncio
+from typing import ClassVar
 
 from jaxserve.server.limits import RequestLimits
+from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 COMPLETIONS = "/v1/completions"
 PROMPT = [256, *b"hi"]
@@ -88,5 +90,56 @@ def test_refusals(make_engine, serving) -> None:
                 assert status == 400 and (param is None or error["param"] == param), (body, error)
             fine = {"best_of": 1, "suffix": None, "use_beam_search": False, "stop": None}
             assert (await s.post(COMPLETIONS, {"prompt": "x", **fine})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_best_of_is_n(make_engine, serving) -> None:
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            body = {**FIELDS, "prompt": "hi"}
+            for fields in ({"best_of": 2, "n": 2}, {"best_of": 1}):
+                answer = (await s.post(COMPLETIONS, {**body, **fields})).json()
+                assert len(answer["choices"]) == fields["best_of"]
+            status, error = await s.refusal(COMPLETIONS, {**body, "best_of": 2})
+            assert status == 400 and error["param"] == "best_of" and "n 1" in error["message"]
+
+    asyncio.run(main())
+
+
+class MiddleTokenizer(ByteTokenizer):
+    """Has StarCoder's names for three tokens of a byte each, and one that ends a file."""
+
+    IDS: ClassVar[dict[str, int]] = {
+        "<fim_prefix>": 1, "<fim_suffix>": 2, "<fim_middle>": 3, "<file_sep>": 4
+    }  # fmt: skip
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.IDS.get(token, super().token_to_id(token))
+
+
+def test_a_suffix_goes_behind_the_gap(make_engine, serving, expected) -> None:
+    engine = make_engine()
+    engine._engine.tokenizer = MiddleTokenizer()
+
+    async def main() -> None:
+        async with serving(engine) as s:
+            body = {**FIELDS, "suffix": "b", "return_token_ids": True}
+            for prompt, ids in (
+                ("a", [256, 1, *b"a", 2, *b"b", 3]),  # BOS stays in front of all
+                ([*b"xy"], [1, *b"xy", 2, *b"b", 3]),
+            ):
+                answer = (await s.post(COMPLETIONS, {**body, "prompt": prompt})).json()
+                (choice,) = answer["choices"]
+                assert choice["prompt_token_ids"] == ids
+                assert choice["token_ids"] == expected(ids, 6)
+            # What ends a file ends the middle; not if the model's own end is ignored.
+            ends = {"logit_bias": {"4": 100}, "prompt": "a"}
+            for ignore_eos, reason in ((False, "stop"), (True, "length")):
+                fields = {**body, **ends, "ignore_eos": ignore_eos}
+                answer = (await s.post(COMPLETIONS, fields)).json()
+                assert answer["choices"][0]["finish_reason"] == reason
+            status, error = await s.refusal(COMPLETIONS, {**body, "prompt": "a", "echo": True})
+            assert status == 400 and error["param"] == "suffix"
 
     asyncio.run(main())

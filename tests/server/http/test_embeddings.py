@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ def test_the_openai_package(base_url: str) -> None:
         numbers = client.embeddings.create(model="fake", input="hello", encoding_format="float")
         assert numbers.data[0].embedding == pytest.approx(texts.data[0].embedding)
         assert np.linalg.norm(numbers.data[0].embedding) == pytest.approx(1)
-        with pytest.raises(openai.BadRequestError, match="dimensions is not supported"):
+        with pytest.raises(openai.BadRequestError, match="the model says of no size"):
             client.embeddings.create(model="fake", input="hello", dimensions=2)
         with pytest.raises(openai.BadRequestError, match="input"):
             client.embeddings.create(model="fake", input=[])
@@ -46,5 +47,40 @@ def test_a_client_that_goes_away_frees_its_pages(make_engine, serving, wait_idle
             await wait_idle(engine)
             assert engine.load().num_aborted == 3
             assert await s.context.wait_idle(1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("declared", [(), (1, 4)])
+def test_dimensions_of_a_model_that_was_trained_for_them(
+    make_engine, serving, declared: tuple[int, ...]
+) -> None:
+    async def main() -> None:
+        engine = make_engine()
+        info = dataclasses.replace(engine.model_info, matryoshka_dimensions=declared)
+        engine._engine.info = info
+        async with serving(engine) as s:
+            whole = (await s.post(EMBEDDINGS, {"input": "hello"})).json()["data"][0]["embedding"]
+            body = {"input": "hello", "dimensions": 1}
+            cut = (await s.post(EMBEDDINGS, body)).json()["data"][0]["embedding"]
+            assert len(whole) == 2 and cut == [pytest.approx(np.sign(whole[0]))]
+            for size in (3, 4, 0, "1"):
+                status, error = await s.refusal(EMBEDDINGS, {"input": "a", "dimensions": size})
+                assert status == 400 and error["param"] == "dimensions"
+            if declared:
+                _, error = await s.refusal(EMBEDDINGS, {"input": "a", "dimensions": 2})
+                assert "may be cut to 1, 4" in error["message"]
+
+    asyncio.run(main())
+
+
+def test_as_many_texts_as_openai_takes_do_not_fill_the_queue(make_engine, serving) -> None:
+    async def main() -> None:
+        engine = make_engine(max_waiting=8, max_num_seqs=4, step_seconds=0)
+        async with serving(engine) as s:
+            answer = await s.post(EMBEDDINGS, {"input": ["a"] * 2048})
+            assert len(answer.json()["data"]) == 2048
+            status, error = await s.refusal(EMBEDDINGS, {"input": ["a"] * 2049})
+            assert status == 400 and "2049 is more than the 2048 allowed" in error["message"]
 
     asyncio.run(main())

@@ -54,6 +54,7 @@ SERVED: dict[str, list[dict[str, Any]]] = {
         {"prompt": ["a", "b"], "max_tokens": 4, "stream": True, "stop": ["x", "\n"]},
     ],
     "/v1/responses": [{"input": "hi", "max_output_tokens": 4}],
+    "/v1/responses/input_tokens": [{"input": "hi"}],
     "/v1/embeddings": [{"input": "hi"}, {"input": ["a", "b"], "encoding_format": "base64"}],
     "/tokenize": [{"prompt": "hi"}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [104, 105]}],

@@ -95,6 +95,9 @@ def test_response(client: openai.OpenAI, expected) -> None:
     assert answer.usage.input_tokens == len(prompt)
     # A conversation goes on with the answer's own items sent back.
     history: Any = [{"role": "user", "content": "hi"}, *(i.to_dict() for i in answer.output)]
+    counted = client.responses.input_tokens.count(model="fake", input="hi", instructions="be brief")
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens == answer.usage.input_tokens
     again: Any = client.responses.create(
         model="fake", input=[*history, {"role": "user", "content": "so?"}], max_output_tokens=1,
     )  # fmt: skip

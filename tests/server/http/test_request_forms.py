@@ -119,10 +119,21 @@ def test_origins_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fake_serve(make_engine, options, **others) -> None:
         got.append(options)
 
-    monkeypatch.setattr(command, "serve_engine", fake_serve)
+    monkeypatch.setattr("jaxserve.server.serve.serve", fake_serve)
     arguments = ["m", "--cors-origins", "https://a.org, http://localhost:3000"]
     assert not CliRunner().invoke(command.serve, arguments).exit_code
     assert got[0].cors_origins == ("https://a.org", "http://localhost:3000")
     for wrong in ("a.org", "https://a.org/", "https://"):
         with pytest.raises(ConfigError, match="is no origin"):
             ServerOptions(cors_origins=(wrong,))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_ping_is_health(serving, make_engine, method: str) -> None:
+    async def main() -> None:
+        async with serving(None) as s:
+            assert (await s.client.request(method, "/ping")).status_code == 503
+            s.context.engine = make_engine()
+            assert (await s.client.request(method, "/ping")).status_code == 200
+
+    asyncio.run(main())

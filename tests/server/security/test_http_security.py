@@ -70,7 +70,7 @@ def test_mutual_tls(certificates, http_serving) -> None:
     asyncio.run(main())
 
 
-OPEN = {"/health", "/", "/page/index.html"}
+OPEN = {"/health", "/ping", "/", "/page/index.html"}
 OTHERS = ("/openapi.json", "/no/such", "/health/", "/page", "/HEALTH", "/docs")
 
 
@@ -180,7 +180,7 @@ def test_command_line_options_reach_the_server(
     async def fake_serve(make_engine, options, *, observability, security) -> None:
         got.update(options=options, security=security)
 
-    monkeypatch.setattr(command, "serve_engine", fake_serve)
+    monkeypatch.setattr("jaxserve.server.serve.serve", fake_serve)
     tls, path = certificates.mutual, keys_file()
     result = CliRunner().invoke(
         command.serve,
