@@ -103,8 +103,8 @@ class AnswerPlan:
             prompt: the text that the model goes on from.
 
         Raises:
-            InvalidRequest: a required call and another grammar exclude each other, the grammar
-                is too long, or the model is not known to think and has a budget for it.
+            InvalidRequest: the grammar is too long, or the model is not known to think and has a
+                budget for it.
         """
         grammar = self._grammar(params.grammar)
         thoughts = self.form.thoughts
@@ -163,12 +163,7 @@ class AnswerPlan:
         if not tools:
             return own
         if self.choice.is_forced:
-            if own is not None:
-                raise InvalidRequest(
-                    "a required tool call leaves nothing that another grammar, schema or choice "
-                    "could shape",
-                    param="tool_choice",
-                )
+            # The answer is calls alone: its own grammar is for a content that it does not have.
             named = [tool for tool in tools if tool.name == self.choice.name]
             return calls.forced(named or tools, is_parallel=self.is_parallel and not named)
         if own is not None:

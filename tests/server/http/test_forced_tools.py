@@ -171,6 +171,23 @@ def test_thoughts_come_before_an_answer_of_a_schema(clients: dict[str, openai.Op
     assert thoughts == {True, False}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_format_is_for_content_and_the_call_for_the_call(
+    clients: dict[str, openai.OpenAI], name: str
+) -> None:
+    """As openai-agents asks with an output type and required tools, and instructor."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "ok", "schema": OK}}
+    required: Any = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    assert checked_calls(ask(clients[name], 1, **required, response_format=form))
+    flat: Any = [{"type": "function", **tool["function"], "strict": True} for tool in TOOLS]
+    answer = clients[name].responses.create(
+        model="fake", input="Hi", tools=flat, tool_choice={"type": "function", "name": "0time"},
+        text={"format": {"type": "json_object"}},
+    )  # fmt: skip
+    [call] = answer.output
+    assert call.type == "function_call" and json.loads(call.arguments) == {}
+
+
 def test_a_schema_or_a_call(clients: dict[str, openai.OpenAI]) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "ok", "schema": OK}}
     seen = set()

@@ -186,8 +186,6 @@ def test_results_and_tools_become_the_prompt(client: openai.OpenAI) -> None:
         ({"tools": TOOLS * 2}, "tools[2]"),
         ({"tools": TOOLS, "tool_choice": "perhaps"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
-         "tool_choice"),
         ({"extra_body": {"thinking_token_budget": 3}}, "thinking_token_budget"),
         ({"extra_body": {"chat_template_kwargs": {"x": 1}}}, "chat_template_kwargs.x"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
