@@ -53,6 +53,11 @@ class EngineConfig:
         "mean", "what becomes a text's embedding: the mean of its tokens' last hidden states, or "
         "the last token's", group="model", choices=("mean", "last"),
     )  # fmt: skip
+    json_whitespace: str = option(
+        "little", "what an answer of a JSON form may have between its parts: a blank or an "
+        "indented line, nothing, or up to 40 blanks", group="model",
+        choices=("little", "compact", "any"),
+    )  # fmt: skip
 
     # Device
     mesh: str = option(

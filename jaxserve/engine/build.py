@@ -142,6 +142,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         info,
         overlap=config.overlap,
         embedding_pooling=config.embedding_pooling,
+        json_whitespace=config.json_whitespace,
         seed=config.seed,
         compiles=counter,
         predictor=predictor,

@@ -66,6 +66,7 @@ class Engine:
         events: where the caches tell what pages come and go.
         profiler: records what the executor's devices do; None if nothing does.
         embedding_pooling: `mean` or `last`: which of a text's states become its embedding.
+        json_whitespace: as in `EngineConfig`.
 
     Attributes:
         executor, predictor: as given; a benchmark may put another in between.
@@ -93,6 +94,7 @@ class Engine:
         events: EventLog | None = None,
         profiler: Profiler | None = None,
         embedding_pooling: str = "mean",
+        json_whitespace: str = "little",
     ) -> None:
         self.tokenizer = tokenizer
         self.info = info
@@ -108,7 +110,7 @@ class Engine:
         self.records = EngineRecords(buckets, num_shards)
         self.profiles = ProfileCapture(profiler)
         self._store = store
-        self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids)
+        self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids, json_whitespace)
         self._masks = MaskFiller(info.vocab_size)
         self._streams: dict[int, RequestStream] = {}
         self._in_flight: _Launched | None = None

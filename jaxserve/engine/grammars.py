@@ -10,15 +10,20 @@ import llguidance
 import numpy as np
 
 from jaxserve.core.errors import InvalidRequest, RequestFailed
-from jaxserve.core.grammar import Grammar
+from jaxserve.core.grammar import DEFAULT_WHITESPACE, Grammar
 from jaxserve.engine.token_masks import num_words
 from jaxserve.tokenizers.base import Tokenizer
 
 MAX_CACHED_GRAMMARS = 128
 MAX_MESSAGE_CHARS = 500
 
-# Between two parts of a JSON text. Without a bound a model may write blanks for ever.
-_JSON_BLANKS = r"[\x20\x0A\x0D\x09]{1,40}"
+# What may stand between two parts of a JSON text, by `EngineConfig.json_whitespace`. Without a
+# bound a model may write blanks for ever.
+JSON_WHITESPACE = {
+    "little": DEFAULT_WHITESPACE,
+    "compact": "",
+    "any": r"[\x20\x0A\x0D\x09]{1,40}",
+}
 
 # The model chooses how forced text is cut into tokens. llguidance would ask the tokenizer for the
 # one right way; but not every tokenizer can encode a text that goes on in the middle of a word.
@@ -33,9 +38,13 @@ class GrammarCompiler:
     Args:
         tokenizer: the served model's.
         vocab_size: the model's; ids that the tokenizer does not have are never allowed.
+        json_whitespace: a name of `JSON_WHITESPACE`, for grammars that do not say themselves.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, json_whitespace: str = "little"
+    ) -> None:
+        self._json_whitespace = JSON_WHITESPACE[json_whitespace]
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
@@ -55,7 +64,7 @@ class GrammarCompiler:
                 self._compiled.move_to_end(grammar)
                 return GrammarMatcher(compiled.deep_copy())
             vocabulary = self._vocabulary = self._vocabulary or self._read_vocabulary()
-        compiled = llguidance.LLMatcher(vocabulary, _lark(grammar), log_level=0)
+        compiled = llguidance.LLMatcher(vocabulary, self._lark(grammar), log_level=0)
         if not compiled.is_error():
             compiled.compute_bitmask()  # what is too complex to begin with is refused now
         if compiled.is_error():
@@ -69,6 +78,21 @@ class GrammarCompiler:
             while len(self._compiled) > MAX_CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
             return GrammarMatcher(compiled.deep_copy())
+
+    def _lark(self, grammar: Grammar) -> str:
+        """The grammar in llguidance's dialect of Lark, in the JSON in which it takes one."""
+        if grammar.kind == "lark":
+            lark = grammar.source
+        elif grammar.kind == "regex":
+            lark = f"start: /{llguidance.regex_to_lark(grammar.source, '')}/"
+        elif grammar.kind == "choice":
+            options = " | ".join(json.dumps(option) for option in json.loads(grammar.source))
+            # A name in capitals is one automaton; as a rule, each option would be a state.
+            lark = f"start: CHOICE\nCHOICE: {options}"
+        else:
+            lark = f"start: {grammar.json_rule()}"
+        lark = _with_whitespace(lark, self._json_whitespace)
+        return llguidance.LLMatcher.grammar_from_lark(lark + _OPTIONS)
 
     def _read_vocabulary(self) -> llguidance.LLTokenizer:
         return llguidance.LLTokenizer(_Vocabulary(self._tokenizer, self._vocab_size))  # type: ignore[arg-type]
@@ -169,34 +193,11 @@ class MaskFiller:
         ]
 
 
-def _lark(grammar: Grammar) -> str:
-    """The grammar in llguidance's dialect of Lark, in the JSON in which it takes one."""
-    if grammar.kind == "lark":
-        lark = grammar.source + _OPTIONS
-    elif grammar.kind == "regex":
-        lark = f"start: /{llguidance.regex_to_lark(grammar.source, '')}/{_OPTIONS}"
-    elif grammar.kind == "choice":
-        options = " | ".join(json.dumps(option) for option in json.loads(grammar.source))
-        # A name in capitals is one automaton; as a rule, each option would be a state of its own.
-        lark = f"start: CHOICE\nCHOICE: {options}{_OPTIONS}"
-    else:
-        lark = f"start: %json {json.dumps(_schema(grammar))}{_OPTIONS}"
-    return llguidance.LLMatcher.grammar_from_lark(lark)
-
-
-def _schema(grammar: Grammar) -> object:
-    """The JSON schema, with our settings where it does not bring its own (`x-guidance`)."""
-    if grammar.kind == "json_object":
-        return {"type": "object", "x-guidance": {"whitespace_pattern": _JSON_BLANKS}}
-    try:
-        schema = json.loads(grammar.source)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the schema is not valid JSON: {error}", param="grammar") from error
-    if not isinstance(schema, dict):
-        raise InvalidRequest("a JSON schema is a JSON object", param="grammar")
-    own = schema.get("x-guidance")
-    settings = {"whitespace_pattern": _JSON_BLANKS} | (own if isinstance(own, dict) else {})
-    return schema | {"x-guidance": settings}
+def _with_whitespace(lark: str, pattern: str) -> str:
+    """A grammar in which this is what the JSON parts have where they ask for the engine's."""
+    asked = json.dumps({"whitespace_pattern": DEFAULT_WHITESPACE})[1:-1]
+    layout = {"whitespace_pattern": pattern} if pattern else {"whitespace_flexible": False}
+    return lark.replace(asked, json.dumps(layout)[1:-1])
 
 
 def _shortened(message: str) -> str:

@@ -158,13 +158,20 @@ class RuleMaker:
         tokenizer: the served model's.
         vocab_size: the model's, which may be more than the tokenizer's.
         eos_token_ids: tokens that end an answer unless `ignore_eos` is set.
+        json_whitespace: as in `EngineConfig`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        json_whitespace: str = "little",
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
-        self._grammars = GrammarCompiler(tokenizer, vocab_size)
+        self._grammars = GrammarCompiler(tokenizer, vocab_size, json_whitespace)
 
     def is_slow(self, params: SamplingParams) -> bool:
         """Whether `make` is better called where nobody waits for it."""

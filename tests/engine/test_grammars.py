@@ -220,7 +220,7 @@ def test_thinking_comes_before_the_grammar(inside: bool):
     [
         (Grammar("json_schema", "{"), "not valid JSON"),
         (Grammar("json_schema", "[]"), "a JSON schema is a JSON object"),
-        (Grammar("json_schema", '{"type": "array", "uniqueItems": true}'), "uniqueItems"),
+        (Grammar("json_schema", '{"uniqueItems": true}', is_strict=True), "uniqueItems"),
         (Grammar("json_schema", '{"$ref": "https://example.com/x"}'), "example.com"),
         (Grammar("regex", "(a"), "unclosed group"),
         (Grammar("lark", "start: nobody"), "nobody"),
@@ -303,9 +303,34 @@ def test_padding_is_never_allowed(vocab_size: int):
     assert set(range(128)) <= set(allowed) <= set(range(256))
 
 
-def test_blanks_in_json_have_an_end():
-    matcher = GrammarCompiler(ByteTokenizer(), VOCAB).compile(Grammar("json_object"))
-    for token in b"{" + b" " * 40:
+@pytest.mark.parametrize(
+    ("layout", "grammar", "blanks"),
+    [
+        ("any", Grammar("json_object"), " " * 40),
+        ("little", Grammar("json_object"), " "),
+        ("little", Grammar("json_object"), "\n" + " " * 24),
+        ("little", Grammar("json_schema", '{"type": "object"}'), "\n\t"),
+        ("compact", Grammar("json_object"), ""),
+        ("any", Grammar("json_object", whitespace=""), ""),
+        ("compact", Grammar("json_object", whitespace="[ ]{3}"), "   "),
+        ("little", Grammar("lark", f"start: {Grammar('json_object').json_rule()}"), " "),
+        ("compact", Grammar("lark", f"start: {Grammar('json_object').json_rule()}"), ""),
+    ],
+)
+def test_blanks_in_json_have_an_end(layout: str, grammar: Grammar, blanks: str):
+    compiler = GrammarCompiler(ByteTokenizer(), VOCAB, layout)
+    matcher = compiler.compile(grammar)
+    for token in f'{{{blanks}"a":{blanks}1'.encode():
+        matcher.push(token)
+    matcher = compiler.compile(grammar)
+    for token in b"{" + blanks.encode():
         matcher.push(token)
     with pytest.raises(RequestFailed, match="cannot be followed"):
-        matcher.push(ord(" "))
+        matcher.push(ord("\n"))
+
+
+def test_a_layout_is_for_json():
+    with pytest.raises(InvalidRequest, match="whitespace is for JSON"):
+        Grammar("regex", "a", whitespace="")
+    with pytest.raises(InvalidRequest, match="cannot be used"):
+        GrammarCompiler(ByteTokenizer(), VOCAB).compile(Grammar("json_object", whitespace="("))

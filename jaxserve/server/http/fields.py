@@ -1,5 +1,6 @@
 """The fields that requests have in common, and what the engine makes of them."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -85,6 +86,8 @@ class StructuredOutputs(Body):
     choice: Strings | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class ServiceFields(Body):
@@ -130,6 +133,7 @@ class SamplingFields(ServiceFields):
     guided_regex: str | None = None
     guided_choice: Strings | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
 
 class GenerationFields(SamplingFields):
@@ -194,7 +198,7 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         stop=tuple(stop),
-        grammar=_only_grammar([grammar, *_grammars(body)], limits),
+        grammar=_laid_out(_only_grammar([grammar, *_grammars(body)], limits), body),
         **given,
     )
 
@@ -208,6 +212,26 @@ def _only_grammar(given: Sequence[Grammar | None], limits: RequestLimits) -> Gra
     for grammar in grammars:
         limits.check("max_grammar_chars", len(grammar.source), "the grammar's characters")
     return grammars[0] if grammars else None
+
+
+def _laid_out(grammar: Grammar | None, body: SamplingFields) -> Grammar | None:
+    """The grammar with what the request says about blanks in JSON."""
+    structured = body.structured_outputs or StructuredOutputs()
+    given = {
+        "guided_whitespace_pattern": body.guided_whitespace_pattern,
+        "structured_outputs.whitespace_pattern": structured.whitespace_pattern,
+        "structured_outputs.disable_any_whitespace": (
+            "" if structured.disable_any_whitespace else None
+        ),
+    }
+    said = {param: pattern for param, pattern in given.items() if pattern is not None}
+    for param in said:
+        if len(said) > 1:
+            raise InvalidRequest(f"{param}: there is more than one such field", param=param)
+        if grammar is None or not grammar.kind.startswith("json"):
+            raise InvalidRequest(f"{param} is for answers of a JSON form", param=param)
+        return dataclasses.replace(grammar, whitespace=said[param])
+    return grammar
 
 
 def service_params(body: ServiceFields, traceparent: str) -> ServiceParams:
@@ -242,8 +266,15 @@ def check_stream_options(body: GenerationFields) -> None:
         )
 
 
-def schema_grammar(schema: dict[str, Any] | bool | str | None, param: str) -> Grammar:
+def schema_grammar(
+    schema: dict[str, Any] | bool | str | None, param: str, *, is_strict: bool = False
+) -> Grammar:
     """A JSON schema, as an object or as its text.
+
+    Args:
+        schema: as it came.
+        param: the request's field, for messages.
+        is_strict: see `Grammar`.
 
     Raises:
         InvalidRequest: there is none.
@@ -254,7 +285,7 @@ def schema_grammar(schema: dict[str, Any] | bool | str | None, param: str) -> Gr
         source = schema if isinstance(schema, str) else json.dumps(schema)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{param} is not a JSON schema", param=param) from error
-    return Grammar("json_schema", source)
+    return Grammar("json_schema", source, is_strict=is_strict)
 
 
 def response_format_grammar(given: ResponseFormat | None) -> Grammar | None:
@@ -263,8 +294,12 @@ def response_format_grammar(given: ResponseFormat | None) -> Grammar | None:
         return None
     if given.type == "json_object":
         return Grammar("json_object")
-    schema = given.json_schema and given.json_schema.schema_
-    return schema_grammar(schema, "response_format.json_schema.schema")
+    given_schema = given.json_schema or JsonSchemaFormat()
+    return schema_grammar(
+        given_schema.schema_,
+        "response_format.json_schema.schema",
+        is_strict=bool(given_schema.strict),
+    )
 
 
 def _grammars(body: SamplingFields) -> list[Grammar | None]:

@@ -198,7 +198,7 @@ def _grammar(text: TextConfig | None) -> Grammar | None:
         return None
     if given.type == "json_object":
         return Grammar("json_object")
-    return fields.schema_grammar(given.schema_, "text.format.schema")
+    return fields.schema_grammar(given.schema_, "text.format.schema", is_strict=bool(given.strict))
 
 
 def _settings(body: ResponsesRequest) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
+from jaxserve.core.json_schema import enforceable_schema
 from jaxserve.server.tools.call_stream import CallMarks
 from jaxserve.server.tools.grammar_rules import answer_rules
 from jaxserve.server.tools.tool import Tool
@@ -79,7 +80,7 @@ class ToolFormat(abc.ABC):
         before, between, after = self.call_parts
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
         for i, tool in enumerate(tools):
-            schema = json.dumps({**_closed(tool.parameters), "x-guidance": _LAYOUT})
+            schema = json.dumps(_arguments(tool))
             head = json.dumps((before + tool.name + between).removeprefix(already))
             rules.append(f"call_{i}: {head} %json {schema} {json.dumps(after)}")
         return "\n".join(rules)
@@ -106,6 +107,15 @@ class ToolFormat(abc.ABC):
 def tool_list(tools: Sequence[Tool]) -> str:
     """The tools' descriptions as JSON, one a line."""
     return "\n".join(json.dumps(tool.for_template(), ensure_ascii=False) for tool in tools)
+
+
+def _arguments(tool: Tool) -> dict[str, Any]:
+    """The schema that a call's arguments are held to."""
+    try:
+        schema = enforceable_schema(_closed(tool.parameters), is_strict=tool.is_strict)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"the tool {tool.name!r}: {error}", param="tools") from error
+    return {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_LAYOUT}}
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 
 import llguidance
 
-from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
 
 
@@ -21,10 +20,4 @@ def answer_rules(grammar: Grammar) -> str:
         return f"answer: /{llguidance.regex_to_lark(grammar.source, '')}/"
     if grammar.kind == "lark":
         return f"answer: %lark {{\n{grammar.source}\n}}"
-    if grammar.kind == "json_object":
-        return 'answer: %json {"type": "object"}'
-    try:
-        schema = json.loads(grammar.source)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the schema is not valid JSON: {error}", param="grammar") from error
-    return f"answer: %json {json.dumps(schema)}"
+    return f"answer: {grammar.json_rule()}"
