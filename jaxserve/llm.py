@@ -71,6 +71,10 @@ class LLM:
         """Facts about the model and how it is run."""
         return self._engine.info
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """How is sampled where a call does not say: as the model advises (`generation_config`)."""
+        return SamplingParams(**self.model_info.default_sampling_params)  # type: ignore[arg-type]
+
     def load(self) -> EngineLoad:
         """The engine's counters."""
         return self._engine.load()
@@ -92,7 +96,8 @@ class LLM:
 
         Args:
             prompts: text or {"prompt_token_ids": [...]}, one or many.
-            sampling_params: one for all, or one per prompt.
+            sampling_params: one for all, or one per prompt; None for
+                `get_default_sampling_params()`.
             service_params: tenants, priorities and the like: one for all, or one per prompt.
             n: answers per prompt; with a seed, the i-th is sampled with seed + i.
             use_tqdm: show a progress bar on stderr.
@@ -107,7 +112,7 @@ class LLM:
         if n < 1:
             raise InvalidRequest(f"n must be at least 1, got {n}")
         results = [self._result(prompt, n) for prompt in _as_list(prompts)]
-        params = _one_each(sampling_params, SamplingParams(), len(results))
+        params = _one_each(sampling_params, self.get_default_sampling_params(), len(results))
         services = _one_each(service_params, ServiceParams(), len(results))
         requests: list[_Request] = []
         for result, sampling, service in zip(results, params, services, strict=True):
@@ -198,7 +203,7 @@ class LLM:
 
         Args:
             prompt: text or {"prompt_token_ids": [...]}.
-            sampling_params: how to sample and when to stop.
+            sampling_params: how to sample and when to stop; None as for `generate`.
 
         Yields:
             What each step added; `finish_reason` is set on the last one.
@@ -207,7 +212,7 @@ class LLM:
             InvalidRequest: the prompt cannot be served.
         """
         result = self._result(prompt, 0)
-        params = sampling_params or SamplingParams()
+        params = sampling_params or self.get_default_sampling_params()
         deltas: deque[TokenDelta] = deque()
         with self._requests({result.request_id: deltas.append}):
             self._engine.add(

@@ -12,6 +12,7 @@ import jaxserve
 from jaxserve import LLM, Grammar, SamplingParams
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.request import FinishReason
+from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -220,3 +221,14 @@ def test_embeddings(llm: LLM) -> None:
     np.testing.assert_allclose(alone.outputs.embedding, vectors[2], atol=1e-5)
     with pytest.raises(InvalidRequest, match="leaves no room"):
         llm.embed(["fine", "x" * 600], use_tqdm=False)
+
+
+def test_calls_that_do_not_say_sample_as_the_model_advises(monkeypatch) -> None:
+    advised = {"temperature": 0.25, "top_k": 3, "max_tokens": 5}
+    engine = fake_sync_engine(default_sampling_params=advised)
+    monkeypatch.setattr("jaxserve.llm.build_sync_engine", lambda _: engine)
+    llm = LLM("fake")
+    assert llm.get_default_sampling_params() == SamplingParams(**advised)
+    [result] = llm.generate("a", use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 5
+    assert list(llm.stream("a"))[-1].num_output_tokens == 5

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxserve.checkpoints.names import Source
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Checkpoint(abc.ABC):
     @abc.abstractmethod
     def tokenizer_path(self) -> Path:
         """File or directory that `jaxserve.tokenizers.load_tokenizer` takes."""
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What its authors advise for requests that do not say how to sample."""
+        return {}
 
     @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:

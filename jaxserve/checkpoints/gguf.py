@@ -7,7 +7,9 @@ import numpy as np
 from jaxserve.checkpoints.base import Checkpoint, combine_source
 from jaxserve.checkpoints.gguf_file import GgufFile
 from jaxserve.checkpoints.names import check_tensors, gguf_sources
+from jaxserve.checkpoints.pull import demo_sampling
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.sampling_defaults import SamplingDefaults, from_gguf_metadata
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_gguf import from_gguf
 
@@ -61,6 +63,12 @@ class GgufCheckpoint(Checkpoint):
     def tokenizer_path(self) -> Path:
         """The file itself: its metadata holds the vocabulary."""
         return self._file.path
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """Those in its metadata, and of a demo model those of its model card."""
+        path = self._file.path
+        return {**demo_sampling(path), **from_gguf_metadata(self._file.metadata, str(path))}
 
     def read(self, name: str) -> np.ndarray:
         """Dequantise one parameter to float32."""

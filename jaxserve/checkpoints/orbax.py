@@ -1,6 +1,6 @@
 """jaxserve's own checkpoint directory: Orbax arrays, configuration and tokenizer together.
 
-    DIR/jaxserve.json   format, version, the fields of ModelConfig
+    DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults
     DIR/weights/        Orbax, one array per parameter, in the layout of names.parameter_shapes
     DIR/tokenizer/      what Tokenizer.save wrote, chat template included
 
@@ -24,6 +24,11 @@ from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.names import Shape, check_no_extra, parameter_shapes
 from jaxserve.checkpoints.safetensors import read_json
 from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.core.sampling_defaults import (
+    SamplingDefaults,
+    from_generation_config,
+    to_generation_config,
+)
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import config_from_dict, config_to_dict
 
@@ -51,6 +56,9 @@ class OrbaxCheckpoint(Checkpoint):
             )
         try:
             self._config = config_from_dict(marker["config"])
+            self._sampling = from_generation_config(
+                marker.get("generation", {}), str(self._path / MARKER)
+            )
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
         self._dtypes = self._check_arrays()
@@ -69,6 +77,11 @@ class OrbaxCheckpoint(Checkpoint):
     def tokenizer_path(self) -> Path:
         """The tokenizer's directory."""
         return self._path / TOKENIZER
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """Those of the checkpoint that it was converted from."""
+        return self._sampling
 
     def read(self, name: str) -> np.ndarray:
         """Read one parameter as it is stored."""
@@ -119,6 +132,7 @@ def write_orbax(
     config: ModelConfig,
     params: Iterable[tuple[str, np.ndarray]],
     save_tokenizer: Callable[[Path], object],
+    sampling: SamplingDefaults | None = None,
 ) -> None:
     """Write a checkpoint directory, which appears only when it is complete.
 
@@ -129,6 +143,7 @@ def write_orbax(
         config: the model's architecture.
         params: every parameter by name, in the shapes of `names.parameter_shapes`.
         save_tokenizer: called with an existing empty directory to write the tokenizer into.
+        sampling: the model's defaults.
 
     Raises:
         CheckpointError: `path` exists, or the parameters do not fit `config`.
@@ -145,7 +160,12 @@ def write_orbax(
         _check_shapes({name: array.shape for name, array in arrays.items()}, config)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(work / WEIGHTS, args=ocp.args.PyTreeSave(arrays))
-        marker = {"format": FORMAT, "version": VERSION, "config": config_to_dict(config)}
+        marker = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": config_to_dict(config),
+            "generation": to_generation_config(sampling or {}),
+        }
         (work / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         work.rename(path)

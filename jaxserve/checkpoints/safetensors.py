@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from jaxserve.checkpoints.base import Checkpoint, combine_source
 from jaxserve.checkpoints.names import Shape, check_tensors, hf_sources
 from jaxserve.core.errors import CheckpointError
+from jaxserve.core.sampling_defaults import SamplingDefaults, from_generation_config
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_hf import from_hf_config
 
+GENERATION_CONFIG = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 # Vision parts of Gemma 3, and buffers that old files carry along.
@@ -44,12 +46,19 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, *, allow_unknown: bool = False) -> None:
         self._path = Path(path)
-        generation = self._path / "generation_config.json"
+        values, where = read_json(self._path / "config.json"), "config.json"
+        generation: dict[str, Any] | None = None
+        if (self._path / GENERATION_CONFIG).exists():
+            generation, where = read_json(self._path / GENERATION_CONFIG), GENERATION_CONFIG
         config = from_hf_config(
-            read_json(self._path / "config.json"),
+            values,
             name=self._path.name,
-            generation_config=read_json(generation) if generation.exists() else None,
+            generation_config=generation,
             allow_unknown=allow_unknown,
+        )
+        # Old checkpoints have them in config.json, where a generation_config.json is missing.
+        self._sampling = from_generation_config(
+            values if generation is None else generation, str(self._path / where)
         )
         self._files = _tensor_files(self._path)
         headers = self._read_headers()
@@ -93,6 +102,11 @@ class SafetensorsCheckpoint(Checkpoint):
     def tokenizer_path(self) -> Path:
         """The directory itself."""
         return self._path
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """Those of generation_config.json."""
+        return self._sampling
 
     def read(self, name: str) -> np.ndarray:
         """Read one parameter, in float32 or, where it is stored so, bfloat16."""

@@ -77,7 +77,8 @@ def convert_checkpoint(
     written = destination.with_name(f".{destination.name}.new") if replace else destination
     if replace:
         shutil.rmtree(written, ignore_errors=True)  # left by a conversion that was killed
-    write_orbax(written, checkpoint.config, _read_all(checkpoint, dtype), tokenizer.save)
+    params = _read_all(checkpoint, dtype)
+    write_orbax(written, checkpoint.config, params, tokenizer.save, checkpoint.sampling_defaults)
     if replace:
         shutil.rmtree(destination)
         written.rename(destination)

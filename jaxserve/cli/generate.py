@@ -21,39 +21,41 @@ if TYPE_CHECKING:
     from jaxserve.engine.outputs import TokenDelta
     from jaxserve.llm import LLM, Prompt
 
+DEFAULT_MAX_TOKENS = 256
 INTERACTIVE_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the sampling flags, and its function a ready `params: SamplingParams`."""
-    # The defaults are SamplingParams' own, but for the length, where 16 tokens are few to read.
-    defaults = {"max_tokens": 256}
+    """Give a command the sampling flags, and its function those given, as `sampling`."""
     flags: tuple[tuple[str, Any, str], ...] = (
-        ("--temperature", float, "0 always takes the likeliest token"),
-        ("--top-p", float, "keep the likeliest tokens that reach this probability together"),
-        ("--top-k", int, "keep this many of the likeliest tokens; 0 keeps all"),
-        ("--min-p", float, "drop tokens less likely than this times the likeliest"),
+        ("--temperature", float, "0 always takes the likeliest token (default: the model's)"),
+        ("--top-p", float, "keep the likeliest tokens that reach this probability together "
+         "(default: the model's)"),
+        ("--top-k", int, "keep this many of the likeliest tokens; 0 keeps all (default: the "
+         "model's)"),
+        ("--min-p", float, "drop tokens less likely than this times the likeliest (default: the "
+         "model's)"),
         ("--seed", int, "make the answer reproducible"),
-        ("--max-tokens", int, "tokens to generate at most"),
+        ("--max-tokens", int, f"tokens to generate at most (default: {DEFAULT_MAX_TOKENS})"),
         ("--stop", str, "text that ends the answer and is not part of it (repeatable)"),
         ("--ignore-eos/--no-ignore-eos", bool, "generate on past the model's end token"),
-    )
+    )  # fmt: skip
     names = [flag.split("/")[0][2:].replace("-", "_") for flag, _, _ in flags]
 
     @functools.wraps(function)
     def with_params(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(f"sampling_{name}") for name in names}
+        given = {name: value for name, value in values.items() if value not in (None, ())}
         try:
-            params = SamplingParams(**{name: kwargs.pop(f"sampling_{name}") for name in names})
+            SamplingParams(**given)  # refused now, not after the model is loaded
         except JaxserveError as error:
             raise click.UsageError(str(error)) from error
-        return function(*args, params=params, **kwargs)
+        return function(*args, sampling=given, **kwargs)
 
     for name, (flag, kind, text) in reversed(list(zip(names, flags, strict=True))):
-        default = defaults.get(name, getattr(SamplingParams, name))
         with_params = click.option(
             flag, f"sampling_{name}", cls=GroupedOption, group="sampling", help=text,
-            type=None if kind is bool else kind, multiple=name == "stop", default=default,
-            show_default=default not in (None, ()),
+            type=None if kind is bool else kind, multiple=name == "stop", default=None,
         )(with_params)  # fmt: skip
     return with_params
 
@@ -67,7 +69,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @engine_options(exclude=("seed", "served_model_name"))
 def generate(
     config: EngineConfig,
-    params: SamplingParams,
+    sampling: dict[str, Any],
     prompt: str | None,
     chat: str | None,
     interactive: bool,
@@ -87,6 +89,8 @@ def generate(
     from jaxserve.llm import LLM  # imports JAX: only now, so that --help is instant
 
     with contextlib.closing(LLM(**dataclasses.asdict(config))) as llm:
+        advised = llm.model_info.default_sampling_params
+        params = SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **advised, **sampling})
         if interactive:
             _Conversation(llm, params, messages).run()
             return

@@ -38,6 +38,10 @@ class EngineConfig:
         False, "go on with keys of config.json or GGUF metadata that jaxserve does not know and "
         "that may change what the model computes", group="model",
     )  # fmt: skip
+    generation_config: str = option(
+        "auto", "sampling defaults of requests that do not say: auto takes the model's own, none "
+        "takes none, else a generation_config.json or its directory", group="model",
+    )  # fmt: skip
     dtype: str = option(
         "auto",
         "type of weights and activations; auto is bfloat16, on CPU float32",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jaxserve.cache.events import EventLog
 from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.generation import read_generation
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
 from jaxserve.checkpoints.random_weights import RandomCheckpoint
@@ -73,6 +74,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         if path
         else _random_checkpoint(config)
     )
+    generation = read_generation(checkpoint, config.generation_config)
     model_config, rules = shard_model(checkpoint.config, mesh)
     dtype = _dtype(config)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
@@ -127,12 +129,12 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         platform=jax.devices()[0].platform,
         eos_token_ids=(),
         matryoshka_dimensions=model_config.matryoshka_dimensions,
+        default_sampling_params=generation.sampling,
     )
     tokenizer = _tokenizer(config, checkpoint)
     tokenizer.parses_special_in_chat = config.chat_special_tokens
-    info = dataclasses.replace(
-        info, eos_token_ids=tuple({*tokenizer.eos_token_ids, *model_config.eos_token_ids})
-    )
+    eos = {*tokenizer.eos_token_ids, *model_config.eos_token_ids, *generation.eos_token_ids}
+    info = dataclasses.replace(info, eos_token_ids=tuple(eos))
     log.info("KV cache: %d pages of %d tokens, %s", num_pages, config.page_size, kv_dtype.name)
     counter.ready()
     return Engine(

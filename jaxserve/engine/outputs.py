@@ -10,6 +10,7 @@ from jaxserve.cache.store_stats import TierStats
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import FinishReason
+from jaxserve.core.sampling_defaults import SamplingDefaults
 
 
 class ActiveRequest(NamedTuple):
@@ -75,7 +76,10 @@ class TokenDelta:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """Facts about the served model and how it is run; they do not change after start."""
+    """Facts about the served model and how it is run; they do not change after start.
+
+    `default_sampling_params` are for requests that do not say how to sample.
+    """
 
     name: str
     family: str
@@ -94,6 +98,7 @@ class ModelInfo:
     platform: str
     eos_token_ids: tuple[int, ...]
     matryoshka_dimensions: tuple[int, ...] | None = None  # as in `ModelConfig`
+    default_sampling_params: SamplingDefaults = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

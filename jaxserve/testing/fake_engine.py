@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_pool import PagePool
+from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.core.step import Executor
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
@@ -39,6 +40,7 @@ def fake_sync_engine(
     step_seconds: float = 0.001,
     profiler: Profiler | None = None,
     embedding_pooling: str = "mean",
+    default_sampling_params: SamplingDefaults | None = None,
 ) -> Engine:
     """The same, stepped by its caller; for testing policies.
 
@@ -51,6 +53,7 @@ def fake_sync_engine(
         policy: the order of service, `fcfs` by default.
         step_seconds: how long the pretended device takes for a step.
         profiler: what takes profiles, if anything.
+        default_sampling_params: of requests that do not say.
     """
     tokenizer = ByteTokenizer()
     events = EventLog()
@@ -81,6 +84,7 @@ def fake_sync_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         platform="fake",
         eos_token_ids=tokenizer.eos_token_ids,
+        default_sampling_params=default_sampling_params or {},
     )
     if executor is None:
         executor = FakeExecutor(page_size=page_size, model=model, step_seconds=step_seconds)

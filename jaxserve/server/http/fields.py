@@ -173,14 +173,19 @@ def sampling_params(
         body: the request.
         info: of the served model.
         limits: on grammars.
-        max_tokens: tokens to generate; None: to the end of the context.
+        max_tokens: tokens to generate; None: as the model's defaults say, else to the end of
+            the context.
         logprobs, prompt_logprobs: as in `SamplingParams`.
         grammar: one that is not among these fields, such as that of a response format.
 
     Raises:
         InvalidRequest: a value is out of range, or there are several grammars.
     """
-    given = {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
+    given: dict[str, Any] = dict(info.default_sampling_params)
+    given |= {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    given.setdefault("max_tokens", None)
     for name in ("stop_token_ids", "allowed_token_ids"):
         ids = getattr(body, name)
         if ids is not None:
@@ -194,7 +199,6 @@ def sampling_params(
         given["bad_words"] = tuple(body.bad_words)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return SamplingParams(
-        max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         stop=tuple(stop),

@@ -54,4 +54,5 @@ def _model(info: ModelInfo, created: int) -> dict[str, object]:
         "created": created,
         "owned_by": "jaxserve",
         "max_model_len": info.max_model_len,
+        "default_sampling_params": dict(info.default_sampling_params),
     }

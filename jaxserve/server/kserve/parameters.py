@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import KINDS, Grammar
+from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.server.kserve import open_inference_pb2 as pb
@@ -29,9 +30,10 @@ def read_parameters(
     *,
     vocab_size: int,
     limits: RequestLimits,
+    defaults: SamplingDefaults,
     traceparent: str = "",
 ) -> Parameters:
-    """The engine's parameters; those not given take the defaults of jaxserve.v1.
+    """The engine's parameters; those not given take the model's defaults, then jaxserve.v1's.
 
     Names and meanings are those of jaxserve.v1's SamplingParams and ServiceParams. Numbers may
     come as strings, as Triton's clients send them, and one stop string for a list of one.
@@ -41,6 +43,7 @@ def read_parameters(
         more: the object of its input `sampling_parameters`, where lists and maps have a place.
         vocab_size: tokens are below it.
         limits: on single requests.
+        defaults: the served model's.
         traceparent: of the call.
 
     Raises:
@@ -61,7 +64,7 @@ def read_parameters(
     service = {name: values.pop(name) for name in _SERVICE if name in values}
     for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
         check_token_ids(name, values.get(name, ()), vocab_size)
-    values.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    values = {"max_tokens": DEFAULT_MAX_TOKENS, **defaults, **values}
     return Parameters(
         SamplingParams(grammar=grammar, **values),
         ServiceParams(traceparent=traceparent, **service),

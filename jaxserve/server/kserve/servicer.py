@@ -230,6 +230,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             {} if more is None else read_json(more, limits),
             vocab_size=engine.model_info.vocab_size,
             limits=limits,
+            defaults=engine.model_info.default_sampling_params,
             traceparent=traceparent(context),
         )
         read = read._replace(service=on_account(read.service))

@@ -6,6 +6,7 @@ import grpc
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
+from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.server.call_metadata import traceparent
@@ -33,8 +34,9 @@ def sampling_params(
     tokenizer: Tokenizer,
     vocab_size: int,
     limits: RequestLimits,
+    defaults: SamplingDefaults,
 ) -> SamplingParams:
-    """The engine's sampling parameters; unset fields take the protocol's defaults.
+    """The engine's sampling parameters; unset fields take the model's defaults, then v1's.
 
     Args:
         message: what the request says.
@@ -42,14 +44,13 @@ def sampling_params(
         tokenizer: the served model's.
         vocab_size: tokens are below it.
         limits: on single requests.
+        defaults: the served model's.
 
     Raises:
         InvalidRequest: a value is out of range, or a token is not in the vocabulary.
     """
-    given: dict[str, Any] = {
-        name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)
-    }
-    given.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    given: dict[str, Any] = {"max_tokens": DEFAULT_MAX_TOKENS, **defaults}
+    given |= {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
     check_token_ids("stop_token_ids", message.stop_token_ids, vocab_size)
     check_token_ids("logit_bias", message.logit_bias, vocab_size)
     if message.HasField("allowed_token_ids"):

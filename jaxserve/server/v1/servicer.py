@@ -50,6 +50,7 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
             tokenizer=tokenizer,
             vocab_size=info.vocab_size,
             limits=limits,
+            defaults=info.default_sampling_params,
         )
         answers = stream_answers(self._context, engine, rid, [prompt], params, service, n=n)
         async with contextlib.aclosing(answers):

@@ -1,6 +1,6 @@
 """Requests of vLLM's engine protocol, made the engine's; what cannot be applied is refused."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -20,6 +20,7 @@ _SAME = (  # fields without presence that mean what ours mean
     "top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos",
     "skip_special_tokens", "include_stop_str_in_output",
 )  # fmt: skip
+_ZERO_IS_UNSET = ("top_p", "repetition_penalty")
 _OPTIONAL = ("temperature", "max_tokens", "logprobs", "prompt_logprobs")
 
 
@@ -48,7 +49,7 @@ async def read_generate(
     message = request.sampling_params
     n = message.n or 1
     limits.check("max_n", n, "n")
-    params = await _sampling_params(message, info.vocab_size, limits)
+    params = await _sampling_params(message, info, limits)
     keep = _truncation(message, info.max_model_len)
     kind = request.WhichOneof("input")
     if kind == "text":
@@ -73,20 +74,21 @@ def read_embed(request: pb.EmbedRequest, info: ModelInfo) -> list[int]:
 
 
 async def _sampling_params(
-    message: pb.SamplingParams, vocab_size: int, limits: RequestLimits
+    message: pb.SamplingParams, info: ModelInfo, limits: RequestLimits
 ) -> SamplingParams:
     refuse_fields(message, "structural_tag")
-    check_token_ids("stop_token_ids", message.stop_token_ids, vocab_size)
-    check_token_ids("logit_bias", message.logit_bias, vocab_size)
-    given = {name: getattr(message, name) for name in _SAME}
+    check_token_ids("stop_token_ids", message.stop_token_ids, info.vocab_size)
+    check_token_ids("logit_bias", message.logit_bias, info.vocab_size)
+    # max_tokens: as far as the context goes, as in vLLM. The model's defaults hold where a field
+    # can be told to be unset: 0 says something in those of _SAME.
+    given: dict[str, Any] = {"max_tokens": None, **info.default_sampling_params}
+    given |= {name: getattr(message, name) for name in _SAME}
     given |= {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
-    given.setdefault("max_tokens", None)  # vLLM's: as far as the context goes
+    given |= {name: value for name in _ZERO_IS_UNSET if (value := getattr(message, name))}
     # spaces_between_special_tokens is about text, of which this protocol brings none back: stop
     # strings are looked for in the tokens' own text, as vLLM's fast tokenizers do.
     # grammar_from_first_token is how grammars always begin here.
     return SamplingParams(
-        top_p=message.top_p or 1.0,  # 0, in both: unset
-        repetition_penalty=message.repetition_penalty or 1.0,
         seed=message.seed % 2**64 if message.HasField("seed") else None,  # negative ones, too
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),

@@ -53,6 +53,18 @@ def made(**given: Any) -> SamplingParams:
     return fields.sampling_params(body, INFO, RequestLimits(), max_tokens=None)
 
 
+def test_the_models_defaults_hold_for_what_a_request_leaves_open() -> None:
+    advised = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 30}
+    info = fake_sync_engine(default_sampling_params=advised).info
+
+    def sampled(max_tokens: int | None, **given: Any) -> SamplingParams:
+        body = fields.SamplingFields.model_validate(given)
+        return fields.sampling_params(body, info, RequestLimits(), max_tokens=max_tokens)
+
+    assert sampled(None) == SamplingParams(temperature=0.2, top_p=0.9, max_tokens=30)
+    assert sampled(5, temperature=1, top_p=None) == SamplingParams(top_p=0.9, max_tokens=5)
+
+
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling(name: str) -> None:
     value, attribute, expected = SAMPLING[name]

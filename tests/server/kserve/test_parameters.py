@@ -14,6 +14,7 @@ from jaxserve.server.kserve.parameters import Parameters, read_json, read_parame
 from jaxserve.server.limits import RequestLimits
 
 LIMITS = RequestLimits(max_grammar_chars=100, max_prompt_chars=10_000)
+DEFAULTS: dict[str, float | int] = {}
 KINDS = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
 
 
@@ -21,7 +22,16 @@ def read(more: dict[str, Any] | None = None, **parameters: Any) -> Parameters:
     message = {
         name: pb.InferParameter(**{KINDS[type(value)]: value}) for name, value in parameters.items()
     }
-    return read_parameters(message, more or {}, vocab_size=258, limits=LIMITS, traceparent="t")
+    return read_parameters(
+        message, more or {}, vocab_size=258, limits=LIMITS, defaults=DEFAULTS, traceparent="t"
+    )
+
+
+def test_the_models_defaults_hold_for_what_is_not_given(monkeypatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "temperature", 0.2)
+    monkeypatch.setitem(DEFAULTS, "max_tokens", 9)
+    assert read().sampling == SamplingParams(temperature=0.2, max_tokens=9)
+    assert read(temperature=1.0, max_tokens=5).sampling == SamplingParams(max_tokens=5)
 
 
 def test_nothing_given() -> None:
@@ -107,7 +117,9 @@ def test_a_parameter_is_given_once_and_has_a_value() -> None:
     with pytest.raises(InvalidRequest, match=r"top_k.* twice"):
         read({"top_k": 1}, top_k=2)
     with pytest.raises(InvalidRequest, match=r"top_k.* no value"):
-        read_parameters({"top_k": pb.InferParameter()}, {}, vocab_size=9, limits=LIMITS)
+        read_parameters(
+            {"top_k": pb.InferParameter()}, {}, vocab_size=9, limits=LIMITS, defaults={}
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.v1 import jaxserve_pb2 as pb
+from jaxserve.server.v1.responses import model_info
 from jaxserve.server.v1.sampling import sampling_params
+from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
+
+DEFAULTS: dict[str, float | int] = {}
 
 
 def params(prompt: str = "", **fields: Any) -> SamplingParams:
@@ -22,11 +26,26 @@ def params(prompt: str = "", **fields: Any) -> SamplingParams:
         tokenizer=tokenizer,
         vocab_size=258,
         limits=RequestLimits(max_grammar_chars=100),
+        defaults=DEFAULTS,
     )
 
 
 def test_unset_sampling_fields_take_the_documented_defaults() -> None:
     assert params() == SamplingParams(max_tokens=256)
+
+
+def test_the_models_defaults_hold_for_unset_fields(monkeypatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "top_k", 64)
+    monkeypatch.setitem(DEFAULTS, "max_tokens", 9)
+    assert params() == SamplingParams(top_k=64, max_tokens=9)
+    assert params(top_k=0, max_tokens=5) == SamplingParams(max_tokens=5)
+
+
+def test_model_info_shows_the_models_defaults() -> None:
+    info = fake_sync_engine(default_sampling_params={"temperature": 0.25, "top_k": 3}).info
+    expected = pb.SamplingParams(temperature=0.25, top_k=3)
+    assert model_info(info).default_sampling_params == expected
+    assert not model_info(fake_sync_engine().info).default_sampling_params.ListFields()
 
 
 def test_the_proto_has_every_sampling_field() -> None:

@@ -30,6 +30,22 @@ def test_unset_fields_mean_what_they_mean_to_vllm() -> None:
     assert read() == Generation([1, 2, 3], params, 1)
 
 
+def test_the_models_defaults_hold_where_a_field_can_be_unset() -> None:
+    """0 keeps all tokens by top_k and min_p: these two say something always."""
+    advised = {"temperature": 0.5, "top_p": 0.75, "top_k": 9, "repetition_penalty": 1.5}
+    info = fake_sync_engine(max_model_len=16, default_sampling_params=advised).info
+    for given, expected in (
+        ({}, {"temperature": 0.5, "top_p": 0.75, "repetition_penalty": 1.5}),
+        ({"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}, {}),
+    ):
+        request = pb.GenerateRequest(
+            sampling_params=pb.SamplingParams(**given),
+            tokenized=pb.TokenizedInput(input_ids=[1]),
+        )
+        made = asyncio.run(read_generate(request, ByteTokenizer(), info, LIMITS))
+        assert made.params == SamplingParams(max_tokens=None, skip_special_tokens=False, **expected)
+
+
 # What jaxserve's parameter becomes of the field's value, where it is not the same.
 APPLIED: dict[str, tuple[Any, dict[str, Any]]] = {
     "temperature": (0.5, {"temperature": 0.5}),
