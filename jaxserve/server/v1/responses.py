@@ -1,6 +1,5 @@
 """What the engine says, as messages of the protocol."""
 
-import dataclasses
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -58,7 +57,7 @@ def embed_response(embedding: Embedding) -> pb.EmbedResponse:
 
 
 def model_info(info: ModelInfo) -> pb.GetModelInfoResponse:
-    """The served model's facts; the message's fields have the dataclass's names."""
+    """The served model's facts; the message's fields are some of the dataclass's."""
     return _same_names(info, pb.GetModelInfoResponse)
 
 
@@ -68,5 +67,5 @@ def load(load: EngineLoad) -> pb.GetLoadResponse:
 
 
 def _same_names(value: ModelInfo | EngineLoad, message: type[M]) -> M:
-    names = (field.name for field in dataclasses.fields(value))
+    names = message.DESCRIPTOR.fields_by_name
     return message(**{name: getattr(value, name) for name in names})
