@@ -92,7 +92,7 @@ class AnswerPlan:
         """The tools for the chat template, if it knows of any."""
         return [tool.for_template() for tool in self._offered if self._template_knows_tools]
 
-    def shaped(self, params: SamplingParams, prompt: str) -> SamplingParams:
+    def shaped(self, params: SamplingParams, begun: str | None) -> SamplingParams:
         """The sampler's parameters with what the calls and thoughts need.
 
         A call that is required, or is to fit its schema in any case, is a matter of a grammar, and
@@ -100,7 +100,7 @@ class AnswerPlan:
 
         Args:
             params: with the request's own grammar, if it has one.
-            prompt: the text that the model goes on from.
+            begun: what the prompt has of a thought that the model goes on with, or None.
 
         Raises:
             InvalidRequest: the grammar is too long, or the model is not known to think and has a
@@ -120,7 +120,7 @@ class AnswerPlan:
             thinking = thoughts.budget(
                 _NO_LIMIT if budget is None else budget,
                 self.form.tokenizer,
-                is_open=thoughts.is_open(prompt),
+                begun=begun,
             )
         return dataclasses.replace(
             params,
@@ -129,16 +129,16 @@ class AnswerPlan:
             skip_special_tokens=params.skip_special_tokens and not self._has_special_markers(),
         )
 
-    def reader(self, prompt: str) -> TextReader:
+    def reader(self, begun: str | None) -> TextReader:
         """Reads one answer.
 
         Args:
-            prompt: the text that the model goes on from.
+            begun: what the prompt has of a thought that the model goes on with, or None.
         """
         thoughts = self.form.thoughts
         think = None
         if thoughts is not None:
-            think = ThinkStream(thoughts, is_open=thoughts.is_open(prompt))
+            think = ThinkStream(thoughts, begun=begun)
         calls = None
         if self._offered:
             names = [tool.name for tool in self._offered]

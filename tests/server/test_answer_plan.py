@@ -34,8 +34,8 @@ def plan(reasoning: str = "none", mode: str = "auto", name: str = "", **fields: 
     )
 
 
-def shaped(plan: AnswerPlan, prompt: str = "", **params: Any) -> SamplingParams:
-    return plan.shaped(SamplingParams(**params), prompt)
+def shaped(plan: AnswerPlan, begun: str | None = None, **params: Any) -> SamplingParams:
+    return plan.shaped(SamplingParams(**params), begun)
 
 
 def knows_tools() -> ByteTokenizer:
@@ -87,10 +87,10 @@ def test_a_grammar_of_its_own():
 
 
 def test_thinking():
-    limited = shaped(plan("think", thinking_budget=7), "so <think>\n").thinking
+    limited = shaped(plan("think", thinking_budget=7), "\n").thinking
     assert limited is not None
     assert (limited.max_tokens, limited.begins_inside) == (7, True)
-    free = shaped(plan("think", mode="required"), "so").thinking
+    free = shaped(plan("think", mode="required")).thinking
     assert free is not None
     assert free.max_tokens > 10**9 and not free.begins_inside
     assert shaped(plan("think")).thinking is None
@@ -117,7 +117,7 @@ def joined(events: list[AnswerEvent]) -> tuple[str, str, list[str]]:
 
 
 def read(plan: AnswerPlan, pieces: list[str], *, is_cut: bool = False) -> list[AnswerEvent]:
-    reader = plan.reader("")
+    reader = plan.reader(None)
     events = [event for piece in pieces for event in reader.push(piece)]
     return events + reader.finish(is_cut=is_cut)
 

@@ -14,7 +14,13 @@ from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
 from jaxserve.server.http.answer_parser import AnswerParser
 from jaxserve.server.http.chat_answer import ChatAnswer, ChatEvents, ChatHead
-from jaxserve.server.http.conversation import Messages, conversation_prompt
+from jaxserve.server.http.conversation import (
+    ConversationPrompt,
+    Effort,
+    Messages,
+    conversation_prompt,
+    thinking_budget,
+)
 from jaxserve.server.http.generation import (
     Job,
     begin,
@@ -27,7 +33,6 @@ from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.message_parser import MessageParser, PlainText
 from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.sse import EventStream
-from jaxserve.server.prompts import ChatPrompt
 from jaxserve.server.security.caller import on_account
 from jaxserve.server.tools.tool import read_tool_choice, read_tools
 from jaxserve.tokenizers.messages import template_messages
@@ -45,7 +50,7 @@ class ChatRequest(fields.GenerationFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     include_reasoning: bool | None = None
     thinking_token_budget: int | None = None
     tools: list[Any] | None = None
@@ -63,7 +68,15 @@ def chat_router(context: ServerContext) -> APIRouter:
         engine = context.engine_for(body.model or "")
         with callers_names(body, _names(body)):
             plan = _plan(body, context)
-            prompt = await conversation_prompt(body.messages, body, plan, context)
+            prompt = await conversation_prompt(
+                body.messages,
+                plan,
+                context,
+                add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
+                variables=body.chat_template_kwargs,
+                effort=body.reasoning_effort,
+            )
             job = _job(body, request, context, engine, plan, prompt)
             head = ChatHead(
                 id=f"chatcmpl-{job.request_id}",
@@ -91,20 +104,20 @@ def _names(body: ChatRequest) -> dict[str, str]:
 
 
 def _plan(body: ChatRequest, context: ServerContext) -> AnswerPlan:
-    tools = read_tools(body.tools, context.limits)
+    tools, form = read_tools(body.tools, context.limits), context.answer_format()
     return AnswerPlan(
-        form=context.answer_format(),
+        form=form,
         tools=tools,
         choice=read_tool_choice(body.tool_choice, tools),
         is_parallel=body.parallel_tool_calls is not False,
-        thinking_budget=body.thinking_token_budget,
+        thinking_budget=thinking_budget(body.thinking_token_budget, body.reasoning_effort, form),
     )
 
 
-def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ChatPrompt) -> MessageParser:
+def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ConversationPrompt) -> MessageParser:
     if plan.is_plain:
         return PlainText()
-    reader = plan.reader(prompt.text)
+    reader = plan.reader(prompt.begun)
     return AnswerParser(reader, with_reasoning=body.include_reasoning is not False)
 
 
@@ -114,7 +127,7 @@ def _job(
     context: ServerContext,
     engine: AsyncEngine,
     plan: AnswerPlan,
-    prompt: ChatPrompt,
+    prompt: ConversationPrompt,
 ) -> Job:
     fields.check_stream_options(body)
     context.limits.check("max_n", body.n or 1, "n")
@@ -130,7 +143,7 @@ def _job(
     return Job(
         request_id=request_id_of(request, body.request_id),
         prompts=[prompt.token_ids],
-        params=plan.shaped(params, prompt.text),
+        params=plan.shaped(params, prompt.begun),
         service=on_account(fields.service_params(body, traceparent_of(request))),
         n=body.n or 1,
     )

@@ -13,6 +13,12 @@ from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.answer_plan import AnswerPlan
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
+from jaxserve.server.http.conversation import (
+    ConversationPrompt,
+    Effort,
+    conversation_prompt,
+    thinking_budget,
+)
 from jaxserve.server.http.generation import (
     Job,
     begin,
@@ -26,7 +32,6 @@ from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.response_answer import ResponseAnswer, ResponseEvents, ResponseHead
 from jaxserve.server.http.response_input import response_messages
 from jaxserve.server.http.sse import EventStream
-from jaxserve.server.prompts import ChatPrompt, chat_prompt
 from jaxserve.server.security.caller import on_account
 from jaxserve.server.tools.tool import read_tool_choice, read_tools
 
@@ -62,6 +67,14 @@ class TextConfig(fields.Body):
     format: TextFormat | None = None
 
 
+class ReasoningConfig(fields.Body):
+    """How the model thinks; it is never summed up, for its thoughts are in the answer."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
 class ResponsesStreamOptions(fields.Body):
     """Settings of a stream."""
 
@@ -78,6 +91,7 @@ class ResponsesRequest(fields.SamplingFields):
     ]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    reasoning: ReasoningConfig | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     text: TextConfig | None = None
@@ -109,7 +123,7 @@ def responses_router(context: ServerContext) -> APIRouter:
                 model=engine.model_info.name,
                 names=TokenNames(engine.tokenizer),
                 settings=_settings(body),
-                reader=None if plan.is_plain else plan.reader(prompt.text),
+                reader=None if plan.is_plain else plan.reader(prompt.begun),
             )
             generation = await begin(request, context, engine, job)
         if body.stream:
@@ -129,24 +143,27 @@ def responses_router(context: ServerContext) -> APIRouter:
     return router
 
 
-async def _prompt(body: ResponsesRequest, plan: AnswerPlan, context: ServerContext) -> ChatPrompt:
-    return await chat_prompt(
-        plan.messages(response_messages(body.input, body.instructions)),
-        plan.form.tokenizer,
-        context.limits,
-        tools=plan.template_tools(),
-        chat_template_kwargs=body.chat_template_kwargs,
+async def _prompt(
+    body: ResponsesRequest, plan: AnswerPlan, context: ServerContext
+) -> ConversationPrompt:
+    messages = response_messages(body.input, body.instructions)
+    return await conversation_prompt(
+        messages, plan, context, variables=body.chat_template_kwargs, effort=_effort(body)
     )
 
 
+def _effort(body: ResponsesRequest) -> str | None:
+    return body.reasoning and body.reasoning.effort
+
+
 def _plan(body: ResponsesRequest, context: ServerContext) -> AnswerPlan:
-    tools = read_tools(body.tools, context.limits, is_flat=True)
+    tools, form = read_tools(body.tools, context.limits, is_flat=True), context.answer_format()
     plan = AnswerPlan(
-        form=context.answer_format(),
+        form=form,
         tools=tools,
         choice=read_tool_choice(body.tool_choice, tools),
         is_parallel=body.parallel_tool_calls is not False,
-        thinking_budget=body.thinking_token_budget,
+        thinking_budget=thinking_budget(body.thinking_token_budget, _effort(body), form),
     )
     if LOGPROBS in (body.include or ()) and not plan.is_plain:
         raise InvalidRequest(
@@ -162,7 +179,7 @@ def _job(
     context: ServerContext,
     engine: AsyncEngine,
     plan: AnswerPlan,
-    prompt: ChatPrompt,
+    prompt: ConversationPrompt,
 ) -> Job:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(
@@ -179,7 +196,7 @@ def _job(
     return Job(
         request_id=request_id_of(request, body.request_id),
         prompts=[prompt.token_ids],
-        params=plan.shaped(params, prompt.text),
+        params=plan.shaped(params, prompt.begun),
         service=on_account(fields.service_params(body, traceparent_of(request))),
     )
 
@@ -212,7 +229,7 @@ def _settings(body: ResponsesRequest) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": _effort(body), "summary": None},
         "safety_identifier": body.safety_identifier,
         "store": False,
         "temperature": 1.0 if body.temperature is None else body.temperature,

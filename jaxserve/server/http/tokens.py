@@ -9,7 +9,7 @@ from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.answer_plan import AnswerPlan
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http import fields
-from jaxserve.server.http.conversation import conversation_prompt
+from jaxserve.server.http.conversation import Effort, conversation_prompt
 from jaxserve.server.http.generation import json_response
 from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.prompts import off_loop, text_token_ids
@@ -31,7 +31,7 @@ class TokenizeRequest(fields.Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     tools: list[Any] | None = None
     return_token_strs: bool | None = None
 
@@ -102,4 +102,13 @@ async def _token_ids(body: TokenizeRequest, context: ServerContext) -> list[int]
     plan = AnswerPlan(
         form=context.answer_format(), tools=tools, choice=read_tool_choice(None, tools)
     )
-    return (await conversation_prompt(body.messages or [], body, plan, context)).token_ids
+    prompt = await conversation_prompt(
+        body.messages or [],
+        plan,
+        context,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+        effort=body.reasoning_effort,
+    )
+    return prompt.token_ids

@@ -19,26 +19,30 @@ class ThinkFormat:
     start: str
     end: str
 
-    def is_open(self, prompt: str) -> bool:
-        """Whether a prompt ends where thinking has begun."""
-        return prompt.rstrip().endswith(self.start)
+    def begun_in(self, text: str) -> str | None:
+        """What a text has of a thought that is not over, or None if it has none."""
+        _, start, thought = text.rpartition(self.start)
+        return thought if start and self.end not in thought else None
 
-    def budget(self, max_tokens: int, tokenizer: Tokenizer, *, is_open: bool) -> ThinkingBudget:
+    def budget(self, max_tokens: int, tokenizer: Tokenizer, *, begun: str | None) -> ThinkingBudget:
         """A limit on the thoughts' tokens.
 
         Args:
-            max_tokens: so many at most.
+            max_tokens: so many at most, those that the prompt has already among them.
             tokenizer: the served model's, which knows the markers' tokens.
-            is_open: the prompt has the start marker already.
+            begun: what the prompt has of a thought, behind the start marker; None if it has none.
 
         Raises:
             InvalidRequest: the limit is negative.
         """
+        if begun is not None and begun.strip() and max_tokens >= 0:
+            spent = len(tokenizer.encode(begun, add_special_tokens=False))
+            max_tokens = max(0, max_tokens - spent)
         return ThinkingBudget(
             max_tokens,
             marker_ids(self.start, tokenizer),
             marker_ids(self.end, tokenizer),
-            begins_inside=is_open,
+            begins_inside=begun is not None,
         )
 
 
@@ -59,14 +63,14 @@ class ThinkStream:
 
     Args:
         markers: what surrounds thoughts.
-        is_open: the prompt has the start marker already.
+        begun: what the prompt has of a thought, behind the start marker; None if it has none.
     """
 
-    def __init__(self, markers: ThinkFormat, *, is_open: bool) -> None:
+    def __init__(self, markers: ThinkFormat, *, begun: str | None) -> None:
         self._markers = markers
         self._rest = ""
-        self._step = self._thinking if is_open else self._at_beginning
-        self._has_thought = False
+        self._step = self._at_beginning if begun is None else self._thinking
+        self._has_thought = bool(begun and begun.strip())
         self._events: list[AnswerEvent] = []
 
     def push(self, text: str) -> list[AnswerEvent]:

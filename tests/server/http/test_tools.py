@@ -188,7 +188,7 @@ def test_results_and_tools_become_the_prompt(client: openai.OpenAI) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"extra_body": {"thinking_token_budget": 3}}, "thinking_token_budget"),
         ({"extra_body": {"chat_template_kwargs": {"x": 1}}}, "chat_template_kwargs.x"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning_effort": "hard"}, "reasoning_effort"),
         ({"extra_body": {"functions": [{}]}}, "functions"),
     ],
 )  # fmt: skip
@@ -230,3 +230,49 @@ def test_a_message_is_continued(client: openai.OpenAI) -> None:
     )  # fmt: skip
     # This model counts the characters after "assistant:", of which the template has one.
     assert answer.choices[0].message.content == " well"
+
+
+def continued(client: openai.OpenAI, begun: str, rest: str, **extra: Any) -> Any:
+    """The message that goes on with what has begun."""
+    # This model repeats the user's text from where the answer's own text, so far, is long.
+    said = "." * (len(begun) + 1) + rest
+    answer = client.chat.completions.create(
+        model="fake", max_tokens=99, temperature=0,
+        messages=[{"role": "user", "content": said}, {"role": "assistant", "content": begun}],
+        extra_body={"continue_final_message": True, **extra},
+    )  # fmt: skip
+    return answer.choices[0].message
+
+
+def test_a_thought_that_the_prompt_has_begun_goes_on(thinker: openai.OpenAI) -> None:
+    begun = "<think>\nLet me"
+    message = continued(thinker, begun, " think</think>\nYes")
+    assert (message.reasoning_content, message.content) == (" think", "Yes")
+    budget = len("\nLet me") + 4
+    cut = continued(thinker, begun, " think</think>\nYes", thinking_token_budget=budget)
+    assert cut.reasoning_content == " thi"
+    over = continued(thinker, "<think>a</think>b", " c")
+    assert over.content == " c" and not hasattr(over, "reasoning_content")
+
+
+def test_who_speaks_of_the_marker_does_not_think(thinker: openai.OpenAI) -> None:
+    message = ask(thinker, "What is <think> for").message
+    assert message.content == "What is <think> for"
+    assert not hasattr(message, "reasoning_content")
+    message = continued(thinker, "Well", " what is <think> for")
+    assert message.content == " what is <think> for"
+
+
+def test_efforts(thinker: openai.OpenAI) -> None:
+    """As litellm, pydantic-ai and openai-agents send them, to whatever model."""
+    text = "<think>Hm</think>Yes"
+    for effort in ("minimal", "low", "high", "xhigh"):
+        assert ask(thinker, text, reasoning_effort=effort).message.reasoning_content == "Hm"
+    message = ask(thinker, text, reasoning_effort="none").message
+    assert not hasattr(message, "reasoning_content")
+    answer = thinker.responses.create(
+        model="fake", input=text, temperature=0, reasoning={"effort": "low", "summary": "auto"}
+    )
+    assert [item.type for item in answer.output] == ["reasoning", "message"]
+    assert answer.reasoning and answer.reasoning.effort == "low"
+    assert answer.reasoning.summary is None
