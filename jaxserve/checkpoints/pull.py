@@ -32,7 +32,8 @@ MAX_LOG_LINES = 5
 POLL_SECONDS = 0.2
 HUB_PATTERNS = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "vocab.json", "merges.txt", "chat_template*", "*.safetensors", "*.safetensors.index.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+    "additional_chat_templates/*.jinja", "*.safetensors", "*.safetensors.index.json",
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class AnswerFormat:
         Raises:
             ConfigError: there is none of that name.
         """
-        calls = tool_format(tool_call_parser, chat_template=tokenizer.chat_template, family=family)
+        calls = tool_format(tool_call_parser, chat_template=tokenizer.tool_template, family=family)
         return cls(calls, think_format(reasoning_parser), tokenizer)
 
 

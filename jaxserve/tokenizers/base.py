@@ -64,6 +64,7 @@ class Tokenizer(abc.ABC):
         self.vocab_size = vocab_size
         self.special_ids = frozenset(special_ids)
         self.drops_leading_space = drops_leading_space
+        self._templates: dict[str, ChatTemplate] = {}
 
     @property
     def bos_token_id(self) -> int | None:
@@ -79,6 +80,11 @@ class Tokenizer(abc.ABC):
     def chat_template(self) -> str | None:
         """The Jinja source that turns messages into a prompt, if the model has one."""
         return self.settings.chat_template
+
+    @property
+    def tool_template(self) -> str | None:
+        """The one that is taken for messages with tools: `tool_use` where there is such a one."""
+        return self.settings.named_templates.get("tool_use", self.chat_template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text. Special tokens spelled out in it become their one id.
@@ -117,9 +123,9 @@ class Tokenizer(abc.ABC):
 
     @property
     def chat_variables(self) -> frozenset[str]:
-        """Names that the chat template reads, such as `tools`; none where there is no template."""
-        template = self._compiled_template
-        return frozenset() if template is None else template.variables
+        """Names that the chat templates read, such as `tools`; none where there is no template."""
+        sources = {self.chat_template, self.tool_template} - {None}
+        return frozenset().union(*(self._compiled(source).variables for source in sources))
 
     def render_chat(
         self,
@@ -153,14 +159,18 @@ class Tokenizer(abc.ABC):
             InvalidRequest: there is no template, it refuses these messages, it reads no tools or
                 no such variable, or a message has a wrong shape.
         """
-        if self._compiled_template is None:
-            raise InvalidRequest("this model has no chat template; send a plain prompt instead")
+        source = self.tool_template if tools else self.chat_template
+        if source is None:
+            for_tools = " for conversations without tools" if self.tool_template else ""
+            raise InvalidRequest(
+                f"this model has no chat template{for_tools}; send a plain prompt instead"
+            )
         for name, value in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
             if is_too_deep(value):
                 raise InvalidRequest(f"{name} is nested too deep", param=name)
         marks = ControlMarks(()) if self.parses_special_in_chat else self._control_marks
         bos, eos = self.bos_token_id, self.eos_token_ids
-        marked = self._compiled_template.render(
+        marked = self._compiled(source).render(
             marks.mark_messages(template_messages(messages)),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -168,6 +178,7 @@ class Tokenizer(abc.ABC):
             variables=_marked_values(chat_template_kwargs, marks),
             bos_token="" if bos is None else self._piece_bytes(bos).decode(),
             eos_token=self._piece_bytes(eos[0]).decode() if eos else "",
+            special_tokens=self.settings.special_tokens,
         )
         text = marks.restored(marked)
         if not marks.hide_from(marked):
@@ -188,15 +199,16 @@ class Tokenizer(abc.ABC):
         extra = self._extra_config()
         write_settings(directory, self.settings, lambda i: self._piece_bytes(i).decode(), extra)
 
-    @functools.cached_property
-    def _compiled_template(self) -> ChatTemplate | None:
-        return None if self.chat_template is None else ChatTemplate(self.chat_template)
+    def _compiled(self, source: str) -> ChatTemplate:
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(source)
+        return self._templates[source]
 
     @functools.cached_property
     def _control_marks(self) -> ControlMarks:
         """Control tokens are those that stand for no text, and those that the template writes."""
         special = [self._piece_bytes(i).decode() for i in self.special_ids]
-        template = self.chat_template or ""
+        template = f"{self.chat_template or ''}{self.tool_template or ''}"
         others = sorted(self._text_tokens())
         written = [name for name in others if name in template and name.strip()]
         return ControlMarks(

@@ -76,6 +76,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        special_tokens: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for a conversation.
 
@@ -88,6 +89,7 @@ class ChatTemplate:
             continue_final_message: end within the last message, which is to be continued.
             tools: functions in OpenAI's shape.
             variables: what the template may read beside that.
+            special_tokens: names of more tokens, by what the template calls them.
 
         Raises:
             InvalidRequest: the template refuses the messages or fails on them, its result is
@@ -111,13 +113,14 @@ class ChatTemplate:
             "tools": list(tools) if tools else None,  # templates ask `tools is not none`
             "documents": None,
         }
-        text = self._generate({**self._checked(variables or {}), **ours})
+        ours = {**(special_tokens or {}), **ours}
+        text = self._generate({**self._checked(variables or {}, ours), **ours})
         return _cut(text) if continue_final_message else text
 
-    def _checked(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _checked(self, variables: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
         for name in variables:
             where = f"chat_template_kwargs.{name}"
-            if name in _OURS:
+            if name in _OURS or name in ours:
                 raise InvalidRequest(f"{where} is not for a request to set", param=where)
             if name not in self.variables:
                 raise InvalidRequest(f"{where}: the model's chat template reads no such variable",

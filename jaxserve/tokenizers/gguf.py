@@ -23,6 +23,12 @@ _WORDS = (
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# What templates call a token, and GGUF.
+_TOKEN_KEYS = {
+    "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding", "cls_token": "cls",
+    "mask_token": "mask",
+}  # fmt: skip
+
 
 def load_gguf_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that a GGUF file carries.
@@ -50,17 +56,33 @@ def _settings(
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     more = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
     template = metadata.get("tokenizer.chat_template")
+    prefix = "tokenizer.chat_template."
+    named = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
     adds_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     return TokenizerSettings(
         bos_token_id=bos,
         eos_token_ids=with_chat_ends(
-            [i for i in (eos, *more) if i is not None], template, token_to_id
+            [i for i in (eos, *more) if i is not None],
+            template or named.get("tool_use"),
+            token_to_id,
         ),
         prefix_ids=(bos,) if adds_bos and bos is not None else (),
         suffix_ids=(eos,) if adds_eos and eos is not None else (),
         chat_template=template,
+        named_templates=named,
+        special_tokens=_special_tokens(metadata),
     )
+
+
+def _special_tokens(metadata: dict[str, Any]) -> dict[str, str | list[str]]:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    ids = {
+        name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKEN_KEYS.items()
+    }
+    return {
+        name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)
+    }
 
 
 def _token_types(metadata: dict[str, Any]) -> tuple[int, ...]:

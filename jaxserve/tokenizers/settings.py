@@ -12,6 +12,11 @@ from jaxserve.core.errors import CheckpointError
 # ends a document as EOS; without them such a model would talk on into the user's next turn.
 CHAT_END_TOKENS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>")
 
+# Special tokens as the files call them, beside those that begin and end a text.
+_TOKENS = (
+    "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "additional_special_tokens",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
@@ -23,6 +28,10 @@ class TokenizerSettings:
         prefix_ids: put before an encoded text (usually nothing, or BOS).
         suffix_ids: put after an encoded text (nearly always nothing).
         chat_template: Jinja source, None for a model that does not chat.
+        named_templates: other ones by name, such as `tool_use`.
+        special_tokens: more of the tokens' names that templates may write, by what they are
+            called there: `pad_token`, `unk_token`, a model's own such as `image_token`, and the
+            list `additional_special_tokens`.
     """
 
     bos_token_id: int | None = None
@@ -30,6 +39,8 @@ class TokenizerSettings:
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    special_tokens: Mapping[str, str | list[str]] = dataclasses.field(default_factory=dict)
 
 
 def with_chat_ends(
@@ -78,7 +89,8 @@ def read_settings(
     config = read_json(directory / "tokenizer_config.json")
     generation = read_json(directory / "generation_config.json")
     model = read_json(directory / "config.json")
-    template = _read_template(directory, config)
+    templates = read_templates(directory, config)
+    template = templates.pop("default", None)
     bos = _named_token(config.get("bos_token"), token_to_id)
     if bos is None:
         bos = next(iter(_as_ids(generation.get("bos_token_id", model.get("bos_token_id")))), None)
@@ -94,10 +106,12 @@ def read_settings(
         suffix_ids = (*rest, main_eos) if config["add_eos_token"] else rest
     return TokenizerSettings(
         bos_token_id=bos,
-        eos_token_ids=with_chat_ends(eos, template, token_to_id),
+        eos_token_ids=with_chat_ends(eos, template or templates.get("tool_use"), token_to_id),
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,
         chat_template=template,
+        named_templates=templates,
+        special_tokens=_special_tokens(read_json(directory / "special_tokens_map.json") | config),
     )
 
 
@@ -116,30 +130,92 @@ def write_settings(
     if eos:
         config["eos_token"] = id_to_token(eos[0])
         config["add_eos_token"] = settings.suffix_ids[-1:] == (eos[0],)
-    if settings.chat_template is not None:
+    if settings.named_templates:
+        default = {} if settings.chat_template is None else {"default": settings.chat_template}
+        config["chat_template"] = [
+            {"name": name, "template": template}
+            for name, template in (default | dict(settings.named_templates)).items()
+        ]
+    elif settings.chat_template is not None:
         config["chat_template"] = settings.chat_template
+    known = settings.special_tokens.keys() & _TOKENS
+    config |= {name: settings.special_tokens[name] for name in sorted(known)}
+    own = {name: t for name, t in settings.special_tokens.items() if name not in _TOKENS}
+    if own:
+        config["extra_special_tokens"] = own
     # tokenizer_config.json has room for one EOS only; generation_config.json takes a list.
     generation = read_json(directory / "generation_config.json")
     generation |= {"bos_token_id": bos, "eos_token_id": list(eos)}
     _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "generation_config.json", generation)
-    # A template left here by another model would win over the one just written.
-    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    # Templates left here by another model would win over those just written.
+    for file in _template_files(directory):
+        file.unlink()
 
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones: for tools, for retrieval, ...
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a checkpoint by name; the main one is `default`.
+
+    As in transformers: files win over what is in tokenizer_config.json.
+
+    Args:
+        directory: may hold chat_template.jinja (or .json, of older processors) and
+            additional_chat_templates.
+        config: of tokenizer_config.json; its `chat_template` is one, or a list of named ones.
+
+    Raises:
+        CheckpointError: a file is no text, or an entry has no name or template.
+    """
+    try:
+        found = {
+            "default" if file.parent == directory else file.stem: file.read_text(encoding="utf-8")
+            for file in _template_files(directory)
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read a chat template of {directory}: {error}") from error
+    if found:
+        return found
+    given = config.get("chat_template")
+    if given is None:
+        given = read_json(directory / "chat_template.json").get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    if isinstance(given, Mapping):
+        given = [{"name": name, "template": template} for name, template in given.items()]
+    for entry in given or ():
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        template = entry.get("template") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise CheckpointError(f"{directory}: a chat template without a name or a text")
+        found[name] = template
+    return found
+
+
+def _template_files(directory: Path) -> list[Path]:
+    """The files that are chat templates, the main one last."""
+    main = directory / "chat_template.jinja"
+    others = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    return [*others, *([main] if main.is_file() else [])]
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """The special tokens that a configuration names, beside beginning and end."""
+    extra = config.get("extra_special_tokens")
+    own = extra if isinstance(extra, Mapping) else {}
+    found: dict[str, str | list[str]] = {}
+    for name, entry in {**own, **{name: config.get(name) for name in _TOKENS}}.items():
+        token = entry.get("content") if isinstance(entry, Mapping) else entry
+        if isinstance(token, str):
+            found[str(name)] = token
+    more = config.get("additional_special_tokens", extra)
+    if isinstance(more, list):
+        tokens = [e.get("content") if isinstance(e, Mapping) else e for e in more]
+        found["additional_special_tokens"] = [t for t in tokens if isinstance(t, str)]
+    return found
 
 
 def _named_token(entry: Any, token_to_id: Callable[[str], int | None]) -> int | None:

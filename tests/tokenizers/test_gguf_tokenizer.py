@@ -16,7 +16,8 @@ from jaxserve.tokenizers.huggingface import byte_level_alphabet
 def write_gguf(path: Path, **entries: Any) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in entries.items():
-        key = f"tokenizer.ggml.{name}" if name != "chat_template" else "tokenizer.chat_template"
+        folder = "tokenizer" if name.startswith("chat_template") else "tokenizer.ggml"
+        key = f"{folder}.{name}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
