@@ -19,8 +19,8 @@ class Grammar:
 
     Attributes:
         kind: `json_object` (any JSON object; no source), `json_schema` (the source is a JSON
-            schema), `regex`, `lark` (a grammar in llguidance's dialect of Lark), or `choice` (the
-            source is a JSON list of strings).
+            schema), `regex`, `lark` (a grammar in llguidance's dialect of Lark, or in EBNF), or
+            `choice` (the source is a JSON list of strings).
         source: the constraint's text.
         is_strict: of a `json_schema`: refuse what cannot be enforced token by token, such as
             `uniqueItems`; else it is left out, and the caller's to check.

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxserve.core.errors import InvalidRequest, RequestFailed
 from jaxserve.core.grammar import DEFAULT_WHITESPACE, Grammar
+from jaxserve.engine.ebnf import as_lark
 from jaxserve.engine.token_masks import num_words
 from jaxserve.tokenizers.base import Tokenizer
 
@@ -82,7 +83,7 @@ class GrammarCompiler:
     def _lark(self, grammar: Grammar) -> str:
         """The grammar in llguidance's dialect of Lark, in the JSON in which it takes one."""
         if grammar.kind == "lark":
-            lark = grammar.source
+            lark = as_lark(grammar.source)
         elif grammar.kind == "regex":
             lark = f"start: /{llguidance.regex_to_lark(grammar.source, '')}/"
         elif grammar.kind == "choice":

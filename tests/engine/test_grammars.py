@@ -15,6 +15,7 @@ from jaxserve.core.grammar import Grammar
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams, ThinkingBudget
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.ebnf import MAX_EBNF_CHARS
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.grammars import GrammarCompiler, MaskFiller
 from jaxserve.testing.fake_executor import FakeModel
@@ -334,3 +335,30 @@ def test_a_layout_is_for_json():
         Grammar("regex", "a", whitespace="")
     with pytest.raises(InvalidRequest, match="cannot be used"):
         GrammarCompiler(ByteTokenizer(), VOCAB).compile(Grammar("json_object", whitespace="("))
+
+
+@pytest.mark.parametrize(
+    ("source", "fits"),
+    [
+        ('root ::= "yes" | "no"', "no"),
+        ('root ::= word ("-" word)*\nword ::= [a-c]{2} # two\n', "ab-ca"),
+        ('  root  ::= "\\n" | "\xe9"', "\xe9"),
+        ('start: "a ::= b"', "a ::= b"),
+        ('start: ("yes" | "no")', "yes"),
+    ],
+)
+def test_ebnf_and_lark_alike(source: str, fits: str):
+    tokenizer = ByteTokenizer()
+    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size).compile(Grammar("lark", source))
+    for byte in fits.encode():
+        matcher.push(byte)
+    [state] = MaskFiller(tokenizer.vocab_size).fill([matcher])
+    assert not isinstance(state, RequestFailed) and state.is_complete
+
+
+@pytest.mark.parametrize(
+    "source", ["root ::= (", "root ::= " + "(" * 80, 'root ::= "a"'.ljust(MAX_EBNF_CHARS + 1)]
+)
+def test_ebnf_that_cannot_be_used(source: str):
+    with pytest.raises(InvalidRequest, match="grammar"):
+        GrammarCompiler(ByteTokenizer(), 258).compile(Grammar("lark", source))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jaxserve.core.errors import ConfigError, InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.engine.grammars import GrammarCompiler
 from jaxserve.server.answer_events import AnswerEvent, CallBegin, Content, Reasoning
 from jaxserve.server.answer_plan import AnswerFormat, AnswerPlan
 from jaxserve.server.context import ServerContext
@@ -82,6 +83,9 @@ def test_a_grammar_of_its_own():
     assert shaped(plan(mode="none"), grammar=own).grammar == own
     both = shaped(plan(), grammar=own).grammar
     assert both is not None and both.kind == "lark" and '"yes"' in both.source
+    ebnf = shaped(plan(), grammar=Grammar("lark", 'root ::= "yes"')).grammar
+    assert ebnf is not None
+    GrammarCompiler(TOKENIZER, TOKENIZER.vocab_size).compile(ebnf)
     # A call that is required leaves no content for it.
     assert shaped(plan(mode="required"), grammar=own) == shaped(plan(mode="required"))
 

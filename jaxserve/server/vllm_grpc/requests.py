@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from llguidance.gbnf_to_lark import gbnf_to_lark
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from jaxserve.core.errors import InvalidRequest
@@ -10,11 +9,9 @@ from jaxserve.core.grammar import Grammar
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.server.limits import RequestLimits
-from jaxserve.server.prompts import given_token_ids, off_loop, text_token_ids
+from jaxserve.server.prompts import given_token_ids, text_token_ids
 from jaxserve.server.strict import check_token_ids, refuse_fields
 from jaxserve.tokenizers.base import Tokenizer
-
-MAX_EBNF_CHARS = 2**14  # its translation takes quadratic time: half a second for so many
 
 _SAME = (  # fields without presence that mean what ours mean
     "top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos",
@@ -93,12 +90,12 @@ async def _sampling_params(
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         logit_bias=dict(message.logit_bias),
-        grammar=await _grammar(message, limits),
+        grammar=_grammar(message, limits),
         **given,
     )
 
 
-async def _grammar(message: pb.SamplingParams, limits: RequestLimits) -> Grammar | None:
+def _grammar(message: pb.SamplingParams, limits: RequestLimits) -> Grammar | None:
     kind = message.WhichOneof("constraint")
     if kind is None:
         return None
@@ -113,20 +110,8 @@ async def _grammar(message: pb.SamplingParams, limits: RequestLimits) -> Grammar
     source = getattr(message, kind)
     limits.check("max_grammar_chars", len(source), kind)
     if kind == "grammar":
-        return Grammar("lark", await off_loop(len(source), lambda: _lark(source)))
+        return Grammar("lark", source)
     return Grammar(kind, source)
-
-
-def _lark(source: str) -> str:
-    """The field takes EBNF (as of llama.cpp and xgrammar) and Lark alike, as vLLM does."""
-    if "::=" not in source:
-        return source
-    if len(source) > MAX_EBNF_CHARS:
-        raise InvalidRequest(f"grammar: EBNF may have {MAX_EBNF_CHARS} characters", param="grammar")
-    try:
-        return gbnf_to_lark(source)
-    except Exception as error:  # whatever a parser of strangers' text may trip over
-        raise InvalidRequest(f"grammar: {error}"[:1000], param="grammar") from error
 
 
 def _truncation(message: pb.SamplingParams, max_model_len: int) -> int | None:

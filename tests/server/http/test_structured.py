@@ -61,6 +61,8 @@ def test_json_schema(client: openai.OpenAI) -> None:
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
         ({"structured_outputs": {"regex": "[ab]{3}"}}, "[ab]{3}"),
         ({"guided_grammar": 'start: "x" ("y" | "z")'}, "x[yz]"),
+        ({"guided_grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'root ::= [ab] end\nend ::= "!"'}}, "[ab]!"),
         ({"guided_json": '{"type": "boolean"}'}, "true|false"),
     ],
 )
