@@ -100,7 +100,8 @@ async def chat_prompt(
             chat_template_kwargs=chat_template_kwargs,
         )
 
-    return await off_loop(size, encode)
+    # Never here, however short it is: the template is a program, and takes what time it likes.
+    return await asyncio.to_thread(encode)
 
 
 async def chat_token_ids(

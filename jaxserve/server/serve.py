@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from jaxserve.core.errors import EngineDead
+from jaxserve.core.errors import EngineDead, InvalidRequest
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
@@ -90,7 +90,7 @@ async def serve(
             await server.start()
             for front_end in beside.values():
                 await front_end.start()
-            building = _on_daemon_thread(make_engine)
+            building = _on_daemon_thread(lambda: _with_chats(make_engine()))
             if not await signals.unless_first(building):
                 log.warning("stopped during start-up")
                 return
@@ -109,6 +109,15 @@ async def serve(
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
             await asyncio.to_thread(context.observability.close)
+
+
+def _with_chats(engine: AsyncEngine) -> AsyncEngine:
+    """The engine, once its chat template is compiled: the first chat should not wait for that."""
+    try:
+        log.debug("the chat template reads %s", sorted(engine.tokenizer.chat_variables))
+    except InvalidRequest as error:
+        log.warning("chats will be refused: %s", error)
+    return engine
 
 
 def _http_server(options: ServerOptions, context: ServerContext) -> HttpServer | None:

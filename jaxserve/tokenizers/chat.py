@@ -1,24 +1,12 @@
-"""Chat templates: Jinja2 programs that come with a model, run in a sandbox."""
+"""Chat templates: what goes into them, and what comes of it."""
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
 from jaxserve.core.errors import InvalidRequest
-from jaxserve.tokenizers.control_marks import with_marks_as_they_are
+from jaxserve.templates.dialect import MAX_RENDERED_CHARS
+from jaxserve.templates.workers import rendered, template_variables
 from jaxserve.tokenizers.messages import template_messages
-
-MAX_RENDERED_CHARS = 16 * 2**20
-MAX_POWER_BITS = 4096
 
 # What a template gets from the server, so that a caller's variables cannot be called so.
 _OURS = (
@@ -30,41 +18,27 @@ _CUT = "\ue000<continue here>\ue000"
 
 
 class ChatTemplate:
-    """One compiled template, rendered as transformers does it.
+    """A Jinja2 program that comes with a model, rendered as transformers does it.
 
-    The rules of the dialect (trimmed blocks, `tojson` without HTML escapes,
-    `raise_exception`, `strftime_now`, break and continue, `generation` blocks) are those of
-    https://huggingface.co/docs/transformers/chat_templating.
+    It runs in a process of its own, with a budget of time and memory: see `templates.workers`.
 
     Args:
         source: the Jinja source.
-        max_chars: a longer result is an error; a template is a program and could loop.
+        max_chars: a longer result is an error.
 
     Attributes:
         variables: names that the template reads and does not set: `messages`, `tools` if it
             knows of tools, and switches of its own such as `enable_thinking`.
 
     Raises:
-        InvalidRequest: the source is not valid Jinja.
+        InvalidRequest: the source is not valid Jinja, or compiling it overruns the budget.
     """
 
     def __init__(self, source: str, max_chars: int = MAX_RENDERED_CHARS) -> None:
-        environment = _Sandbox(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        self._source = source
         self._max_chars = max_chars
         self._knows_developers = "developer" in source
-        try:
-            self._template = environment.from_string(source)
-            tree = environment.parse(source)
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the model's chat template is broken: {error}") from error
+        self.variables = template_variables(source)
 
     def render(
         self,
@@ -92,9 +66,9 @@ class ChatTemplate:
             special_tokens: names of more tokens, by what the template calls them.
 
         Raises:
-            InvalidRequest: the template refuses the messages or fails on them, its result is
-                longer than `max_chars`, it does not read the tools or one of the variables, or a
-                message is not as `template_messages` wants it.
+            InvalidRequest: the template refuses the messages, fails on them or overruns its
+                budget, its result is longer than `max_chars`, it does not read the tools or one
+                of the variables, or a message is not as `template_messages` wants it.
         """
         chat = template_messages(messages)
         if tools and "tools" not in self.variables:
@@ -114,7 +88,8 @@ class ChatTemplate:
             "documents": None,
         }
         ours = {**(special_tokens or {}), **ours}
-        text = self._generate({**self._checked(variables or {}, ours), **ours})
+        given = {**self._checked(variables or {}, ours), **ours}
+        text = rendered(self._source, given, self._max_chars)
         return _cut(text) if continue_final_message else text
 
     def _checked(self, variables: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -126,22 +101,6 @@ class ChatTemplate:
                 raise InvalidRequest(f"{where}: the model's chat template reads no such variable",
                                      param=where)  # fmt: skip
         return variables
-
-    def _generate(self, variables: Mapping[str, Any]) -> str:
-        chunks, size = [], 0
-        try:
-            for chunk in self._template.generate(variables):
-                size += len(chunk)
-                if size > self._max_chars:
-                    raise InvalidRequest(
-                        f"the chat template's result exceeds {self._max_chars} characters"
-                    )
-                chunks.append(chunk)
-        except InvalidRequest:
-            raise
-        except Exception as error:  # a template can fail in any way a program can
-            raise InvalidRequest(f"the chat template refused the messages: {error}") from error
-        return "".join(chunks)
 
 
 def _mark_cut(chat: list[dict[str, Any]], add_generation_prompt: bool) -> None:
@@ -166,57 +125,3 @@ def _cut(text: str) -> str:
             param="continue_final_message",
         )
     return text[:start]
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox, with a limit on the operators that make huge values of small ones."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        """Multiply and raise to powers, within reason."""
-        if operator == "**":
-            is_int = isinstance(left, int) and isinstance(right, int)
-            too_large = is_int and left.bit_length() * right > MAX_POWER_BITS
-        else:
-            sizes = [len(v) if hasattr(v, "__len__") else v for v in (left, right)]
-            repeats = any(hasattr(v, "__len__") for v in (left, right))
-            too_large = repeats and sizes[0] * sizes[1] > MAX_RENDERED_CHARS
-        if too_large:
-            raise jinja2.exceptions.SecurityError(f"the result of {operator} would be too large")
-        return super().call_binop(context, operator, left, right)
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks training targets; here it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Replace the block with what is in it."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    text = json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-    return with_marks_as_they_are(text) if ensure_ascii else text
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)

@@ -5,12 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.templates.marks import MARK_ALPHABET
 from jaxserve.tokenizers.special_splitter import SpecialTokenSplitter
 
-# Noncharacters, which Unicode keeps out of texts that are interchanged, then private ones.
-_ALPHABET = [chr(c) for c in (*range(0xFDD0, 0xFDF0), *range(0xE400, 0xF000))]
-_ESCAPED = re.compile(r"\\\\|\\u[0-9a-f]{4}")  # a backslash, or a character by its number
-_UNESCAPED = {f"\\u{ord(mark):04x}": mark for mark in _ALPHABET}
 _KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "model"})
 _INSTRUCTIONS = frozenset({"system", "developer", "assistant"})
 
@@ -44,7 +41,7 @@ class ControlMarks:
         self.control = frozenset(control)
         self._tags_of_answers = frozenset(tags_of_answers)
         anchors = list(dict.fromkeys(_anchor(name) for name in control))
-        self._escape, *marks = _ALPHABET[: len(anchors) + 1]
+        self._escape, *marks = MARK_ALPHABET[: len(anchors) + 1]
         self._mark_of = dict(zip(anchors, marks, strict=True))
         # Letters are too common to be replaced outside of the names that they begin.
         self._table = str.maketrans({c: m for c, m in self._mark_of.items() if not c.isalnum()})
@@ -136,12 +133,7 @@ class ControlMarks:
 
     def _spelled(self, mark: str) -> str:
         """How a mark that is in the caller's own text is written."""
-        return self._escape + chr(0x30 + _ALPHABET.index(mark))
-
-
-def with_marks_as_they_are(text: str) -> str:
-    """A JSON text in ASCII, but with marks in it instead of what JSON has for them."""
-    return _ESCAPED.sub(lambda m: _UNESCAPED.get(m[0], m[0]), text)
+        return self._escape + chr(0x30 + MARK_ALPHABET.index(mark))
 
 
 def _anchor(name: str) -> str:

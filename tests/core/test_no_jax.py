@@ -16,7 +16,9 @@ sys.exit(f"{package.__name__} imports {heavy}" if heavy else 0)
 """
 
 
-@pytest.mark.parametrize("package", ["core", "files", "scheduling", "cache", "tokenizers"])
+@pytest.mark.parametrize(
+    "package", ["core", "files", "scheduling", "cache", "templates", "tokenizers"]
+)
 def test_package_does_not_import_jax(package: str) -> None:
     command = [sys.executable, "-c", IMPORT_ALL, f"jaxserve.{package}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
