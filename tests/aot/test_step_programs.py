@@ -125,18 +125,15 @@ def assert_reduces_once_per_sum(compiled: Compiled, config: ModelConfig, tokens:
     assert len(found) == 1 + 2 * config.num_layers
 
 
+# Every chip, both kinds of attention, whole and split, few and many tokens: each at least once. The
+# compilers take up to half a minute for one, so what two would show alike is compiled once.
 BACKBONES = [
     case("v5e", "smollm2-135m", 1, tokens=64),
-    case("v5e", "smollm2-135m", 1, tokens=512),
     case("v5e", "llama-3.1-8b", 4, tokens=64),
-    case("v6e", "llama-3.1-8b", 4, tokens=512),
     case("v6e", "gemma3-27b", 8, tokens=64),
-    case("v5p", "gemma3-27b", 4, tokens=64),
     case("v5p", "llama-3.1-8b", 8, tokens=512),
     case("tpu7x", "llama-3.1-8b", 8, tokens=64),
-    case("tpu7x", "gemma3-27b", 8, tokens=512),
     case("v6e", "smollm2-135m", 1, tokens=64, layers=None, num_pages=SERVED_PAGES),
-    case("v5e", "llama-3.1-8b", 4, tokens=64, layers=None, num_pages=SERVED_PAGES),
     case("h100", "smollm2-135m", 1, tokens=64),
     case("h100", "llama-3.1-8b", 1, tokens=64),
     case("h100", "llama-3.1-8b", 1, tokens=512),
@@ -175,9 +172,7 @@ def test_a_tpu_takes_float32_weights_and_bfloat16_kv(case: Case):
     "case",
     [
         case("v5e", "smollm2-135m", 1),
-        case("v6e", "llama-3.1-8b", 4),
         case("v5p", "llama-3.1-8b", 8),
-        case("tpu7x", "gemma3-27b", 8),
         case("h100", "llama-3.1-8b", 1),
     ],
 )
@@ -199,7 +194,7 @@ def test_sampler(case: Case):
     assert memory.temp_size_in_bytes < 6 * logits
 
 
-@pytest.mark.parametrize("case", [case("v6e", "llama-3.1-8b", 4), case("h100", "llama-3.1-8b", 1)])
+@pytest.mark.parametrize("case", [case("v5e", "llama-3.1-8b", 4), case("h100", "llama-3.1-8b", 1)])
 @pytest.mark.parametrize("kind", ["late_logits", "edit_logits", "late_draw", "token_logprobs"])
 def test_late_programs(case: Case, kind: str):
     """Between them logits stay where they are: what devices exchange is some numbers per row."""
@@ -215,7 +210,7 @@ def test_late_programs(case: Case, kind: str):
     assert memory.temp_size_in_bytes < 6 * logits
 
 
-@pytest.mark.parametrize("case", [case("v6e", "llama-3.1-8b", 4), case("h100", "llama-3.1-8b", 1)])
+@pytest.mark.parametrize("case", [case("v5e", "llama-3.1-8b", 4), case("h100", "llama-3.1-8b", 1)])
 def test_temporaries_do_not_grow_with_the_pool(case: Case):
     small, large = (backbone(case._replace(num_pages=pages), 64).bytes for pages in (1000, 10_000))
     assert large.kv_pages == 10 * small.kv_pages
