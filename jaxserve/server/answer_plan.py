@@ -10,6 +10,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.server.answer_events import AnswerEvent, Content, TextReader
 from jaxserve.server.reasoning.registry import think_format
 from jaxserve.server.reasoning.think import ThinkFormat, ThinkStream
+from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
 from jaxserve.server.tools.call_stream import CallStream
 from jaxserve.server.tools.format import ToolFormat
 from jaxserve.server.tools.prompting import with_tools_as_text
@@ -144,6 +145,15 @@ class AnswerPlan:
             names = [tool.name for tool in self._offered]
             calls = CallStream(self.form.calls.marks, names, is_parallel=self.is_parallel)
         return AnswerReader(think, calls)
+
+    def thought_tokens(self, begun: str | None) -> ThoughtTokens | None:
+        """Counts the thoughts of one answer; None if there are none to be told apart.
+
+        Args:
+            begun: what the prompt has of a thought that the model goes on with, or None.
+        """
+        thoughts = self.form.thoughts
+        return thoughts and ThoughtTokens(thoughts, self.form.tokenizer, begun)
 
     @property
     def is_plain(self) -> bool:

@@ -33,6 +33,7 @@ from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.message_parser import MessageParser, PlainText
 from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.sse import EventStream
+from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
 from jaxserve.server.security.caller import on_account
 from jaxserve.server.tools.tool import read_tool_choice, read_tools
 from jaxserve.tokenizers.messages import template_messages
@@ -84,6 +85,7 @@ def chat_router(context: ServerContext) -> APIRouter:
                 names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
                 job=job,
                 parsers=[_parser(body, plan, prompt) for _ in range(job.num_choices)],
+                thoughts=_thoughts(plan, prompt, job.num_choices),
                 with_token_ids=bool(body.return_token_ids),
                 echo=_echoed(body),
             )
@@ -119,6 +121,11 @@ def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ConversationPrompt) -> 
         return PlainText()
     reader = plan.reader(prompt.begun)
     return AnswerParser(reader, with_reasoning=body.include_reasoning is not False)
+
+
+def _thoughts(plan: AnswerPlan, prompt: ConversationPrompt, count: int) -> list[ThoughtTokens]:
+    counters = (plan.thought_tokens(prompt.begun) for _ in range(count))
+    return [counter for counter in counters if counter is not None]
 
 
 def _job(

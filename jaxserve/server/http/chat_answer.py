@@ -17,6 +17,7 @@ from jaxserve.server.http.generation import Job
 from jaxserve.server.http.message_parser import MessageParser, MessagePart, PlainText
 from jaxserve.server.http.sse import DONE, error_event
 from jaxserve.server.http.usage import UsageCount
+from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class ChatHead:
         names: what tokens are called.
         job: what the engine does.
         parsers: one per choice.
+        thoughts: one per choice, which counts its thoughts; none if there are none to tell.
         with_token_ids: token ids are wanted, too.
         echo: text that every choice begins with.
         created: seconds since 1970.
@@ -39,6 +41,7 @@ class ChatHead:
     names: logprobs.TokenNames
     job: Job
     parsers: Sequence[MessageParser]
+    thoughts: Sequence[ThoughtTokens] = ()
     with_token_ids: bool = False
     echo: str = ""
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
@@ -54,7 +57,7 @@ class ChatAnswer:
     def __init__(self, head: ChatHead) -> None:
         self._head = head
         self._choices = [_Choice(parser, head.echo) for parser in head.parsers]
-        self._usage = UsageCount(head.job.num_choices, head.job.n)
+        self._usage = UsageCount(head.job.num_choices, head.job.n, thoughts=head.thoughts)
         self._prompt_logprobs: Sequence[TokenLogprobs] | None = None
 
     def push(self, choice: int, delta: TokenDelta) -> None:
@@ -158,7 +161,7 @@ class ChatEvents:
         self._head = head
         self._with_usage = bool(options and options.include_usage)
         self._running_usage = self._with_usage and bool(options and options.continuous_usage_stats)
-        self._usage = UsageCount(head.job.num_choices, head.job.n)
+        self._usage = UsageCount(head.job.num_choices, head.job.n, thoughts=head.thoughts)
         self._begun = [False] * head.job.num_choices
         start = b"data: " + orjson.dumps(head.fields("chat.completion.chunk"))[:-1]
         usage = b',"usage":null' if self._with_usage and not self._running_usage else b""

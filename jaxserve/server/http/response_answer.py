@@ -13,6 +13,7 @@ from jaxserve.server.http.errors import kind_of
 from jaxserve.server.http.json_bytes import json_bytes
 from jaxserve.server.http.logprobs import TokenNames
 from jaxserve.server.http.response_items import OutputItems, Step
+from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class ResponseHead:
         names: what tokens are called.
         settings: what the answer repeats of its request.
         reader: tells what is in the text, or None if it is all content.
+        thoughts: counts thoughts, or None if there are none to be told apart.
         created: seconds since 1970.
     """
 
@@ -33,6 +35,7 @@ class ResponseHead:
     names: TokenNames
     settings: dict[str, Any]
     reader: TextReader | None = None
+    thoughts: ThoughtTokens | None = None
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
 
@@ -51,6 +54,8 @@ class ResponseAnswer:
     def take(self, delta: TokenDelta) -> list[Step]:
         """Take a delta; what to tell of it."""
         self._last = delta
+        if self._head.thoughts is not None:
+            self._head.thoughts.push(delta.token_ids)
         reader = self._head.reader
         if reader is not None:
             return self._items.take(reader.push(delta.text))
@@ -84,7 +89,7 @@ class ResponseAnswer:
             "completed_at": int(time.time()) if status == "completed" else None,
             "incomplete_details": cut,
             "output": self._items.output(),
-            "usage": _usage(self._last),
+            "usage": _usage(self._last, self._head.thoughts),
         }
 
     def begun(self, status: str = "in_progress") -> dict[str, Any]:
@@ -155,13 +160,13 @@ def _status(last: TokenDelta | None) -> str:
     return "incomplete" if reason is FinishReason.LENGTH else "cancelled"
 
 
-def _usage(last: TokenDelta | None) -> dict[str, Any] | None:
+def _usage(last: TokenDelta | None, thoughts: ThoughtTokens | None) -> dict[str, Any] | None:
     if last is None:
         return None
     return {
         "input_tokens": last.num_prompt_tokens,
         "input_tokens_details": {"cached_tokens": last.num_cached_tokens},
         "output_tokens": last.num_output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thoughts.count if thoughts else 0},
         "total_tokens": last.num_prompt_tokens + last.num_output_tokens,
     }

@@ -124,6 +124,7 @@ def responses_router(context: ServerContext) -> APIRouter:
                 names=TokenNames(engine.tokenizer),
                 settings=_settings(body),
                 reader=None if plan.is_plain else plan.reader(prompt.begun),
+                thoughts=plan.thought_tokens(prompt.begun),
             )
             generation = await begin(request, context, engine, job)
         if body.stream:

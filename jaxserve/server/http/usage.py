@@ -1,8 +1,10 @@
 """How many tokens a request took, over all its choices."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.engine.outputs import TokenDelta
+from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
 
 
 class UsageCount:
@@ -12,9 +14,19 @@ class UsageCount:
         num_choices: of the request.
         n: choices per prompt; those of one prompt follow each other.
         counts_output: whether generated tokens are part of the answer.
+        thoughts: of each choice, counts its thoughts; none if there are none to tell apart, None
+            to leave them out of the usage.
     """
 
-    def __init__(self, num_choices: int, n: int, *, counts_output: bool = True) -> None:
+    def __init__(
+        self,
+        num_choices: int,
+        n: int,
+        *,
+        counts_output: bool = True,
+        thoughts: Sequence[ThoughtTokens] | None = None,
+    ) -> None:
+        self._thoughts = thoughts
         self._n = n
         self._counts_output = counts_output
         self._prompt = [0] * (num_choices // n)
@@ -24,6 +36,8 @@ class UsageCount:
     def count(self, choice: int, delta: TokenDelta) -> None:
         """Take a delta's counts, which are totals of its choice."""
         self._output[choice] = delta.num_output_tokens
+        if self._thoughts:
+            self._thoughts[choice].push(delta.token_ids)
         if choice % self._n == 0:
             prompt = choice // self._n
             self._prompt[prompt] = delta.num_prompt_tokens
@@ -33,9 +47,13 @@ class UsageCount:
         """OpenAI's usage object, as of now."""
         prompt = sum(self._prompt)
         output = sum(self._output) if self._counts_output else 0
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": sum(self._cached)},
         }
+        if self._thoughts is not None:
+            reasoning = sum(thoughts.count for thoughts in self._thoughts)
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return usage

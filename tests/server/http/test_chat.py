@@ -31,6 +31,7 @@ def test_an_answer(make_engine, serving, expected) -> None:
                 "completion_tokens": 8,
                 "total_tokens": len(PROMPT) + 8,
                 "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
             }
 
     asyncio.run(main())

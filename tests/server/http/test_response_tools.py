@@ -24,8 +24,11 @@ def client(
 ) -> Iterator[openai.OpenAI]:
     engine = fake_engine(model=EchoModel(), num_pages=4096, max_model_len=4096)
     parsers = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
-    with serve_in_a_thread(engine, parsers=parsers) as url:
-        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with (
+        serve_in_a_thread(engine, parsers=parsers) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
     engine.shutdown()
 
 

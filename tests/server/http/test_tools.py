@@ -48,10 +48,13 @@ def clients(
             serve_in_a_thread(engines[0]) as plain,
             serve_in_a_thread(engines[1], parsers=parsers) as thinking,
         ):
-            yield {
+            made = {
                 name: openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
                 for name, url in (("plain", plain), ("thinking", thinking))
             }
+            yield made
+            for each in made.values():
+                each.close()
     finally:
         for engine in engines:
             engine.shutdown()
@@ -276,3 +279,22 @@ def test_efforts(thinker: openai.OpenAI) -> None:
     assert [item.type for item in answer.output] == ["reasoning", "message"]
     assert answer.reasoning and answer.reasoning.effort == "low"
     assert answer.reasoning.summary is None
+
+
+def test_thoughts_are_told_in_the_usage(thinker: openai.OpenAI) -> None:
+    text = "<think>Hm</think>Yes"
+    fields: Any = {
+        "model": "fake", "messages": [{"role": "user", "content": text}], "temperature": 0,
+        "max_tokens": 99,
+    }  # fmt: skip
+    usages = [thinker.chat.completions.create(**fields, n=2).usage]
+    stream = thinker.chat.completions.create(
+        **fields, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    usages.append(list(stream)[-1].usage)
+    for usage in usages:
+        assert usage and usage.completion_tokens_details
+        assert usage.completion_tokens_details.reasoning_tokens == 2 * len("Hm")
+        assert usage.completion_tokens == 2 * (len(text) + 1)
+    answer = thinker.responses.create(model="fake", input=text, temperature=0)
+    assert answer.usage and answer.usage.output_tokens_details.reasoning_tokens == len("Hm")
