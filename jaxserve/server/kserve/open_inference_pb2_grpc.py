@@ -69,6 +69,21 @@ class GRPCInferenceServiceStub:
                 request_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
                 _registered_method=True)
+        self.RepositoryIndex = channel.unary_unary(
+                '/inference.GRPCInferenceService/RepositoryIndex',
+                request_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
+                response_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
+                _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelStatistics',
+                request_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer:
@@ -116,6 +131,24 @@ class GRPCInferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RepositoryIndex(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GRPCInferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -153,6 +186,21 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelStreamInfer,
                     request_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelInferRequest.FromString,
                     response_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStreamInferResponse.SerializeToString,
+            ),
+            'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryIndex,
+                    request_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexRequest.FromString,
+                    response_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexResponse.SerializeToString,
+            ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -344,6 +392,87 @@ class GRPCInferenceService:
             '/inference.GRPCInferenceService/ModelStreamInfer',
             jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
             jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/RepositoryIndex',
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelStatistics',
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+            jaxserve_dot_server_dot_kserve_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,7 @@ from jaxserve.server.call_metadata import MAX_REQUEST_ID_CHARS, new_request_id, 
 from jaxserve.server.context import ServerContext
 from jaxserve.server.kserve import open_inference_pb2 as pb
 from jaxserve.server.kserve import open_inference_pb2_grpc
+from jaxserve.server.kserve.management import model_config, model_statistics
 from jaxserve.server.kserve.parameters import Parameters, read_json, read_parameters
 from jaxserve.server.kserve.tensors import Tensor, read_inputs, refuse_parameters, write_outputs
 from jaxserve.server.prompts import text_token_ids
@@ -114,7 +115,9 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ServerMetadataResponse:
         """What server this is."""
         return pb.ServerMetadataResponse(
-            name="jaxserve", version=importlib.metadata.version("jaxserve")
+            name="jaxserve",
+            version=importlib.metadata.version("jaxserve"),
+            extensions=["model_configuration", "statistics"],
         )
 
     async def ModelMetadata(
@@ -131,6 +134,37 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         for name, datatype in _OUTPUTS.items():
             response.outputs.add(name=name, datatype=datatype, shape=[-1])
         return response
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RepositoryIndexResponse:
+        """The one model; none while it is being loaded, for its name is not known yet."""
+        if request.repository_name:
+            raise InvalidRequest(
+                "repository_name: the server's model is of no repository", param="repository_name"
+            )
+        response, engine = pb.RepositoryIndexResponse(), self._context.engine
+        if engine is not None and (self._is_ready or not request.ready):
+            state = "READY" if self._is_ready else "UNAVAILABLE"
+            reason = "" if self._is_ready else "the server takes no new requests"
+            name = engine.model_info.name
+            response.models.add(name=name, version=VERSION, state=state, reason=reason)
+        return response
+
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelConfigResponse:
+        """The model as Triton would describe it."""
+        info = self._engine_for(request.name, request.version).model_info
+        return pb.ModelConfigResponse(config=model_config(info, _INPUTS, _OUTPUTS, "text_input"))
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelStatisticsResponse:
+        """How many requests there were, by whichever protocol, and how long they took."""
+        name = self._engine_for(request.name, request.version).model_info.name
+        totals = self._context.observability.metrics.totals
+        return pb.ModelStatisticsResponse(model_stats=[model_statistics(name, VERSION, totals)])
 
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext

@@ -34,6 +34,11 @@ class EngineCollector(Collector):
         self._engine: AsyncEngine | None = None
         self._totals: Totals | None = None
 
+    @property
+    def totals(self) -> Totals | None:
+        """What was counted, as of now; None before there is an engine."""
+        return None if self._totals is None else self._totals.snapshot()
+
     def attach(self, engine: AsyncEngine) -> None:
         """Count what this engine does from now on."""
         totals = Totals(engine.model_info.max_model_len)

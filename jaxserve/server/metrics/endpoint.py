@@ -9,6 +9,7 @@ from starlette.responses import Response
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.metrics.collector import EngineCollector
 from jaxserve.server.metrics.names import MetricNames
+from jaxserve.server.metrics.totals import Totals
 
 
 class Metrics:
@@ -27,6 +28,11 @@ class Metrics:
         self.registry.register(self._collector)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+
+    @property
+    def totals(self) -> Totals | None:
+        """What was counted, as of now; None before there is an engine."""
+        return self._collector.totals
 
     def attach(self, engine: AsyncEngine) -> None:
         """Report this engine from now on."""

@@ -22,6 +22,11 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
+    @property
+    def count(self) -> int:
+        """Values counted."""
+        return sum(self._counts)
+
     def observe(self, value: float, count: int = 1) -> None:
         """Count a value so many times."""
         self._counts[bisect_left(self._bounds, value)] += count

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections import Counter
 
 from jaxserve.core.request import FinishReason, Request
@@ -34,6 +35,7 @@ class Totals:
         counts: numbers by name.
         finished: requests that ended, by reason.
         histograms: by the metric's name.
+        last_ended: when a request ended last, in seconds since 1970; 0 for never.
         token_buckets, row_buckets: steps by what they were padded to.
     """
 
@@ -44,6 +46,7 @@ class Totals:
         self.finished: Counter[FinishReason] = Counter()
         self.token_buckets: Counter[int] = Counter()
         self.row_buckets: Counter[int] = Counter()
+        self.last_ended = 0.0
         self.histograms = {
             "iteration_tokens_total": Histogram(STEP_TOKEN_BOUNDS),
             "step_time_seconds": Histogram(STEP_SECONDS_BOUNDS),
@@ -90,6 +93,7 @@ class Totals:
         """Count a request that ended."""
         with self._lock:
             self.finished[record.finish_reason] += 1
+            self.last_ended = time.time()
             if record.finish_reason in ENDED_WELL:
                 if record.first_token is None:  # only its prompt was wanted, as for an embedding
                     self.counts["prompt_tokens"] += record.num_prompt_tokens

@@ -174,7 +174,7 @@ BAD = {
     "no inputs": (request("x", inputs=[]), "text_input"),
     "no text": (request(""), "empty"),
     "not UTF-8": (request("x", inputs=[tensor("text_input", "BYTES", b"\xff")]), "UTF-8"),
-    "many texts": (request(*["x"] * 257), "257"),
+    "many texts": (request(*["x"] * 2049), "2049"),
     "unknown parameter": (request("x", parameters={"beam_width": P(int64_param=4)}), "beam_width"),
     "bad value": (request("x", parameters={"top_p": P(double_param=7)}), "top_p"),
     "wrong kind": (request("x", parameters={"top_k": P(bool_param=True)}), "top_k"),
@@ -289,5 +289,48 @@ def test_a_stream_that_does_not_parse_ends_with_a_status(make_engine, serving) -
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     _ = [message async for message in raw(iter([data]))]
                 assert caught.value.code() is CODES.INVALID_ARGUMENT
+
+    asyncio.run(main())
+
+
+def test_what_tritons_clients_ask_first(make_engine, serving) -> None:
+    async def main() -> None:
+        async with serving(None) as s:
+            stub = stub_of(s)
+            assert not (await stub.RepositoryIndex(pb.RepositoryIndexRequest())).models
+            await s.server.attach(make_engine())
+            [model] = (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
+            assert (model.name, model.version, model.state) == ("fake", "1", "READY")
+            config = (await stub.ModelConfig(pb.ModelConfigRequest(name="fake"))).config
+            about = await stub.ModelMetadata(pb.ModelMetadataRequest(name="fake"))
+            assert config.name == "fake" and config.model_transaction_policy.decoupled
+            assert [i.name for i in config.input] == [i.name for i in about.inputs]
+            assert [list(i.dims) for i in config.input] == [list(i.shape) for i in about.inputs]
+            assert [i.optional for i in config.input] == [False, True, True]
+            assert [o.name for o in config.output] == [o.name for o in about.outputs]
+            assert config.input[0].data_type == pb.TYPE_STRING
+            assert config.parameters["max_model_len"].string_value.isdigit()
+            [before] = (await stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+            assert before.inference_count == before.last_inference == 0
+            await stub.ModelInfer(request("one", "two"))
+            [after] = (await stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+            assert (after.name, after.version, after.inference_count) == ("fake", "1", 2)
+            assert after.execution_count >= 8 and after.last_inference > 1.7e12
+            counted = after.inference_stats
+            assert counted.success.count == counted.queue.count == 2 and not counted.fail.count
+            assert counted.success.ns >= counted.compute_infer.ns > 0
+            for call, code in (
+                (stub.ModelConfig(pb.ModelConfigRequest(name="other")), CODES.NOT_FOUND),
+                (stub.ModelStatistics(pb.ModelStatisticsRequest(version="2")), CODES.NOT_FOUND),
+                (stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="a")),
+                 CODES.INVALID_ARGUMENT),
+            ):  # fmt: skip
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() is code
+            await s.server.drain()
+            [model] = (await stub.RepositoryIndex(pb.RepositoryIndexRequest())).models
+            assert model.state == "UNAVAILABLE" and model.reason
+            assert not (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
 
     asyncio.run(main())
