@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Hostile input for some minutes, over HTTP and gRPC: no bug, no crash, no leaked page.
+# Hostile input for some minutes, over HTTP, gRPC and in files: no bug, no crash, no leaked page.
 # Usage: scripts/fuzz.sh [--minutes 10]      after scripts/test.sh, which makes the environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +20,7 @@ while ((SECONDS < end)); do
   status=0
   timeout $((end - SECONDS + 1)) pytest -q -x -p no:cacheprovider --hypothesis-profile=rounds \
     --hypothesis-seed="$seed" tests/server/http/test_fuzz_http.py tests/server/test_fuzz_grpc.py \
+    tests/checkpoints/test_fuzz_files.py \
     >"${TMPDIR:-/tmp}/jaxserve-fuzz.log" 2>&1 || status=$?
   if ((status == 124)); then # the time was up
     break

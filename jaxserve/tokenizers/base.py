@@ -60,6 +60,7 @@ class Tokenizer(abc.ABC):
         special_ids: Iterable[int],
         drops_leading_space: bool = False,
     ) -> None:
+        settings.check_vocabulary(vocab_size)
         self.settings = settings
         self.vocab_size = vocab_size
         self.special_ids = frozenset(special_ids)

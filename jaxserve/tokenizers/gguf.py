@@ -60,7 +60,7 @@ def _settings(
     named = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
     adds_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
-    return TokenizerSettings(
+    settings = TokenizerSettings(
         bos_token_id=bos,
         eos_token_ids=with_chat_ends(
             [i for i in (eos, *more) if i is not None],
@@ -73,6 +73,8 @@ def _settings(
         named_templates=named,
         special_tokens=_special_tokens(metadata),
     )
+    settings.check_vocabulary(len(metadata["tokenizer.ggml.tokens"]))
+    return settings
 
 
 def _special_tokens(metadata: dict[str, Any]) -> dict[str, str | list[str]]:

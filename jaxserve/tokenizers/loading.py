@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxserve.core.errors import CheckpointError
+from jaxserve.core.errors import CheckpointError, JaxserveError
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.gguf import load_gguf_tokenizer
 from jaxserve.tokenizers.huggingface import HuggingFaceTokenizer
@@ -20,10 +20,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         CheckpointError: nothing there is a tokenizer, or it is corrupt or unsupported.
     """
+    try:
+        return _load(path)
+    except JaxserveError:
+        raise
+    except Exception as error:  # a file may hold anything, and the libraries raise every kind
+        raise CheckpointError(
+            f"{path} holds no sound tokenizer: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+
+
+def _load(path: Path) -> Tokenizer:
     if path.is_dir():
         for name in ("tokenizer.json", "tokenizer.model"):
             if (path / name).is_file():
-                return load_tokenizer(path / name)
+                return _load(path / name)
         raise CheckpointError(f"{path} holds neither tokenizer.json nor tokenizer.model")
     if not path.is_file():
         raise CheckpointError(f"there is no tokenizer at {path}")

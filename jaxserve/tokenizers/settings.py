@@ -32,6 +32,9 @@ class TokenizerSettings:
         special_tokens: more of the tokens' names that templates may write, by what they are
             called there: `pad_token`, `unk_token`, a model's own such as `image_token`, and the
             list `additional_special_tokens`.
+
+    Raises:
+        CheckpointError: a token is no id, or a template no text.
     """
 
     bos_token_id: int | None = None
@@ -41,6 +44,31 @@ class TokenizerSettings:
     chat_template: str | None = None
     named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     special_tokens: Mapping[str, str | list[str]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        for token in (*bos, *self.eos_token_ids, *self.prefix_ids, *self.suffix_ids):
+            if not isinstance(token, int) or token < 0:
+                raise CheckpointError(f"a beginning or end token is {token!r}, no token id")
+        templates = () if self.chat_template is None else (self.chat_template,)
+        for template in (*templates, *self.named_templates.values()):
+            if not isinstance(template, str):
+                raise CheckpointError(f"a chat template is {template!r:.60}, which is no text")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse tokens beyond the vocabulary that would be put into a text.
+
+        End tokens may lie there: models have room for more tokens than their tokenizers.
+
+        Raises:
+            CheckpointError: there is one.
+        """
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        for token in (*bos, *self.prefix_ids, *self.suffix_ids):
+            if token >= vocab_size:
+                raise CheckpointError(
+                    f"the beginning or end token {token} is beyond the vocabulary of {vocab_size}"
+                )
 
 
 def with_chat_ends(
@@ -228,4 +256,7 @@ def _as_ids(entry: Any) -> list[int]:
     """Ids from a field that holds one, a list of them, or null."""
     if entry is None:
         return []
-    return [int(i) for i in entry] if isinstance(entry, list) else [int(entry)]
+    ids = entry if isinstance(entry, list) else [entry]
+    if not all(isinstance(i, int) for i in ids):
+        raise CheckpointError(f"{str(entry)[:60]!r} is not a token id or a list of them")
+    return [i for i in ids if i >= 0]  # -1: none

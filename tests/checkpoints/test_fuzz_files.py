@@ -24,7 +24,7 @@ from jaxserve.models.config_readers import config_from_dict, config_to_dict
 from jaxserve.tokenizers import load_tokenizer
 
 # `rounds` is scripts/fuzz.sh's, with a seed per round.
-NUM_EXAMPLES = {"fuzz": 20_000, "rounds": 400}.get(settings.get_current_profile_name(), 60)
+NUM_EXAMPLES = {"fuzz": 20_000, "rounds": 100}.get(settings.get_current_profile_name(), 25)
 FUZZ = settings(
     max_examples=NUM_EXAMPLES, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

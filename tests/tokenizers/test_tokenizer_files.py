@@ -133,3 +133,26 @@ def test_refuses_what_is_no_tokenizer(tmp_path: Path):
     word_piece.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="its decoder is WordPiece"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"bos_token_id": 9999}, "9999 is beyond the vocabulary of"),
+        ({"bos_token_id": "1"}, "'1' is not a token id"),
+        ({"eos_token_id": [1, None]}, "not a token id or a list"),
+    ],
+)
+def test_token_ids_that_are_none(llama_like_model: bytes, tmp_path: Path, generation, message):
+    (tmp_path / "tokenizer.model").write_bytes(llama_like_model)
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_end_tokens_may_lie_beyond_the_tokenizer(llama_like_model: bytes, tmp_path: Path):
+    """Models have room for more tokens than their tokenizers name; -1 stands for none."""
+    (tmp_path / "tokenizer.model").write_bytes(llama_like_model)
+    generation = {"eos_token_id": [9999, 2], "bos_token_id": -1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert load_tokenizer(tmp_path).eos_token_ids == (9999, 2)
