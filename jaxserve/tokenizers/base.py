@@ -125,7 +125,7 @@ class Tokenizer(abc.ABC):
     @property
     def chat_variables(self) -> frozenset[str]:
         """Names that the chat templates read, such as `tools`; none where there is no template."""
-        sources = {self.chat_template, self.tool_template} - {None}
+        sources = filter(None, {self.chat_template, self.tool_template})
         return frozenset().union(*(self._compiled(source).variables for source in sources))
 
     def render_chat(

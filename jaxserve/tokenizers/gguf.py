@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models
 from tokenizers.processors import TemplateProcessing
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.files.gguf_header import map_file, read_gguf_header
 from jaxserve.tokenizers.base import Tokenizer
+from jaxserve.tokenizers.gguf_words import WORD_RULES
 from jaxserve.tokenizers.huggingface import HuggingFaceTokenizer
 from jaxserve.tokenizers.sentencepiece import SentencePieceTokenizer, load_processor, piece_id
 from jaxserve.tokenizers.sentencepiece_proto import CONTROL, UNKNOWN, USER_DEFINED, model_proto
 from jaxserve.tokenizers.settings import TokenizerSettings, with_chat_ends
-
-# How Llama 3 and Qwen 2 cut a text into words; they differ in how many digits make one.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 # What templates call a token, and GGUF.
 _TOKEN_KEYS = {
@@ -41,11 +36,17 @@ def load_gguf_tokenizer(path: Path) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in metadata or kind is None:
         raise CheckpointError(f"{path} carries no tokenizer")
-    if kind == "gpt2":
-        return _byte_level_bpe(metadata, path)
+    if kind in ("gpt2", "gemma4"):
+        return _bpe(
+            metadata,
+            path,
+            "gemma4" if kind == "gemma4" else metadata.get("tokenizer.ggml.pre", "default"),
+        )
     if kind == "llama":
         return _sentencepiece(metadata, path)
-    raise CheckpointError(f"{path}: unknown tokenizer.ggml.model {kind!r} (known: gpt2, llama)")
+    raise CheckpointError(
+        f"{path}: unknown tokenizer.ggml.model {kind!r} (known: gpt2, gemma4, llama)"
+    )
 
 
 def _settings(
@@ -95,24 +96,32 @@ def _token_types(metadata: dict[str, Any]) -> tuple[int, ...]:
     return types
 
 
-def _byte_level_bpe(metadata: dict[str, Any], path: Path) -> Tokenizer:
+def _bpe(metadata: dict[str, Any], path: Path, name: str) -> Tokenizer:
     """GPT-2's kind: words are cut by a regular expression, then merged from bytes."""
     tokens, types = metadata["tokenizer.ggml.tokens"], _token_types(metadata)
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    is_llama3 = pre in ("llama-bpe", "llama3")
+    rule = WORD_RULES.get(name)
+    if rule is None:
+        raise CheckpointError(
+            f"{path}: unknown pre-tokenizer tokenizer.ggml.pre = {name!r} (known: "
+            f"{', '.join(WORD_RULES)}); guessing one would tokenize wrongly"
+        )
     vocab = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(m.split(" ", 1)) for m in metadata.get("tokenizer.ggml.merges", ())]
-    pre_tokenizer, normalizer = _pre_tokenizer(pre, path)
+    merges = [_merge(m) for m in metadata.get("tokenizer.ggml.merges", ())]
     try:
-        # Llama 3 was trained with words that are whole tokens left alone.
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=is_llama3)
+        model = models.BPE(
+            vocab=vocab,
+            merges=merges,
+            ignore_merges=rule.ignores_merges,
+            byte_fallback=not rule.is_byte_level,
+        )
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path}: its merges do not fit its tokens: {error}") from error
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizer
+    backend.pre_tokenizer = rule.pre_tokenizer()
+    normalizer = rule.normalizer()
     if normalizer is not None:
         backend.normalizer = normalizer
-    backend.decoder = decoders.ByteLevel()
+    backend.decoder = rule.decoder()
     backend.add_tokens(
         [
             AddedToken(token, special=kind != USER_DEFINED, normalized=False)
@@ -120,7 +129,7 @@ def _byte_level_bpe(metadata: dict[str, Any], path: Path) -> Tokenizer:
             if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
         ]
     )
-    settings = _settings(metadata, vocab.get, adds_bos=is_llama3)
+    settings = _settings(metadata, vocab.get, adds_bos=rule.adds_bos)
     around = [*settings.prefix_ids, *settings.suffix_ids]
     if around:  # so that a saved tokenizer.json is right by itself
         before = [tokens[i] for i in settings.prefix_ids]
@@ -131,26 +140,10 @@ def _byte_level_bpe(metadata: dict[str, Any], path: Path) -> Tokenizer:
     return HuggingFaceTokenizer(backend, settings)
 
 
-def _pre_tokenizer(
-    name: str, path: Path
-) -> tuple[pre_tokenizers.PreTokenizer, normalizers.Normalizer | None]:
-    """The word cutter of a `tokenizer.ggml.pre`, and the normalizer that goes with it."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name in ("default", "gpt-2", "gpt2"):
-        return gpt2, None
-    if name in ("smollm", "starcoder"):
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2]), None
-    if name in ("llama-bpe", "llama3", "qwen2"):
-        is_qwen = name == "qwen2"
-        words = Regex(_WORDS.format(digits="" if is_qwen else "{1,3}"))
-        split = pre_tokenizers.Split(words, behavior="isolated")
-        sequence = pre_tokenizers.Sequence([split, byte_level])
-        return sequence, normalizers.NFC() if is_qwen else None
-    raise CheckpointError(
-        f"{path}: unknown pre-tokenizer tokenizer.ggml.pre = {name!r} (known: default, gpt-2, "
-        "smollm, starcoder, llama-bpe, qwen2); guessing one would tokenize wrongly"
-    )
+def _merge(text: str) -> tuple[str, str]:
+    """The two tokens of a merge; the first may begin with the space that is between them."""
+    left, _, right = text[1:].partition(" ")
+    return text[:1] + left, right
 
 
 def _sentencepiece(metadata: dict[str, Any], path: Path) -> Tokenizer:

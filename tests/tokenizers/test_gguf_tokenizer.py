@@ -57,7 +57,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("pre", "digits"),
     [
-        ("default", ["1111", "1"]),
+        ("default", ["11", "1", "11"]),  # of three digits each
         ("gpt-2", ["1111", "1"]),
         ("smollm", ["1"] * 5),
         ("qwen2", ["1"] * 5),
