@@ -30,7 +30,7 @@ from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import ModelInfo
-from jaxserve.scheduling.policies.vtc import ANSWER_PRICE, PROMPT_PRICE
+from jaxserve.scheduling.tenant_accounts import ANSWER_PRICE, PROMPT_PRICE
 
 LIGHT, HEAVY = "light", "heavy"
 POLICIES = ("vtc", "fcfs")
