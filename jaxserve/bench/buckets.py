@@ -1,12 +1,16 @@
 """Buckets chosen from how large steps are, beside doubling ones: what they save, and the flags."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxserve.bench.replay import ReplayLimits, replay
-from jaxserve.bench.tables import format_table
-from jaxserve.bench.workloads import WorkloadItem
+from jaxserve.bench.replay import at_utilisation, fit_lengths, replay, scale_lengths
+from jaxserve.bench.settings import BucketsSpec
+from jaxserve.bench.sides import Sides
+from jaxserve.bench.step_time import LinearCost, TabledCost, measure_engine
+from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.workloads import WorkloadItem, load_trace
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.runner.bucket_choice import Cost, choose_buckets, expected_cost, padding_fraction
@@ -79,40 +83,26 @@ def choose(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class BucketReport:
-    """Choices for both kinds of program, of a mesh with `num_shards` data shards."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BucketReport(Result):
+    """Choices for both kinds of program, of a mesh with `num_shards` data shards.
 
+    Attributes:
+        unit: of costs: tokens or seconds.
+        flags: the options that make a server use the chosen buckets.
+        line: what a step takes, if a trace was replayed.
+    """
+
+    num_steps: int
+    num_shards: int
+    unit: str
+    flags: str
     tokens: BucketChoice
     rows: BucketChoice
-    num_steps: int
-    num_shards: int = 1
-    unit: str = "tokens"
-
-    @property
-    def flags(self) -> str:
-        """The options that make a server use the chosen buckets."""
-        return (
-            f"--token-buckets {self._joined(self.tokens.chosen.sizes)} "
-            f"--row-buckets {self._joined(self.rows.chosen.sizes)}"
-        )
-
-    def _joined(self, sizes: Sequence[int]) -> str:
-        return ",".join(str(size * self.num_shards) for size in sizes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON fields."""
-        return {
-            "num_steps": self.num_steps,
-            "num_shards": self.num_shards,
-            "unit": self.unit,
-            "flags": self.flags,
-            "tokens": dataclasses.asdict(self.tokens),
-            "rows": dataclasses.asdict(self.rows),
-        }
+    line: LinearCost | None = None
 
     def __str__(self) -> str:
-        parts = [f"{self.num_steps} steps"]
+        parts = [*([f"A step takes {self.line}"] if self.line else []), f"{self.num_steps} steps"]
         for name, choice, unit in (("token", self.tokens, self.unit), ("row", self.rows, "rows")):
             rows = [
                 (f"doubling, {len(choice.doubling.sizes)}", *_cells(choice.doubling, unit)),
@@ -161,19 +151,25 @@ def choose_buckets_from_histogram(
     shards = histogram.num_shards
     if max_tokens % shards or max_rows % shards:
         raise ConfigError(f"limits {max_tokens}, {max_rows} do not divide by {shards} data shards")
+    tokens = choose(histogram.tokens(), max_tokens // shards, num_programs, cost or float)
+    rows = choose(histogram.sampled(), max_rows // shards, num_row_programs)
+    token_buckets, row_buckets = (
+        ",".join(str(size * shards) for size in choice.chosen.sizes) for choice in (tokens, rows)
+    )
     return BucketReport(
-        choose(histogram.tokens(), max_tokens // shards, num_programs, cost or float),
-        choose(histogram.sampled(), max_rows // shards, num_row_programs),
-        histogram.num_steps,
-        shards,
-        "tokens" if cost is None else "seconds",
+        num_steps=histogram.num_steps,
+        num_shards=shards,
+        unit="tokens" if cost is None else "seconds",
+        flags=f"--token-buckets {token_buckets} --row-buckets {row_buckets}",
+        tokens=tokens,
+        rows=rows,
     )
 
 
 def choose_buckets_from_trace(
     items: Sequence[WorkloadItem],
-    limits: ReplayLimits,
-    step_cost: Callable[[int], float],
+    config: EngineConfig,
+    line: LinearCost,
     *,
     num_programs: int | None = None,
     num_row_programs: int | None = None,
@@ -183,19 +179,70 @@ def choose_buckets_from_trace(
 
     Args:
         items: the requests, in order of arrival.
-        limits: of the engine.
-        step_cost: seconds of a step of so many tokens: how fast the simulated clock runs.
+        config: of the engine, see `replay`.
+        line: seconds of a step of so many tokens: how fast the simulated clock runs.
         num_programs, num_row_programs, cost: see `choose_buckets_from_histogram`.
 
     Raises:
         InvalidRequest: a request is too long for the limits.
         ConfigError: as `choose_buckets_from_histogram`.
     """
-    return choose_buckets_from_histogram(
-        replay(items, limits, step_cost).steps.histogram,
-        max_tokens=limits.max_num_batched_tokens,
-        max_rows=limits.max_num_seqs,
+    report = choose_buckets_from_histogram(
+        replay(items, config, line).steps.histogram,
+        max_tokens=config.max_num_batched_tokens,
+        max_rows=config.max_num_seqs,
         num_programs=num_programs,
         num_row_programs=num_row_programs,
         cost=cost,
     )
+    return dataclasses.replace(report, line=line)
+
+
+def measure_buckets(config: EngineConfig, spec: BucketsSpec, sides: Sides) -> BucketReport:
+    """Choose buckets as the settings say, from a trace or from what was served.
+
+    Args:
+        config: the engine's limits, and the model whose steps are timed if no time is given.
+        spec: see there.
+        sides: runs the engine whose steps are timed.
+
+    Raises:
+        ConfigError: a file cannot be read, or the options do not fit together.
+    """
+    items = load_trace(spec.trace, spec.num_requests, config.seed) if spec.trace else []
+    by_time = spec.cost == "time"
+    measured = _measure(config, sides) if by_time or (items and spec.step_ms is None) else {}
+    choice: dict[str, Any] = dict(
+        num_programs=spec.num_programs,
+        num_row_programs=spec.num_row_programs,
+        cost=TabledCost(measured) if by_time else None,
+    )
+    if spec.histogram is not None:
+        return choose_buckets_from_histogram(
+            StepHistogram.load(spec.histogram),
+            max_tokens=config.max_num_batched_tokens,
+            max_rows=config.max_num_seqs,
+            **choice,
+        )
+    if spec.step_ms is None:
+        line = LinearCost.fit(measured)
+    else:
+        line = LinearCost(spec.step_ms[0] / 1e3, spec.step_ms[1] / 1e3)
+    items = scale_lengths(items, spec.length_scale)
+    longest = max(len(item.prompt_token_ids) + item.output_len for item in items)
+    max_model_len = config.max_model_len or longest
+    # As many pages as can be used, if the options do not say.
+    pages = config.max_num_seqs * -(-max_model_len // config.page_size)
+    config = dataclasses.replace(
+        config, num_pages=config.num_pages or pages, max_model_len=max_model_len
+    )
+    items = fit_lengths(items, max_model_len)
+    if spec.utilisation is not None:
+        items = at_utilisation(items, spec.utilisation, config, line)
+    return choose_buckets_from_trace(items, config, line, **choice)
+
+
+def _measure(config: EngineConfig, sides: Sides) -> dict[int, float]:
+    """Seconds of the model's steps that fill doubling buckets."""
+    with sides.alone(dataclasses.replace(config, policy="fcfs")) as driver:  # none is asked
+        return measure_engine(driver.engine, doubling_buckets(config.max_num_batched_tokens))

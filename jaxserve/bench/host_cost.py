@@ -8,13 +8,14 @@ import dataclasses
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from jaxserve.bench.tables import format_table
-from jaxserve.cache.page_pool import PagePool
+from jaxserve.bench.settings import HostCostSpec
+from jaxserve.bench.sides import Sides
+from jaxserve.bench.step_time import measure_engine
+from jaxserve.bench.tables import Result, format_table
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
@@ -22,102 +23,117 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.packing import Packer
-from jaxserve.scheduling.policies import PolicySettings, make_policy
-from jaxserve.scheduling.scheduler import Scheduler
+from jaxserve.scheduling.build import build_scheduler
+from jaxserve.scheduling.policies import POLICIES
 
-PARTS = ("plan", "pack", "commit")
+PARTS = ("plan", "pack", "commit", "total")
 MAX_WARM_UP_STEPS = 500
 STEP_SECONDS = 0.02  # how far the scheduler's clock moves per step
 NUM_TENANTS, NUM_PREFIXES, PREFIX_LEN = 8, 16, 128
+CONTEXT_LEN = 128  # of the device's rows: 256 of them fit the default pool of a CPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HostCostSpec:
-    """The load under which the host is measured.
-
-    Attributes:
-        num_running: requests that decode at the same time.
-        prompt_len, output_len: tokens; an answer ends with the step that brings its last one,
-            and another request takes its place.
-        page_size: tokens per KV page.
-        num_steps: steps that are timed.
-        seed: of everything that is drawn.
-
-    Raises:
-        ConfigError: a number is not positive.
-    """
-
-    num_running: int = 256
-    prompt_len: int = 400
-    output_len: int = 512
-    page_size: int = 64
-    num_steps: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("num_running", "prompt_len", "output_len", "page_size", "num_steps"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
-
-    @property
-    def max_tokens_per_step(self) -> int:
-        """A budget that leaves newcomers' prompts room beside all decodes."""
-        return self.num_running + max(1024, self.prompt_len)
-
-    @property
-    def max_model_len(self) -> int:
-        """Room for every prompt and its answer."""
-        return self.prompt_len + self.output_len + 1
-
-
-@dataclasses.dataclass(frozen=True)
 class HostCost:
-    """Seconds of each part of every timed step, float64 [steps].
-
-    Attributes:
-        policy: the scheduling policy.
-        num_waiting: requests in the queue all along.
-        plan, pack, commit: the parts.
-    """
+    """Microseconds per step of each part and of all, by policy and requests in the queue."""
 
     policy: str
     num_waiting: int
-    plan: np.ndarray
-    pack: np.ndarray
-    commit: np.ndarray
+    median_plan_us: float
+    p99_plan_us: float
+    median_pack_us: float
+    p99_pack_us: float
+    median_commit_us: float
+    p99_commit_us: float
+    median_total_us: float
+    p99_total_us: float
 
-    @property
-    def total(self) -> np.ndarray:
-        """All parts together."""
-        return self.plan + self.pack + self.commit
-
-    def to_dict(self) -> dict[str, Any]:
-        """Medians and 99th percentiles in microseconds."""
-        fields: dict[str, Any] = {"policy": self.policy, "num_waiting": self.num_waiting}
-        for part in (*PARTS, "total"):
-            seconds = getattr(self, part)
-            fields[f"median_{part}_us"] = float(np.median(seconds)) * 1e6
-            fields[f"p99_{part}_us"] = float(np.percentile(seconds, 99)) * 1e6
-        return fields
+    @classmethod
+    def of(cls, policy: str, num_waiting: int, seconds: np.ndarray) -> "HostCost":
+        """The figures of timed steps, `seconds`: float64 [steps, 3] of plan, pack and commit."""
+        columns = np.column_stack([seconds, seconds.sum(axis=1)]) * 1e6
+        figures = {}
+        for part, mine in zip(PARTS, columns.T, strict=True):
+            figures[f"median_{part}_us"] = float(np.median(mine))
+            figures[f"p99_{part}_us"] = float(np.percentile(mine, 99))
+        return cls(policy=policy, num_waiting=num_waiting, **figures)
 
 
-def measure_host_cost(policy: str, num_waiting: int, spec: HostCostSpec) -> HostCost:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostCostResult(Result):
+    """All costs, and the device's time per step that hides them."""
+
+    num_running: int
+    step_ms: float
+    costs: list[HostCost]
+
+    def __str__(self) -> str:
+        rows = []
+        for cost in self.costs:
+            fields = vars(cost)
+            cells = (f"{fields[f'median_{p}_us']:.0f} / {fields[f'p99_{p}_us']:.0f}" for p in PARTS)
+            rows.append((cost.policy, str(cost.num_waiting), *cells))
+        worst = max(cost.median_total_us for cost in self.costs)
+        return (
+            f"{self.num_running} running requests; microseconds per step, median / p99\n"
+            f"{format_table(('policy', 'waiting', *PARTS), rows)}\n"
+            f"A step of {self.num_running} rows keeps the device busy for {self.step_ms:.1f} ms; "
+            f"the largest median of the host's is {worst / self.step_ms / 10:.1f} % of that."
+        )
+
+
+def measure_host_costs(config: EngineConfig, spec: HostCostSpec, sides: Sides) -> HostCostResult:
+    """Measure every policy with every number of requests waiting, and the device's step.
+
+    Args:
+        config: the page size, the seed, and the model whose step is timed if none is given.
+        spec: the load.
+        sides: runs the engine whose step is timed.
+
+    Raises:
+        ConfigError: see `measure_host_cost`.
+    """
+    names = spec.policies or sorted(POLICIES)
+    cases = [(name, num_waiting) for name in names for num_waiting in spec.waiting]
+    costs = sides.take_turns(cases, 1, lambda case, _: measure_host_cost(config, *case, spec))
+    step_ms = spec.step_ms or _measured_step(config, spec.num_running, sides) * 1e3
+    return HostCostResult(
+        num_running=spec.num_running, step_ms=step_ms, costs=[cost for (cost,) in costs.values()]
+    )
+
+
+def _measured_step(config: EngineConfig, num_rows: int, sides: Sides) -> float:
+    """Seconds of the model's decode step of so many rows."""
+    config = dataclasses.replace(
+        config,
+        max_num_seqs=num_rows,
+        max_num_batched_tokens=num_rows,
+        max_model_len=CONTEXT_LEN,
+        token_buckets=str(num_rows),  # the only program that is wanted
+        row_buckets=str(num_rows),
+    )
+    with sides.alone(config) as driver:
+        return measure_engine(driver.engine, [num_rows], CONTEXT_LEN)[num_rows]
+
+
+def measure_host_cost(
+    config: EngineConfig, policy: str, num_waiting: int, spec: HostCostSpec
+) -> HostCost:
     """Fill the slots and the queue, then time the steady state.
 
     Raises:
-        ConfigError: no such policy, nobody waits, or the slots never fill up: answers are so
-            short that the budget does not suffice for the prompts of those that follow.
+        ConfigError: no such policy, or the slots never fill up: answers are so short that the
+            budget does not suffice for the prompts of those that follow.
     """
-    if num_waiting < 1:
-        raise ConfigError(f"at least 1 request must wait to take the next slot, got {num_waiting}")
-    load = _SteadyLoad(policy, num_waiting, spec)
+    load = _SteadyLoad(config, policy, num_waiting, spec)
     for _ in range(MAX_WARM_UP_STEPS):
         load.step()
         if load.is_steady:
             break
     # A policy that puts newcomers first (mlfq) fills the budget with prompts for ever.
     if load.is_full:
-        return load.measure(spec.num_steps)
+        seconds = np.array([load.step() for _ in range(spec.num_steps)])
+        return HostCost.of(policy, num_waiting, seconds)
     raise ConfigError(
         f"{spec.num_running} requests do not run at once with prompts of {spec.prompt_len} and "
         f"answers of {spec.output_len} tokens; make the answers longer"
@@ -130,26 +146,26 @@ class _SteadyLoad:
     As in the engine with overlap, a step is planned before the one before it is committed.
     """
 
-    def __init__(self, policy: str, num_waiting: int, spec: HostCostSpec) -> None:
-        self._spec, self._policy, self._num_waiting = spec, policy, num_waiting
-        self._random = random.Random(spec.seed)
+    def __init__(
+        self, config: EngineConfig, policy: str, num_waiting: int, spec: HostCostSpec
+    ) -> None:
+        self._spec, self._num_waiting = spec, num_waiting
+        self._random = random.Random(config.seed)
         self._prefixes = [self._random.randbytes(PREFIX_LEN) for _ in range(NUM_PREFIXES)]
-        buckets = Buckets.for_limits(
-            max_tokens=spec.max_tokens_per_step,
-            max_rows=spec.num_running,
-            max_model_len=spec.max_model_len,
-            page_size=spec.page_size,
-        )
-        self._packer = Packer(buckets, 1)
-        self.scheduler = Scheduler(
-            page_pools=[PagePool((buckets.max_pages + 1) * spec.num_running)],
-            page_size=spec.page_size,
+        pages = -(-spec.max_model_len // config.page_size)
+        config = dataclasses.replace(
+            config,
+            policy=policy,
+            length_predictor="oracle",  # each request says how long it is taken to be
+            num_pages=(pages + 1) * spec.num_running,
             max_num_seqs=spec.num_running,
             max_num_batched_tokens=spec.max_tokens_per_step,
             max_model_len=spec.max_model_len,
             max_waiting=num_waiting + spec.num_running,
-            policy=make_policy(policy, PolicySettings(page_size=spec.page_size)),
         )
+        buckets = Buckets.of_config(config, max_model_len=spec.max_model_len)
+        self._packer = Packer(buckets, 1)
+        self.scheduler = build_scheduler(config, step_sizes=buckets.tokens)
         self._now, self._num_requests = 0.0, 0
         self._in_flight: deque[StepPlan] = deque()
         self.is_full = False  # all slots are taken
@@ -207,30 +223,3 @@ class _SteadyLoad:
     def _ends(self, key: int) -> bool:
         request = self.scheduler.get_by_key(key)
         return request is not None and len(request.output_token_ids) + 1 >= request.max_tokens
-
-    def measure(self, num_steps: int) -> HostCost:
-        """Time so many steps."""
-        seconds = np.array([self.step() for _ in range(num_steps)])
-        return HostCost(self._policy, self._num_waiting, *seconds.T)
-
-
-def format_host_costs(
-    costs: Sequence[HostCost], spec: HostCostSpec, step_seconds: float | None
-) -> str:
-    """A table, microseconds as median / 99th percentile, and the step that hides it all."""
-    columns = (*PARTS, "total")
-    rows = []
-    for cost in costs:
-        fields = cost.to_dict()
-        cells = (f"{fields[f'median_{c}_us']:.0f} / {fields[f'p99_{c}_us']:.0f}" for c in columns)
-        rows.append((cost.policy, str(cost.num_waiting), *cells))
-    table = format_table(("policy", "waiting", *columns), rows)
-    text = f"{spec.num_running} running requests; microseconds per step, median / p99\n{table}"
-    if step_seconds is not None:
-        worst = max(float(np.median(cost.total)) for cost in costs)
-        text += (
-            f"\nA step of {spec.num_running} rows keeps the device busy for "
-            f"{step_seconds * 1e3:.1f} ms; the largest median of the host's is "
-            f"{100 * worst / step_seconds:.1f} % of that."
-        )
-    return text

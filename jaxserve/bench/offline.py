@@ -3,13 +3,15 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from jaxserve.bench.settings import LatencySpec
+from jaxserve.bench.tables import Result
 from jaxserve.bench.workloads import WorkloadItem
-from jaxserve.core.errors import ConfigError, JaxserveError
+from jaxserve.core.errors import JaxserveError
 from jaxserve.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -18,33 +20,24 @@ if TYPE_CHECKING:
 LATENCY_PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-    """Seconds for a whole workload, its requests, and its tokens in and out."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Throughput(Result):
+    """What `vllm bench throughput --output-json` writes, and prompt and output tokens apart."""
 
     elapsed_time: float
     num_requests: int
     num_prompt_tokens: int
     num_output_tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that `vllm bench throughput --output-json` writes."""
-        total = self.num_prompt_tokens + self.num_output_tokens
-        return {
-            "elapsed_time": self.elapsed_time,
-            "num_requests": self.num_requests,
-            "total_num_tokens": total,
-            "requests_per_second": self.num_requests / self.elapsed_time,
-            "tokens_per_second": total / self.elapsed_time,
-            "output_tokens_per_second": self.num_output_tokens / self.elapsed_time,
-        }
+    total_num_tokens: int
+    requests_per_second: float
+    tokens_per_second: float
+    output_tokens_per_second: float
 
     def __str__(self) -> str:
-        values = self.to_dict()
         return (
-            f"Throughput: {values['requests_per_second']:.2f} requests/s, "
-            f"{values['tokens_per_second']:.2f} total tokens/s, "
-            f"{values['output_tokens_per_second']:.2f} output tokens/s\n"
+            f"Throughput: {self.requests_per_second:.2f} requests/s, "
+            f"{self.tokens_per_second:.2f} total tokens/s, "
+            f"{self.output_tokens_per_second:.2f} output tokens/s\n"
             f"Total num prompt tokens:  {self.num_prompt_tokens}\n"
             f"Total num output tokens:  {self.num_output_tokens}"
         )
@@ -58,54 +51,42 @@ def measure_throughput(
     start = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=progress)
     elapsed = time.perf_counter() - start
+    prompt = sum(len(item.prompt_token_ids) for item in items)
     generated = sum(len(output.outputs[0].token_ids) for output in outputs)
     return Throughput(
-        elapsed, len(items), sum(len(i.prompt_token_ids) for i in items), generated
-    )  # fmt: skip
+        elapsed_time=elapsed,
+        num_requests=len(items),
+        num_prompt_tokens=prompt,
+        num_output_tokens=generated,
+        total_num_tokens=prompt + generated,
+        requests_per_second=len(items) / elapsed,
+        tokens_per_second=(prompt + generated) / elapsed,
+        output_tokens_per_second=generated / elapsed,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Latency:
-    """Seconds of each repetition of one batch, float64 [iterations]."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency(Result):
+    """What `vllm bench latency --output-json` writes: seconds of each repetition of one batch."""
 
-    latencies: np.ndarray
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that `vllm bench latency --output-json` writes."""
-        return {
-            "avg_latency": float(self.latencies.mean()),
-            "std_latency": float(self.latencies.std()),
-            "latencies": self.latencies.tolist(),
-            "percentiles": {
-                str(p): float(np.percentile(self.latencies, p)) for p in LATENCY_PERCENTILES
-            },
-        }
+    avg_latency: float
+    std_latency: float
+    latencies: list[float]
+    percentiles: dict[str, float]
 
     def __str__(self) -> str:
-        values = self.to_dict()
         lines = [
-            f"Avg latency: {values['avg_latency']} seconds",
-            f"Std latency: {values['std_latency']} seconds",
-            *(f"{p}% percentile latency: {v} seconds" for p, v in values["percentiles"].items()),
+            f"Avg latency: {self.avg_latency} seconds",
+            f"Std latency: {self.std_latency} seconds",
+            *(f"{p}% percentile latency: {v} seconds" for p, v in self.percentiles.items()),
         ]
         return "\n".join(lines)
 
 
 def measure_latency(
-    llm: "LLM",
-    items: Sequence[WorkloadItem],
-    *,
-    num_iters: int,
-    num_iters_warmup: int,
-    progress: bool = True,
+    llm: "LLM", items: Sequence[WorkloadItem], spec: LatencySpec, *, progress: bool = True
 ) -> Latency:
-    """Run one batch again and again, each time to its end.
-
-    Raises:
-        ConfigError: no iterations.
-    """
-    if num_iters < 1 or num_iters_warmup < 0:
-        raise ConfigError("num_iters must be at least 1, num_iters_warmup at least 0")
+    """Run one batch again and again, each time to its end."""
     prompts, params = _requests(items, temperature=1.0)
 
     def run() -> float:
@@ -113,10 +94,16 @@ def measure_latency(
         llm.generate(prompts, params, use_tqdm=False)
         return time.perf_counter() - start
 
-    for _ in tqdm(range(num_iters_warmup), desc="Warmup iterations", disable=not progress):
+    for _ in tqdm(range(spec.num_iters_warmup), desc="Warmup iterations", disable=not progress):
         run()
-    bar = tqdm(range(num_iters), desc="Bench iterations", disable=not progress)
-    return Latency(np.array([run() for _ in bar]))
+    bar = tqdm(range(spec.num_iters), desc="Bench iterations", disable=not progress)
+    seconds = np.array([run() for _ in bar])
+    return Latency(
+        avg_latency=float(seconds.mean()),
+        std_latency=float(seconds.std()),
+        latencies=seconds.tolist(),
+        percentiles={str(p): float(np.percentile(seconds, p)) for p in LATENCY_PERCENTILES},
+    )
 
 
 def _requests(

@@ -10,22 +10,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxserve.bench.workloads import WorkloadItem
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import StepPlan, StepResult
 from jaxserve.core.step_histogram import StepHistogram
-from jaxserve.scheduling.policies import PolicySettings, make_policy
-from jaxserve.scheduling.scheduler import Scheduler
-from jaxserve.scheduling.settings import SchedulerSettings
-
-_SETTINGS = ("prefix_cache", "starvation_timeout", "admission", "prefill_first", "slice_tokens")
-REPLAYED = (
-    "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy",
-    *_SETTINGS,
-)  # fmt: skip
+from jaxserve.runner.buckets import doubling_buckets
+from jaxserve.scheduling.build import build_scheduler
 
 
 class StepRecorder:
@@ -55,49 +47,6 @@ class StepRecorder:
         return 1 - self.kv_tokens / self.kv_slots if self.kv_slots else 0.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayLimits:
-    """The engine's limits, as in `EngineConfig`; one data shard.
-
-    Policies that go by predicted lengths are told the true ones.
-    """
-
-    page_size: int = 64
-    num_pages: int
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    max_model_len: int
-    policy: str = "fcfs"
-    settings: SchedulerSettings = dataclasses.field(default_factory=SchedulerSettings)
-
-    @classmethod
-    def of_config(
-        cls, config: EngineConfig, *, num_pages: int, max_model_len: int
-    ) -> "ReplayLimits":
-        """The limits of an engine with these options; `REPLAYED` are those that count."""
-        fields = {name: getattr(config, name) for name in REPLAYED}
-        settings = {name: fields.pop(name) for name in _SETTINGS}
-        resolved = {"num_pages": num_pages, "max_model_len": max_model_len}
-        return cls(**{**fields, **resolved}, settings=SchedulerSettings(**settings))
-
-    def scheduler(self, max_waiting: int) -> Scheduler:
-        """A scheduler with these limits.
-
-        Raises:
-            ConfigError: they make no sense together.
-        """
-        return Scheduler(
-            page_pools=[PagePool(self.num_pages, prefix_cache=self.settings.prefix_cache)],
-            page_size=self.page_size,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            max_model_len=self.max_model_len,
-            max_waiting=max_waiting,
-            policy=make_policy(self.policy, PolicySettings(page_size=self.page_size)),
-            settings=self.settings,
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Replay:
     """What a replay came to.
@@ -118,36 +67,37 @@ class Replay:
 
 
 def replay(
-    items: Sequence[WorkloadItem],
-    limits: ReplayLimits,
-    cost: Callable[[int], float],
-    *,
-    overlap: bool = True,
+    items: Sequence[WorkloadItem], config: EngineConfig, cost: Callable[[int], float]
 ) -> Replay:
     """Serve requests in simulated time; answers have the length the trace says.
 
+    Policies that go by predicted lengths are told the true ones.
+
     Args:
         items: in order of arrival; those without one arrive at 0.
-        limits: of the engine.
+        config: the engine's options, with `num_pages` and `max_model_len`; one data shard.
         cost: seconds of a step of so many tokens.
-        overlap: plan step N+1 while step N runs, as the engine does.
 
     Raises:
         InvalidRequest: a request is too long for the limits.
     """
-    return _Simulation(items, limits, cost).run(overlap)
+    return _Simulation(items, config, cost).run(config.overlap)
 
 
 class _Simulation:
     """The engine's loop with a number for a clock."""
 
     def __init__(
-        self, items: Sequence[WorkloadItem], limits: ReplayLimits, cost: Callable[[int], float]
+        self, items: Sequence[WorkloadItem], config: EngineConfig, cost: Callable[[int], float]
     ) -> None:
         self._requests = [_request(index, item) for index, item in enumerate(items)]
-        self._scheduler = limits.scheduler(max_waiting=max(1, len(items)))
+        config = dataclasses.replace(
+            config, max_waiting=max(1, len(items)), length_predictor="oracle"
+        )
+        sizes = doubling_buckets(config.max_num_batched_tokens)
+        self._scheduler = build_scheduler(config, step_sizes=sizes)
         self._cost = cost
-        self._steps = StepRecorder(limits.page_size)
+        self._steps = StepRecorder(config.page_size)
         self._now = self._device_free = self._busy = 0.0
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
@@ -266,7 +216,7 @@ def scale_arrivals(items: Sequence[WorkloadItem], factor: float) -> list[Workloa
 def at_utilisation(
     items: Sequence[WorkloadItem],
     utilisation: float,
-    limits: ReplayLimits,
+    config: EngineConfig,
     cost: Callable[[int], float],
 ) -> list[WorkloadItem]:
     """Arrivals stretched so that they bring the device a given part of what it can do.
@@ -283,5 +233,5 @@ def at_utilisation(
     if span <= 0:
         raise ConfigError("the requests all arrive at once: there is nothing to stretch")
     together = [dataclasses.replace(item, arrival=0.0) for item in items]
-    capacity_seconds = replay(together, limits, cost).seconds
+    capacity_seconds = replay(together, config, cost).seconds
     return scale_arrivals(items, capacity_seconds / utilisation / span)

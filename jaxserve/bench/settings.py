@@ -5,12 +5,16 @@ measurement stands in the benchmark's own module.
 """
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.options import NOT_NEGATIVE, POSITIVE, check_options, option
 
+METRICS = ("ttft", "tpot", "itl", "e2el")
+TRACES = ("azure", "mooncake")
 LEARNED = ("exact", "range", "rank")  # the length predictors that learn
 SMALLEST_CHUNK = 8  # the streams last while the prompt gets so many tokens per step, or more
 
@@ -228,3 +232,270 @@ class GrammarSpec(Spec):
         4, "Parts in which the schemas are run, with and without grammars in turns."
     )
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostCostSpec(Spec):
+    """The load under which the host is measured.
+
+    An answer ends with the step that brings its last token, and another request takes its place.
+    """
+
+    policies: tuple[str, ...] | None = setting(
+        None, "With commas between (default: all).",
+        choices=EngineConfig.__dataclass_fields__["policy"].metadata["choices"],
+    )  # fmt: skip
+    waiting: tuple[int, ...] = setting((100, 1000, 10_000), "Requests in the queue all along.")
+    num_running: int = setting(256, "Requests that decode at the same time.", flag="--running")
+    prompt_len: int = setting(400, "Tokens per prompt.", flag="--input-len")
+    output_len: int = setting(512, "Tokens per answer.")
+    num_steps: int = setting(300, "Steps that are timed.")
+    step_ms: float | None = setting(
+        None, "The device's time per step (default: measured on MODEL)."
+    )
+
+    @property
+    def max_tokens_per_step(self) -> int:
+        """A budget that leaves newcomers' prompts room beside all decodes."""
+        return self.num_running + max(1024, self.prompt_len)
+
+    @property
+    def max_model_len(self) -> int:
+        """Room for every prompt and its answer."""
+        return self.prompt_len + self.output_len + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepsSpec(Spec):
+    """Which decode steps are timed.
+
+    Raises:
+        ConfigError: no context is longer than the one that every other is compared with.
+    """
+
+    rows: tuple[int, ...] = setting((1, 8, 32), "Requests that decode at the same time.")
+    context_lens: tuple[int, ...] = setting((128, 512), "Tokens that each of them attends to.")
+    rounds: int = setting(9, "Timed steps of each kind, in turns; the median counts.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.context_lens) < 2:
+            raise ConfigError("context_lens must have one above 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BucketsSpec(Spec):
+    """What buckets are chosen from, and by what.
+
+    Raises:
+        ConfigError: not exactly one source, or a cost that is measured and given.
+    """
+
+    trace: Path | None = setting(None, "A trace: Azure's .csv or Mooncake's .jsonl.")
+    histogram: Path | None = setting(None, "What `jaxserve serve --step-histogram` wrote.")
+    num_programs: int | None = setting(
+        None, "Token buckets at most (default: as many as doubling ones)."
+    )
+    num_row_programs: int | None = setting(None, "Row buckets at most, likewise.")
+    cost: str = setting(
+        "tokens", "Minimise the tokens that are run, or the time of the steps.",
+        choices=("tokens", "time"),
+    )  # fmt: skip
+    step_ms: tuple[float, ...] | None = setting(
+        None, "The time of a step, BASE,PER_TOKEN (default: measured on MODEL).",
+        range=NOT_NEGATIVE,
+    )  # fmt: skip
+    num_requests: int = setting(10_000, "Of a trace: its first ones.")
+    length_scale: float = setting(1.0, "Of a trace: shorten prompts and answers.", range="(0, 1]")
+    utilisation: float | None = setting(
+        None, "Of a trace: stretch arrivals to this part of what the engine can do."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.trace is None) == (self.histogram is None):
+            raise ConfigError("give either --trace or --histogram")
+        if self.cost == "time" and self.step_ms is not None:
+            raise ConfigError("--cost time is measured, it takes no --step-ms")
+        if self.step_ms is not None and len(self.step_ms) != 2:
+            raise ConfigError("--step-ms takes two numbers, BASE,PER_TOKEN")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaddingSpec(Spec):
+    """How a trace is made to fit the machine, and what is compared on it.
+
+    Raises:
+        ConfigError: too few requests to choose from, or to serve.
+    """
+
+    trace: Path | None = setting(None, "A trace: Azure's .csv or Mooncake's .jsonl.")
+    num_requests: int = setting(100, "Requests that are served, the trace's first.")
+    num_calibration: int = setting(2000, "Requests after those, from which buckets are chosen.")
+    length_scale: float = setting(
+        0.125, "Shorten prompts and answers by this factor.", range="(0, 1]"
+    )
+    utilisation: float = setting(0.7, "Load, as a part of what the engine can do.")
+    page_sizes: tuple[int, ...] = setting((64, 32, 16), "Tokens per KV page, one run each.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_requests < 2 or self.num_calibration < 2:
+            raise ConfigError("there must be at least two requests of each kind")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontendSpec(Spec):
+    """What gRPC and HTTP are to carry.
+
+    Attributes:
+        warmup_seconds: before counting.
+    """
+
+    transports: tuple[str, ...] = setting(
+        ("grpc", "sse"), "With commas between.", choices=("grpc", "sse")
+    )
+    num_streams: int = setting(256, "Streams at the same time.", flag="--streams")
+    tokens_per_second: float = setting(20_000.0, "That the engine emits over all streams.")
+    num_connections: int = setting(
+        16, "Connections that gRPC's streams share.", flag="--connections"
+    )
+    warmup_seconds: float = 3.0
+    seconds: float = setting(10.0, "How long to count.")
+    num_stalled: int = setting(
+        0, "Clients beside them that connect and stall; measured without them, too.",
+        range=NOT_NEGATIVE, flag="--stalled",
+    )  # fmt: skip
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of the paced engine, each of whose steps has a token for every stream."""
+        return self.tokens_per_second / self.num_streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareSpec(Spec):
+    """What other engines are compared by.
+
+    Raises:
+        ConfigError: there is no such interpreter.
+    """
+
+    concurrency: tuple[int, ...] = setting((1, 8, 32), "Prompts given to an engine at once.")
+    input_len: int = setting(128, "Tokens per prompt.")
+    output_len: int = setting(64, "Tokens per answer.")
+    threads: int | None = setting(None, "CPU threads of every side (default: all CPUs).")
+    repeats: int = setting(3, "Timed runs; their median counts.")
+    sides: tuple[str, ...] = setting(
+        ("jaxserve", "transformers", "llama.cpp"), "Which engines to run.",
+        choices=("jaxserve", "transformers", "llama.cpp"),
+    )  # fmt: skip
+    peer_python: Path | None = setting(None, "Interpreter that has the peers installed.")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.peer_python is not None and not self.peer_python.is_file():
+            raise ConfigError(f"there is no interpreter {self.peer_python}")
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of every side."""
+        affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+        return self.threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkloadSpec(Spec):
+    """The requests to send: made up, or a trace.
+
+    Raises:
+        ConfigError: a trace has no file, or the seed is negative.
+    """
+
+    dataset_name: str = setting(
+        "random", "What to send; azure and mooncake are traces.",
+        choices=("random", "prefix_repetition", *TRACES),
+    )  # fmt: skip
+    dataset_path: Path | None = setting(None, "The trace's file: Azure CSV or Mooncake JSONL.")
+    num_prompts: int = setting(1000, "Number of requests (of a trace: its first ones).")
+    seed: int = 0
+    random_input_len: int = setting(1024, "random: tokens per prompt.")
+    random_output_len: int = setting(128, "random: tokens per answer.")
+    random_range_ratio: float = setting(
+        0.0, "random: lengths vary evenly between (1 - ratio) and (1 + ratio) times.",
+        range="[0, 1)",
+    )  # fmt: skip
+    prefix_repetition_prefix_len: int = setting(256, "prefix_repetition: tokens per prefix.")
+    prefix_repetition_suffix_len: int = setting(256, "prefix_repetition: tokens per suffix.")
+    prefix_repetition_num_prefixes: int = setting(10, "prefix_repetition: distinct prefixes.")
+    prefix_repetition_output_len: int = setting(128, "prefix_repetition: tokens per answer.")
+    time_scale: float = setting(
+        1.0, "Traces: multiply arrival times; 0.1 replays ten times as fast."
+    )
+    max_input_len: int | None = setting(None, "Cut longer prompts to this many tokens.")
+    max_output_len: int | None = setting(None, "Cut longer answers to this many tokens.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if (self.dataset_name in TRACES) != (self.dataset_path is not None):
+            verb = "needs" if self.dataset_name in TRACES else "takes no"
+            raise ConfigError(f"dataset {self.dataset_name} {verb} --dataset-path")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThroughputSpec(Spec):
+    """Short names of a workload's lengths."""
+
+    input_len: int | None = setting(None, "random: the same as --random-input-len.")
+    output_len: int | None = setting(None, "random: the same as --random-output-len.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatencySpec(Spec):
+    """One batch, and how often it is run."""
+
+    input_len: int = setting(32, "Tokens per prompt.")
+    output_len: int = setting(128, "Tokens per answer.")
+    batch_size: int = setting(8, "Prompts in the batch.")
+    num_iters_warmup: int = setting(10, "Iterations that are not timed.", range=NOT_NEGATIVE)
+    num_iters: int = setting(30, "Iterations that are.")
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeSpec(Spec):
+    """A running server, how it is loaded, and what is reported."""
+
+    host: str = setting("127.0.0.1", "The server's host.")
+    port: int = setting(50051, "The server's gRPC port.")
+    model: str = setting("", "The model to ask for (default: what is served).")
+    request_rate: float | None = setting(
+        None,
+        "Requests per second; inf sends all at once (default: a trace's own times, else inf).",
+    )
+    burstiness: float = setting(
+        1.0, "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier."
+    )
+    max_concurrency: int | None = setting(None, "Requests under way at once, at most.")
+    seed: int = setting(0, "Seed of prompts and arrivals.", range=NOT_NEGATIVE)
+    temperature: float = setting(0.0, "Of the sampling; 0 is greedy.", range=NOT_NEGATIVE)
+    ignore_eos: bool = setting(True, "Generate on past end-of-sequence tokens.")
+    num_warmups: int = setting(0, "Requests sent first and not measured.", range=NOT_NEGATIVE)
+    ready_check_timeout_sec: float = setting(
+        60.0, "How long to wait for the server.", range=NOT_NEGATIVE
+    )
+    percentile_metrics: tuple[str, ...] = setting(
+        ("ttft", "tpot", "itl", "e2el"),
+        "Metrics to report.",
+        choices=("ttft", "tpot", "itl", "e2el"),
+    )
+    metric_percentiles: tuple[float, ...] = setting(
+        (90.0, 99.0), "Percentiles to report.", range="[0, 100]"
+    )
+    save_result: bool = setting(False, "Write the results to a JSON file.")
+    save_detailed: bool = setting(False, "With every request's figures and text.")
+    result_dir: Path | None = setting(None, "Where to (default: the current directory).")
+    result_filename: str | None = setting(None, "Its name (default: made up).")

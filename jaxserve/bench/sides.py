@@ -78,7 +78,8 @@ class Sides:
         with tqdm(total=rounds * len(names), unit="run", disable=not self.progress) as bar:
             for number in range(rounds):
                 for name in names if number % 2 == 0 else reversed(names):
-                    bar.set_description(f"{name}, round {number + 1}")
+                    side = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+                    bar.set_description(f"{side}, round {number + 1}" if rounds > 1 else side)
                     results[name].append(run(name, number))
                     bar.update()
         return results

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.settings import StepsSpec
+from jaxserve.bench.sides import Sides
+from jaxserve.bench.tables import Result, format_table
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import Executor, StepPlan, StepRow
@@ -34,6 +37,9 @@ class LinearCost:
             raise ConfigError(
                 f"a step must take time, got {self.base} s and {self.per_token} s per token"
             )
+
+    def __str__(self) -> str:
+        return f"{self.base * 1e3:.1f} ms + {self.per_token * 1e3:.3f} ms per token"
 
     def __call__(self, tokens: int) -> float:
         """Seconds of a step of `tokens` tokens."""
@@ -114,8 +120,52 @@ def measure_engine(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepsResult(Result):
+    """Median seconds of decode steps, by rows and by their context."""
+
+    step_seconds: dict[int, dict[int, float]]
+
+    def __str__(self) -> str:
+        """A table; shares are of a step, over that of context 1."""
+        contexts = [context for context in next(iter(self.step_seconds.values())) if context > 1]
+        header = ["rows", "ms at context 1"]
+        for context in contexts:
+            header += [f"at {context}", "attention"]
+        table = []
+        for rows, mine in self.step_seconds.items():
+            cells = [str(rows), f"{1e3 * mine[1]:.1f}"]
+            for context in contexts:
+                cells += [f"{1e3 * mine[context]:.1f}", f"{1 - mine[1] / mine[context]:.0%}"]
+            table.append(cells)
+        return format_table(header, table)
+
+
+def measure_steps_by_context(config: EngineConfig, spec: StepsSpec, sides: Sides) -> StepsResult:
+    """Time decode steps on an engine of their own; context 1 attends to nothing else."""
+    contexts, rows = sorted({1, *spec.context_lens}), sorted(spec.rows)
+    sizes = ",".join(map(str, rows))
+    config = dataclasses.replace(
+        config,
+        max_num_seqs=rows[-1],
+        max_num_batched_tokens=rows[-1],
+        max_model_len=contexts[-1],
+        num_pages=rows[-1] * -(-contexts[-1] // config.page_size),  # no row shares another's
+        token_buckets=sizes,
+        row_buckets=sizes,
+    )
+    with sides.alone(config) as driver:
+        return StepsResult(
+            step_seconds=measure_contexts(driver.engine, rows, contexts, spec.rounds, sides)
+        )
+
+
 def measure_contexts(
-    engine: "Engine", rows: Sequence[int], context_lens: Sequence[int], rounds: int = NUM_REPEATS
+    engine: "Engine",
+    rows: Sequence[int],
+    context_lens: Sequence[int],
+    rounds: int,
+    sides: Sides,
 ) -> dict[int, dict[int, float]]:
     """Median seconds of decode steps, by rows and by their context; the contexts take turns.
 
@@ -125,30 +175,16 @@ def measure_contexts(
         context_lens: tokens of every row, that one included; 1 is what a step takes that attends
             to nothing else.
         rounds: of turns, of which each is one timed step after one that is not.
+        sides: whose turns they are.
     """
     seconds = {}
     for count in rows:
-        times: dict[int, list[float]] = {context: [] for context in context_lens}
-        for _ in range(rounds):
-            for context, mine in times.items():
-                mine.append(measure_engine(engine, [count], context, repeats=1)[count])
+        times = sides.take_turns(
+            context_lens, rounds,
+            lambda context, _, n=count: measure_engine(engine, [n], context, repeats=1)[n],
+        )  # fmt: skip
         seconds[count] = {context: float(np.median(mine)) for context, mine in times.items()}
     return seconds
-
-
-def format_contexts(seconds: Mapping[int, Mapping[int, float]]) -> str:
-    """What `measure_contexts` gave as a table; shares are of a step, over that of context 1."""
-    contexts = [context for context in next(iter(seconds.values())) if context > 1]
-    header = ["rows", "ms at context 1"]
-    for context in contexts:
-        header += [f"at {context}", "attention"]
-    table = []
-    for rows, mine in seconds.items():
-        cells = [str(rows), f"{1e3 * mine[1]:.1f}"]
-        for context in contexts:
-            cells += [f"{1e3 * mine[context]:.1f}", f"{1 - mine[1] / mine[context]:.0%}"]
-        table.append(cells)
-    return format_table(header, table)
 
 
 def _full_step(

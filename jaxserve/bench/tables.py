@@ -1,6 +1,9 @@
 """What a benchmark came to, and tables for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+Row = TypeVar("Row")
 
 
 class Result:
@@ -33,3 +36,17 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def tabulate(
+    corner: str, rows: Mapping[str, Row], columns: Mapping[str, Callable[[Row], object]]
+) -> str:
+    """`format_table` of things by name.
+
+    Args:
+        corner: heads the names.
+        rows: what each row shows, by its name.
+        columns: what a cell says of its row, by the column's heading.
+    """
+    cells = [(name, *(str(cell(row)) for cell in columns.values())) for name, row in rows.items()]
+    return format_table((corner, *columns), cells)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxserve.bench.settings import WorkloadSpec
 from jaxserve.core.errors import ConfigError
 
 MOONCAKE_BLOCK = 512  # tokens that one hash id stands for
-TRACES = ("azure", "mooncake")
-DATASETS = ("random", "prefix_repetition", *TRACES)
+TRACE_VOCABULARY = 32_000  # which tokens a trace's prompts are made of does not matter
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,51 +56,14 @@ class Workload:
         """Tokens to generate over all requests."""
         return sum(item.output_len for item in self.items)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorkloadSpec:
-    """The options that describe a workload, as on the command line.
-
-    Raises:
-        ConfigError: a value is out of range, or a trace has no file.
-    """
-
-    dataset_name: str = "random"
-    dataset_path: Path | None = None
-    num_prompts: int = 1000
-    seed: int = 0
-    random_input_len: int = 1024
-    random_output_len: int = 128
-    random_range_ratio: float = 0.0
-    prefix_repetition_prefix_len: int = 256
-    prefix_repetition_suffix_len: int = 256
-    prefix_repetition_num_prefixes: int = 10
-    prefix_repetition_output_len: int = 128
-    time_scale: float = 1.0
-    max_input_len: int | None = None
-    max_output_len: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dataset_name not in DATASETS:
-            raise ConfigError(
-                f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset_name}"
-            )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            counts = field.name == "num_prompts" or field.name.endswith(("_len", "_prefixes"))
-            if counts and value is not None and value < 1:
-                raise ConfigError(f"{field.name} must be at least 1, got {value}")
-        if not 0 <= self.random_range_ratio < 1:
-            raise ConfigError(
-                f"random_range_ratio must be in [0, 1), got {self.random_range_ratio}"
-            )
-        if not self.time_scale >= 0:
-            raise ConfigError(f"time_scale must not be negative, got {self.time_scale}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, got {self.seed}")
-        if (self.dataset_name in TRACES) != (self.dataset_path is not None):
-            verb = "needs" if self.dataset_name in TRACES else "takes no"
-            raise ConfigError(f"dataset {self.dataset_name} {verb} --dataset-path")
+    def __str__(self) -> str:
+        cut = ""
+        if self.num_cut_inputs or self.num_cut_outputs:
+            cut = f"\nCut: {self.num_cut_inputs} prompts, {self.num_cut_outputs} answers"
+        return (
+            f"{len(self.items)} requests, {self.num_input_tokens} tokens in, "
+            f"{self.num_output_tokens} out{cut}"
+        )
 
 
 class TokenSource:
@@ -159,6 +122,19 @@ def _cut(item: WorkloadItem, max_input_len: int | None, max_output_len: int | No
         prompt_token_ids=item.prompt_token_ids[:max_input_len],
         output_len=min(item.output_len, max_output_len or item.output_len),
     )
+
+
+def load_trace(path: Path | None, num_requests: int, seed: int) -> list[WorkloadItem]:
+    """The first requests of a trace, with random prompts of its lengths; its name says its kind.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    if path is None:
+        raise ConfigError("give a --trace")
+    kind = "mooncake" if path.suffix == ".jsonl" else "azure"
+    spec = WorkloadSpec(dataset_name=kind, dataset_path=path, num_prompts=num_requests, seed=seed)
+    return list(build_workload(spec, TRACE_VOCABULARY).items)
 
 
 # ------------------------------------------------------------------------- synthetic

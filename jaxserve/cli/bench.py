@@ -2,7 +2,6 @@
 
 import click
 
-from jaxserve.cli.bench_buckets import buckets
 from jaxserve.cli.bench_compare import (
     chunked_prefill,
     fairness,
@@ -11,13 +10,18 @@ from jaxserve.cli.bench_compare import (
     predictor,
     prefix_cache,
 )
-from jaxserve.cli.bench_frontend import frontend
-from jaxserve.cli.bench_host_cost import host_cost
-from jaxserve.cli.bench_offline import latency, startup, throughput
-from jaxserve.cli.bench_padding import padding
-from jaxserve.cli.bench_peers import peers
+from jaxserve.cli.bench_engine import (
+    buckets,
+    frontend,
+    host_cost,
+    latency,
+    padding,
+    peers,
+    steps,
+    throughput,
+)
 from jaxserve.cli.bench_serve import serve
-from jaxserve.cli.bench_steps import steps
+from jaxserve.cli.bench_startup import startup
 
 
 @click.group()

@@ -18,8 +18,20 @@ if TYPE_CHECKING:
 # The engine's options that commands offer: those that a benchmark does not set itself.
 ALL = tuple(field.name for field in dataclasses.fields(EngineConfig))
 MODEL = ("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size")
+DEVICE = (
+    "model", "random_weights", "dtype", "seed", "attention_implementation",
+    "linear_implementation", "compilation_cache_dir", "kv_cache_dtype", "kv_cache_memory",
+)  # fmt: skip
+REPLAYED = (  # page_size, too, but where a benchmark has several
+    "num_pages", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy",
+    "prefix_cache", "starvation_timeout", "admission", "prefill_first", "slice_tokens",
+)  # fmt: skip
 BATCH = (*MODEL, "max_num_seqs", "max_num_batched_tokens", "overlap")
 
+output_json_option = click.option(
+    "--output-json", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    help="Write the results as JSON, too.",
+)  # fmt: skip
 disable_tqdm_option = click.option("--disable-tqdm", is_flag=True, help="Show no progress bar.")
 
 
@@ -52,10 +64,7 @@ def benchmark(
                 sys.exit(1)
 
         command: Callable[..., Any] = disable_tqdm_option(run)
-        command = click.option(
-            "--output-json", type=click.Path(path_type=Path, dir_okay=False), default=None,
-            help="Write the results as JSON, too.",
-        )(command)  # fmt: skip
+        command = output_json_option(command)
         for parameter, spec in reversed(specs.items()):
             command = settings_options(spec, parameter)(command)
         if engine:
@@ -75,3 +84,9 @@ def write_json(path: Path | None, fields: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(fields, indent=4, default=str) + "\n", encoding="utf-8")
+
+
+def number(flag: str, default: Any, help: str, kind: Any = int) -> Callable[..., Any]:
+    """An option that takes a number; a default of None is not shown."""
+    shown = default is not None
+    return click.option(flag, type=kind, default=default, show_default=shown, help=help)

@@ -50,7 +50,8 @@ def check_options(settings: Any) -> None:
                 continue
             if choices and each not in choices:
                 raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, got {each}")
-            if isinstance(each, int | float) and not _within(each, interval):
+            is_number = isinstance(each, int | float) and not isinstance(each, bool)
+            if is_number and not _within(each, interval):
                 words = _IN_WORDS.get(interval, f"be in {interval}")
                 raise ConfigError(f"{field.name} must {words}, got {each}")
 

@@ -18,11 +18,10 @@ from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.async_engine import AsyncEngine
-from jaxserve.engine.build_scheduler import (
-    build_policy,
+from jaxserve.engine.build_parts import (
     build_predictor,
-    build_scheduler,
     build_store,
+    estimate_costs,
     model_fingerprint,
 )
 from jaxserve.engine.engine import Engine
@@ -39,6 +38,7 @@ from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.profiler import JaxProfiler
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
 from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.scheduling.build import build_policy, build_scheduler
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
@@ -103,13 +103,14 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )
     scheduler = build_scheduler(
-        config,
-        lowering,
-        max_model_len,
+        dataclasses.replace(config, num_pages=num_pages, max_model_len=max_model_len),
+        step_sizes=[size * rules.data for size in limits.tokens],
+        num_shards=rules.data,
         policy=policy,
         store=store,
         events=events,
-        predictor=predictor,
+        probe_every=predictor.probe_every,
+        costs=estimate_costs(lowering),
     )
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),

@@ -1,5 +1,6 @@
 """`bench buckets` and `bench padding`: what they choose and what they report."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -10,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from jaxserve.bench.buckets import choose_buckets_from_histogram
-from jaxserve.bench.padding import PaddingSpec, measure_padding
+from jaxserve.bench.padding import measure_padding
+from jaxserve.bench.settings import PaddingSpec
+from jaxserve.bench.sides import Sides
 from jaxserve.bench.workloads import WorkloadItem
-from jaxserve.cli.bench_buckets import buckets
-from jaxserve.cli.bench_padding import padding
+from jaxserve.cli.bench_engine import buckets, padding
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.step_histogram import StepHistogram
@@ -44,7 +46,7 @@ def test_a_report_shows_both_sides_and_its_flags_are_valid():
     assert parse_buckets(row_text, option="", limit=16) == rows.chosen.sizes
     text = str(report)
     assert re.search(r"chosen, 5 +0\.0 %", text) and text.endswith(report.flags)
-    json.dumps(report.to_dict())
+    json.dumps(dataclasses.asdict(report))
 
 
 def test_flags_are_of_all_shards_together():
@@ -116,7 +118,7 @@ def test_padding_compares_both_sides_on_the_same_requests():
         num_requests=12, num_calibration=60, length_scale=0.25, utilisation=0.9,
         page_sizes=(16, 4),
     )  # fmt: skip
-    result = measure_padding(config, trace(72), spec, build, progress=False)
+    result = measure_padding(config, trace(72), spec, Sides(build=build))
     doubling, chosen, small = result.runs
     assert [run.name for run in result.runs] == ["doubling", "chosen", "chosen"]
     assert doubling.token_buckets == doubling_buckets(32)
@@ -127,18 +129,19 @@ def test_padding_compares_both_sides_on_the_same_requests():
     assert all(0 <= run.padding < 1 and run.mean_latency >= run.mean_ttft for run in result.runs)
     assert result.num_output_tokens == 12 * 10
     assert result.choice.flags in str(result)
-    assert json.loads(json.dumps(result.to_dict()))["runs"][2]["page_size"] == 4
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["runs"][2]["page_size"] == 4
+    assert "all 24 answers identical" in str(result)
 
 
 def test_padding_refuses_what_it_cannot_use():
     with pytest.raises(ConfigError, match="two requests"):
         PaddingSpec(num_requests=1)
-    with pytest.raises(ConfigError, match="page size"):
+    with pytest.raises(ConfigError, match="page_sizes"):
         PaddingSpec(page_sizes=())
     with pytest.raises(ConfigError, match="utilisation"):
         PaddingSpec(utilisation=0)
     with pytest.raises(ConfigError, match="the trace has 72 requests"):
-        measure_padding(EngineConfig(), trace(72), PaddingSpec(), build)
+        measure_padding(EngineConfig(), trace(72), PaddingSpec(), Sides(build=build))
 
 
 # ------------------------------------------------------------------------ the commands
@@ -193,4 +196,4 @@ def test_bad_options_end_with_a_message(arguments: list[str], message: str):
 
 def test_padding_checks_its_options_before_it_builds(azure: str):
     result = CliRunner().invoke(padding, ["--trace", azure, "--utilisation", "0"])
-    assert result.exit_code == 1 and "utilisation positive" in result.output
+    assert result.exit_code == 2 and "utilisation must be positive" in result.output

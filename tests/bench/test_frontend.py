@@ -6,7 +6,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from jaxserve.bench.frontend.http2 import GrpcStreams
-from jaxserve.cli.bench_frontend import frontend
+from jaxserve.cli.bench_engine import frontend
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tqdm import tqdm
 
 from jaxserve.bench.peers import compare
-from jaxserve.bench.peers.compare import CompareSpec, SideResult
+from jaxserve.bench.peers.compare import PeersResult, SideResult
 from jaxserve.bench.peers.f32_gguf import write_f32_gguf
 from jaxserve.bench.roofline import (
     Machine,
@@ -20,6 +19,8 @@ from jaxserve.bench.roofline import (
     output_throughput_bound,
     step_seconds,
 )
+from jaxserve.bench.settings import CompareSpec
+from jaxserve.bench.sides import Sides
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ModelConfig
 
@@ -70,8 +71,7 @@ def run(tmp_path: Path, spec: CompareSpec, **programs: str) -> dict[str, SideRes
     commands = {
         name: [sys.executable, "-c", program, str(path)] for name, program in programs.items()
     }
-    with tqdm(disable=True) as bar:
-        return compare.run_sides(commands, spec, bar)
+    return compare.run_sides(commands, spec, Sides())
 
 
 SPEC = CompareSpec(concurrency=(1, 3), input_len=6, output_len=2, threads=1, repeats=2)
@@ -80,8 +80,8 @@ SPEC = CompareSpec(concurrency=(1, 3), input_len=6, output_len=2, threads=1, rep
 def test_a_side_runs_in_a_process_and_reports_every_run(tmp_path: Path) -> None:
     result = run(tmp_path, SPEC, echo=ECHO)["echo"]
     assert result.version == "echo 1" and result.error is None and result.missing is None
-    assert {n: len(runs) for n, runs in result.throughput.items()} == {1: 2, 3: 2}
-    assert min(min(runs) for runs in result.throughput.values()) > 0
+    assert {n: len(runs) for n, runs in result.output_throughput.items()} == {1: 2, 3: 2}
+    assert min(min(runs) for runs in result.output_throughput.values()) > 0
     batch = compare.make_cases(SPEC, 90, (0,))[1]["batches"][1]  # after the warm-up
     assert result.tokens[3] == [prompt[:2] for prompt in batch]
 
@@ -93,7 +93,7 @@ def test_sides_take_turns(tmp_path: Path) -> None:
         name: ECHO.replace(writing, f"open({str(diary)!r}, 'a').write({name!r})") for name in "ab"
     }
     run(tmp_path, SPEC, **sides)
-    assert diary.read_text() == "ba" + "ab" + "ba" + "ab" + "ba" + "ab"
+    assert diary.read_text() == "ab" + "ba" + "ab" + "ba" + "ab" + "ba"
 
 
 def test_a_missing_module_and_a_crash_are_told_apart_and_stop_nobody_else(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_missing_module_and_a_crash_are_told_apart_and_stop_nobody_else(tmp_pa
     assert results["absent"] == SideResult(missing="no_such_module")
     assert "ZeroDivisionError" in (results["crash"].error or "")
     assert "asked for 2 tokens" in (results["short"].error or "")
-    assert results["echo"].error is None and len(results["echo"].throughput[3]) == 2
+    assert results["echo"].error is None and len(results["echo"].output_throughput[3]) == 2
 
 
 def test_prompts_are_distinct_and_every_side_gets_the_same() -> None:
@@ -131,7 +131,11 @@ def test_the_table_and_its_notes() -> None:
         "llama.cpp": SideResult(missing="llama_cpp"),
         "other": SideResult(error="boom"),
     }
-    table = compare.format_table(results, {1: 40.0, 3: 240.0}, SPEC).splitlines()
+    result = PeersResult.of(SPEC, Machine(20e9, 170e9), {1: 40.0, 3: 240.0}, results)
+    assert result.differing_answers == {"transformers": 1} and result.num_answers == 3
+    assert not any(side.tokens for side in result.results.values())
+    table, _, notes = str(result).partition("\n\n")
+    table = table.splitlines()
     assert table[0] == (
         "| Concurrent requests | jaxserve | transformers | llama.cpp | other | bound | "
         "jaxserve / bound |"
@@ -140,7 +144,6 @@ def test_the_table_and_its_notes() -> None:
         "| 1 | 30.0 (29 to 31) | 13.0 | not installed | failed | 40 | 75% |",
         "| 3 | 60.0 | 50.0 | not installed | failed | 240 | 25% |",
     ]
-    notes = compare.format_notes(results, SPEC, Machine(20e9, 170e9))
     assert "20.0 GB/s" in notes and "170 GFLOP/s" in notes and "1 threads" in notes
     assert "transformers: tf 5; 2 of 3 answers equal jaxserve's" in notes
     assert "llama.cpp: no module llama_cpp; pip install llama-cpp-python" in notes

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from jaxserve.engine.engine import Engine
 from jaxserve.prediction.features import Features
 from jaxserve.prediction.network import Compile
 from jaxserve.prediction.predictor import LearnedPredictor
-from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.bench import virtual
 from tests.prediction.made_up import HIDDEN, VOCAB, embed, hidden_state
@@ -72,7 +70,7 @@ def test_learned_predictors_beat_the_mean() -> None:
 
 
 def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
-    compile_once: Compile, monkeypatch: pytest.MonkeyPatch
+    compile_once: Compile,
 ) -> None:
     """An engine on a fake device, whose hidden states say whose they are and of which token."""
     prompt_len = 5
@@ -85,8 +83,6 @@ def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
 
     def build(config: EngineConfig) -> Engine:
         configs.append(config)
-        settings = partial(SchedulerSettings, probe_every=predictor.probe_every)
-        monkeypatch.setattr(virtual, "SchedulerSettings", settings)
         return virtual.virtual_engine(
             virtual.VirtualTime(), dataclasses.replace(config, length_predictor="none"),
             model=virtual.PromptKnowsLength(eos_token_id=EOS, vocab_size=256), predictor=predictor,

@@ -8,30 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.bench.padding import record_steps
-from jaxserve.bench.replay import (
-    REPLAYED,
-    ReplayLimits,
-    at_utilisation,
-    fit_lengths,
-    replay,
-    scale_lengths,
-)
+from jaxserve.bench.replay import at_utilisation, fit_lengths, replay, scale_lengths
 from jaxserve.bench.step_time import LinearCost
 from jaxserve.bench.stepping import TimedRequest, greedy
 from jaxserve.bench.workloads import WorkloadItem
-from jaxserve.cli.bench_buckets import REPLAYED_OPTIONS
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, InvalidRequest
 from jaxserve.scheduling.policies import POLICIES
-from jaxserve.scheduling.settings import SchedulerSettings
 from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.testing.fake_executor import FakeModel
 from tests.bench.virtual import VirtualExecutor, VirtualTime
 
 COST = LinearCost(VirtualExecutor.STEP, VirtualExecutor.TOKEN)
-LIMITS = ReplayLimits(
+LIMITS = EngineConfig(
     page_size=4, num_pages=40, max_num_seqs=3, max_num_batched_tokens=16, max_model_len=64
 )
+ALONE = dataclasses.replace(LIMITS, overlap=False)
 
 
 def item(arrival: float, prompt_len: int, output_len: int) -> WorkloadItem:
@@ -69,7 +61,7 @@ def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem
     )  # fmt: skip
     records = [driver.records[str(index)] for index in range(len(items))]
 
-    replayed = replay(items, LIMITS, COST, overlap=False)
+    replayed = replay(items, ALONE, COST)
     assert replayed.steps.histogram.steps == steps.histogram.steps
     assert replayed.steps.unused_kv_fraction == steps.unused_kv_fraction
     assert replayed.latencies == pytest.approx([r.latency for r in records])
@@ -83,8 +75,7 @@ def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem
 @given(ITEMS)
 def test_overlap_computes_the_same_tokens(items: list[WorkloadItem]):
     """Preempted requests compute theirs again: with room for all, every token just once."""
-    settings = SchedulerSettings(prefix_cache=False)
-    limits = dataclasses.replace(LIMITS, num_pages=100, settings=settings)
+    limits = dataclasses.replace(LIMITS, num_pages=100, prefix_cache=False)
     replayed = replay(items, limits, COST)
     tokens = sum(n * count for n, count in replayed.steps.histogram.tokens().items())
     # The last token of an answer is never fed back.
@@ -96,21 +87,10 @@ def test_overlap_computes_the_same_tokens(items: list[WorkloadItem]):
 
 
 def test_unused_slots_are_those_behind_the_last_token():
-    replayed = replay([item(0, 5, 2)], LIMITS, COST, overlap=False)
+    replayed = replay([item(0, 5, 2)], ALONE, COST)
     # 5 tokens in 2 pages of 4, then 6.
     assert replayed.steps.kv_slots == 16 and replayed.steps.kv_tokens == 11
     assert replayed.steps.unused_kv_fraction == pytest.approx(5 / 16)
-
-
-def test_limits_are_taken_from_options():
-    config = EngineConfig(
-        page_size=8, max_num_seqs=5, policy="mlfq", prefix_cache=False, slice_tokens=3
-    )
-    limits = ReplayLimits.of_config(config, num_pages=77, max_model_len=99)
-    assert (limits.page_size, limits.max_num_seqs, limits.policy) == (8, 5, "mlfq")
-    assert (limits.num_pages, limits.max_model_len) == (77, 99)
-    assert (limits.settings.prefix_cache, limits.settings.slice_tokens) == (False, 3)
-    assert REPLAYED_OPTIONS == REPLAYED
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jaxserve.bench.sides import Sides
 from jaxserve.bench.step_time import (
     LinearCost,
+    StepsResult,
     TabledCost,
-    format_contexts,
     measure_contexts,
     measure_steps,
 )
@@ -54,16 +55,16 @@ def test_measured_steps_fill_their_bucket():
 def test_contexts_take_turns():
     executor = FakeExecutor(page_size=4)
     engine = fake_sync_engine(page_size=4, num_pages=40, executor=executor)
-    seconds = measure_contexts(engine, [2, 3], [1, 6], rounds=2)
+    seconds = measure_contexts(engine, [2, 3], [1, 6], 2, Sides())
     assert {rows: list(mine) for rows, mine in seconds.items()} == {2: [1, 6], 3: [1, 6]}
     timed = executor.plans[1::2]  # each after one that is not
     shapes = [(len(plan.rows), {row.end for row in plan.rows}) for plan in timed]
-    assert shapes == [(n, {end}) for n in (2, 3) for _ in range(2) for end in (1, 6)]
+    assert shapes == [(n, {end}) for n in (2, 3) for end in (1, 6, 6, 1)]
     assert {row.num_tokens for plan in executor.plans for row in plan.rows} == {1}
 
 
 def test_shares_are_over_the_step_that_attends_to_nothing_else():
-    text = format_contexts({1: {1: 0.02, 512: 0.02}, 32: {1: 0.06, 512: 0.08}})
+    text = str(StepsResult(step_seconds={1: {1: 0.02, 512: 0.02}, 32: {1: 0.06, 512: 0.08}}))
     header, _, *rows = (line.split() for line in text.splitlines())
     assert header == ["rows", "ms", "at", "context", "1", "at", "512", "attention"]
     assert rows == [["1", "20.0", "20.0", "0%"], ["32", "60.0", "80.0", "25%"]]
@@ -72,7 +73,7 @@ def test_shares_are_over_the_step_that_attends_to_nothing_else():
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     configs: list[EngineConfig] = []
 
-    def make(config: EngineConfig) -> Engine:
+    def make(config: EngineConfig, progress: bool) -> Engine:
         configs.append(config)
         assert config.num_pages is not None
         return fake_sync_engine(page_size=config.page_size, num_pages=config.num_pages)
@@ -90,6 +91,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert config.kv_cache_dtype == "bfloat16"
     saved = json.loads(out.read_text())["step_seconds"]
     assert {rows: list(mine) for rows, mine in saved.items()} == {"1": ["1", "9"], "3": ["1", "9"]}
-    for bad in (["--rows", "0"], ["--context-lens", "1"], ["--context-lens", "0,5"]):
+    for bad, message in (
+        (["--rows", "0"], "rows must be positive"),
+        (["--context-lens", "1"], "must have one above 1"),
+        (["--context-lens", "0,5"], "context_lens must be positive"),
+    ):
         result = CliRunner().invoke(bench, ["steps", "m", *bad])
-        assert result.exit_code == 2 and "must be positive" in result.output
+        assert result.exit_code == 2 and message in result.output

@@ -10,20 +10,13 @@ import numpy as np
 from jaxserve.bench.sides import Sides
 from jaxserve.bench.stepping import Driver
 from jaxserve.cache.disk_tier import DiskTier
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step import StepPlan
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import ModelInfo
 from jaxserve.prediction.base import LengthPredictor, OraclePredictor
-from jaxserve.runner.buckets import doubling_buckets
-from jaxserve.scheduling.policies import PolicySettings, make_policy
-from jaxserve.scheduling.scheduler import Scheduler
-from jaxserve.scheduling.settings import SchedulerSettings
-from jaxserve.scheduling.token_budget import TpotBudget
+from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.testing.fake_executor import FakeExecutor, FakeHandle, FakeModel
-from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 
 class VirtualTime:
@@ -102,42 +95,10 @@ def virtual_engine(
     small = dict(num_pages=512, page_size=4, max_model_len=512, max_num_seqs=16,
                  max_num_batched_tokens=128, overlap=False, prefix_cache=False)  # fmt: skip
     config = config or EngineConfig(**{**small, **options})
-    assert config.num_pages and config.max_model_len
-    tokenizer = ByteTokenizer()
-    store = page_store(config)
-    executor = VirtualExecutor(
-        time, page_size=config.page_size, model=model or FakeModel(vocab_size=256), store=store
-    )
-    policy = PolicySettings(
-        page_size=config.page_size,
-        ttft_target=config.slo_ttft_ms / 1000,
-        tpot_target=config.slo_tpot_ms / 1000,
-    )
-    budget = TpotBudget(policy.tpot_target, doubling_buckets(config.max_num_batched_tokens))
-    scheduler = Scheduler(
-        page_pools=[PagePool(config.num_pages, prefix_cache=config.prefix_cache)],
-        page_size=config.page_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        max_waiting=config.max_waiting,
-        policy=make_policy(config.policy, policy),
-        store=store,
-        settings=SchedulerSettings(
-            prefix_cache=config.prefix_cache,
-            starvation_timeout=config.starvation_timeout,
-            prefill_first=config.prefill_first,
-            token_budget=budget if config.token_budget == "tpot" else None,
-        ),
-    )
-    info = ModelInfo(
-        name="virtual", family="hash", max_model_len=config.max_model_len,
-        vocab_size=tokenizer.vocab_size, num_layers=1, dtype="int32", kv_cache_dtype="none",
-        mesh="data=1,tensor=1", attention_implementation="none", linear_implementation="none",
-        page_size=config.page_size, num_pages=config.num_pages,
-        max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
-        platform="fake", eos_token_ids=tokenizer.eos_token_ids,
-    )  # fmt: skip
+    model, store = model or FakeModel(vocab_size=256), page_store(config)
+    executor = VirtualExecutor(time, page_size=config.page_size, model=model, store=store)
     if predictor is None and config.length_predictor == "oracle":
         predictor = OraclePredictor()
-    return Engine(scheduler, executor, tokenizer, info, overlap=config.overlap, predictor=predictor)
+    return fake_sync_engine(
+        config, model=model, executor=executor, store=store, predictor=predictor
+    )

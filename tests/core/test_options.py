@@ -18,6 +18,7 @@ class Settings:
     sizes: tuple[int, ...] = option((1, 2), "sizes", range=POSITIVE)
     kinds: tuple[str, ...] = option(("a",), "kinds", choices=("a", "b"))
     free: float = option(-5.0, "any number")
+    quiet: bool = option(False, "say nothing", range=POSITIVE)
     seed: int = -1
 
     def __post_init__(self) -> None:

@@ -9,43 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jaxserve.bench.frontend.client import ClientResult, ClientSpec
-from jaxserve.bench.tables import format_table
+from jaxserve.bench.settings import FrontendSpec
+from jaxserve.bench.sides import Sides
+from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.testing.paced_executor import PacedExecutor
 
-TRANSPORTS = ("grpc", "sse")
 _MAX_MODEL_LEN = 65_536
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FrontendSpec:
-    """What to measure.
-
-    Attributes:
-        num_streams: at the same time; rows of the engine's steps.
-        tokens_per_second: that the engine emits over all of them.
-        num_connections: that gRPC's streams share.
-        warmup_seconds, seconds: before counting, and of counting.
-        num_stalled: clients that connect and stall beside them.
-    """
-
-    num_streams: int = 256
-    tokens_per_second: float = 20_000
-    num_connections: int = 16
-    warmup_seconds: float = 3.0
-    seconds: float = 10.0
-    num_stalled: int = 0
-
-    @property
-    def steps_per_second(self) -> float:
-        """Of the paced engine."""
-        return self.tokens_per_second / self.num_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +44,59 @@ class FrontendCost:
     server_cpu: float
     loop_cpu: float
     client_cpu: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontendResult(Result):
+    """All transports, without stalled clients and with them, and the engine that serves nobody."""
+
+    spec: FrontendSpec
+    steps_per_second_alone: float
+    costs: list[FrontendCost]
+
+    def __str__(self) -> str:
+        spec, alone = self.spec, self.steps_per_second_alone
+        header = ["", "delivered", "steps/s", "slowed", "tokens/msg", "ITL p50 ms", "p99",
+                  "server CPU", "its loop", "client CPU", "stalled"]  # fmt: skip
+        rows = [
+            [
+                cost.transport,
+                f"{cost.delivered:.1%}",
+                f"{cost.steps_per_second:.1f}",
+                f"{1 - cost.steps_per_second / alone:.1%}",
+                f"{cost.client.num_timed_tokens / max(1, cost.client.num_messages):.2f}",
+                f"{cost.client.itl_p50_ms:.1f}",
+                f"{cost.client.itl_p99_ms:.1f}",
+                f"{cost.server_cpu:.2f}",
+                f"{cost.loop_cpu:.2f}",
+                f"{cost.client_cpu:.2f}",
+                str(cost.client.num_stalled),
+            ]
+            for cost in self.costs
+        ]
+        return (
+            f"{spec.num_streams} streams, {spec.tokens_per_second:g} tokens/s, "
+            f"{spec.steps_per_second:.1f} steps/s; the engine alone makes {alone:.1f}\n\n"
+            f"{format_table(header, rows)}"
+        )
+
+
+def measure_front_ends(spec: FrontendSpec, sides: Sides) -> FrontendResult:
+    """Serve over every transport, without stalled clients and, if any are wanted, with them."""
+    alone = measure_engine_alone(spec)
+    cases = [
+        (transport, stalled)
+        for transport in spec.transports
+        for stalled in sorted({0, spec.num_stalled})
+    ]
+
+    def run(case: tuple[str, int], number: int) -> FrontendCost:
+        return measure_front_end(case[0], dataclasses.replace(spec, num_stalled=case[1]))
+
+    costs = sides.take_turns(cases, 1, run)
+    return FrontendResult(
+        spec=spec, steps_per_second_alone=alone, costs=[costs[case][0] for case in cases]
+    )
 
 
 def measure_engine_alone(spec: FrontendSpec) -> float:
@@ -156,39 +184,3 @@ def _cpu_seconds(pid: int) -> tuple[float, float]:
 def _stat_seconds(path: Path) -> float:
     fields = path.read_text().rpartition(")")[2].split()  # the name before may have spaces
     return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def format_front_end_costs(costs: list[FrontendCost], spec: FrontendSpec, alone: float) -> str:
-    """The figures as a table."""
-    header = ["", "delivered", "steps/s", "slowed", "tokens/msg", "ITL p50 ms", "p99",
-              "server CPU", "its loop", "client CPU", "stalled"]  # fmt: skip
-    rows = [
-        [
-            cost.transport,
-            f"{cost.delivered:.1%}",
-            f"{cost.steps_per_second:.1f}",
-            f"{1 - cost.steps_per_second / alone:.1%}",
-            f"{cost.client.num_timed_tokens / max(1, cost.client.num_messages):.2f}",
-            f"{cost.client.itl_p50_ms:.1f}",
-            f"{cost.client.itl_p99_ms:.1f}",
-            f"{cost.server_cpu:.2f}",
-            f"{cost.loop_cpu:.2f}",
-            f"{cost.client_cpu:.2f}",
-            str(cost.client.num_stalled),
-        ]
-        for cost in costs
-    ]
-    title = (
-        f"{spec.num_streams} streams, {spec.tokens_per_second:g} tokens/s, "
-        f"{spec.steps_per_second:.1f} steps/s; the engine alone makes {alone:.1f}"
-    )
-    return f"{title}\n\n{format_table(header, rows)}"
-
-
-def to_dict(costs: list[FrontendCost], spec: FrontendSpec, alone: float) -> dict[str, Any]:
-    """The figures for a JSON file."""
-    return {
-        "spec": dataclasses.asdict(spec),
-        "steps_per_second_alone": alone,
-        "costs": [dataclasses.asdict(cost) for cost in costs],
-    }

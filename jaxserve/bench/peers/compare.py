@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxserve.bench.peers.f32_gguf import write_f32_gguf
 from jaxserve.bench.peers.peer_process import (
@@ -27,7 +26,11 @@ from jaxserve.bench.peers.peer_process import (
     environment,
 )
 from jaxserve.bench.roofline import Machine, output_throughput_bound
+from jaxserve.bench.settings import CompareSpec
+from jaxserve.bench.sides import Sides, differing_answers
+from jaxserve.bench.tables import Result
 from jaxserve.bench.workloads import TokenSource
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 
 if TYPE_CHECKING:
@@ -51,51 +54,153 @@ SIDES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareSpec:
-    """What is compared.
-
-    Attributes:
-        concurrency: batch sizes: prompts given to an engine at once.
-        input_len, output_len: tokens per prompt and per answer.
-        threads: CPU threads of every side.
-        repeats: timed runs per batch size (after one for warm-up); the median counts.
-        seed: of the prompts.
-
-    Raises:
-        ConfigError: a number is not positive.
-    """
-
-    concurrency: tuple[int, ...] = (1, 8, 32)
-    input_len: int = 128
-    output_len: int = 64
-    threads: int = 1
-    repeats: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        numbers = (*self.concurrency, self.input_len, self.output_len, self.threads, self.repeats)
-        if not self.concurrency or min(numbers) < 1:
-            raise ConfigError("concurrency, lengths, threads and repeats must be at least 1")
-
-
 @dataclasses.dataclass(frozen=True)
 class SideResult:
     """One side's output tokens/s for each batch size, or why there are none.
 
     Attributes:
         version: what ran.
-        throughput: output tokens/s, prefill included, of every timed run, by concurrency.
+        output_throughput: tokens/s, prefill included, of every timed run, by concurrency.
         missing: the module that is not installed there, if that is the reason.
         error: the end of its log, if it failed.
         tokens: what it generated in the first run of each batch size.
     """
 
     version: str = ""
-    throughput: Mapping[int, Sequence[float]] = dataclasses.field(default_factory=dict)
+    output_throughput: Mapping[int, Sequence[float]] = dataclasses.field(default_factory=dict)
     missing: str | None = None
     error: str | None = None
     tokens: Mapping[int, list[list[int]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeersResult(Result):
+    """Every side by name, beside what the machine allows.
+
+    Attributes:
+        machine: its memory and arithmetic, as measured.
+        bound: the roofline's output tokens/s, by concurrency.
+        results: without the sides' tokens.
+        num_answers: of each side.
+        differing_answers: beside ours, of the sides that ran.
+    """
+
+    spec: CompareSpec
+    machine: Machine
+    bound: Mapping[int, float]
+    results: Mapping[str, SideResult]
+    num_answers: int
+    differing_answers: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        spec: CompareSpec,
+        machine: Machine,
+        bound: Mapping[int, float],
+        results: Mapping[str, SideResult],
+    ) -> "PeersResult":
+        """The result of a run, its answers compared."""
+        ran = {n: r for n, r in results.items() if r.tokens and OURS in results}
+        answers = {
+            name: [answer for n in spec.concurrency for answer in ran[name].tokens[n]]
+            for name in sorted(ran, key=lambda name: name != OURS)
+        }
+        differ = OURS in ran
+        return cls(
+            spec=spec,
+            machine=machine,
+            bound=bound,
+            results={n: dataclasses.replace(r, tokens={}) for n, r in results.items()},
+            num_answers=len(answers[OURS]) if differ else 0,
+            differing_answers=differing_answers(answers) if differ else {},
+        )
+
+    def __str__(self) -> str:
+        """A Markdown table (output tokens/s per side, the bound, our fraction), and notes."""
+        spec, ours = self.spec, self.results.get(OURS)
+        header = ["Concurrent requests", *self.results, "bound", f"{OURS} / bound"]
+        rows = [header, ["---:"] * len(header)]
+        for n in spec.concurrency:
+            cells = [_cell(result, n) for result in self.results.values()]
+            reached = "–"  # noqa: RUF001
+            if ours and ours.output_throughput:
+                reached = f"{statistics.median(ours.output_throughput[n]) / self.bound[n]:.0%}"
+            rows.append([str(n), *cells, f"{self.bound[n]:.0f}", reached])
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [
+            "",
+            f"End-to-end output tokens/s, prefill included: {spec.input_len} tokens in, "
+            f"{spec.output_len} out, float32 weights, {spec.num_threads} threads, median (and "
+            f"spread) of {spec.repeats}, the sides taking turns.",
+            f"Machine: {self.machine.bandwidth / 1e9:.1f} GB/s memory read, "
+            f"{self.machine.matmul / 1e9:.0f} GFLOP/s float32 matmul, both measured.",
+        ]
+        for name, result in self.results.items():
+            if result.missing is not None:
+                lines.append(f"{name}: no module {result.missing}; pip install {SIDES[name].pip}")
+            elif result.error is not None:
+                lines.append(f"{name} failed:\n{result.error}")
+            else:
+                same = ""
+                if name in self.differing_answers:
+                    equal = self.num_answers - self.differing_answers[name]
+                    same = (
+                        f"; {equal} of {self.num_answers} answers equal {OURS}'s, token for token"
+                    )
+                lines.append(f"{name}: {result.version}{same}")
+        return "\n".join(lines)
+
+    def _agreement(self, name: str) -> str:
+        if name not in self.differing_answers:
+            return ""
+        equal = self.num_answers - self.differing_answers[name]
+        return f"; {equal} of {self.num_answers} answers equal {OURS}'s, token for token"
+
+
+def _cell(result: SideResult, concurrency: int) -> str:
+    if result.missing is not None:
+        return "not installed"
+    if result.error is not None:
+        return "failed"
+    runs = result.output_throughput[concurrency]
+    spread = f" ({min(runs):.0f} to {max(runs):.0f})" if len(runs) > 1 else ""
+    return f"{statistics.median(runs):.1f}{spread}"
+
+
+def measure_peers(config: EngineConfig, spec: CompareSpec, sides: Sides) -> PeersResult:
+    """Let the sides run the same batches in turns.
+
+    Args:
+        config: the model, a GGUF file or the name of a demo model, and our side's options.
+        spec: what to run.
+        sides: whose turns they are.
+
+    Raises:
+        ConfigError: the model is no GGUF file.
+        JaxserveError: the machine could not be measured.
+    """
+    from jaxserve.checkpoints.load import open_checkpoint
+    from jaxserve.checkpoints.pull import default_cache_dir, pull
+
+    source = Path(config.model)
+    if not source.exists():
+        source = pull(config.model)
+    if source.suffix != ".gguf":
+        raise ConfigError(f"{source} is not a GGUF file, which all sides can read")
+    model = f32_model(source, default_cache_dir().parent / "peers")
+    architecture = open_checkpoint(model).config
+    before = measure_machine(spec.num_threads)
+    results = compare(model, architecture, config, spec, sides)
+    machine = before.better(measure_machine(spec.num_threads))
+    bound = {
+        n: output_throughput_bound(
+            architecture, machine, concurrency=n, input_len=spec.input_len,
+            output_len=spec.output_len,
+        )
+        for n in spec.concurrency
+    }  # fmt: skip
+    return PeersResult.of(spec, machine, bound, results)
 
 
 def f32_model(source: Path, directory: Path) -> Path:
@@ -125,73 +230,56 @@ def make_cases(spec: CompareSpec, vocab_size: int, avoid: Sequence[int]) -> list
 
 
 def compare(
-    model: Path,
-    config: "ModelConfig",
-    spec: CompareSpec,
-    *,
-    sides: Sequence[str] = tuple(SIDES),
-    peer_python: Path | None = None,
-    jaxserve_options: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    model: Path, architecture: "ModelConfig", config: EngineConfig, spec: CompareSpec, sides: Sides
 ) -> dict[str, SideResult]:
-    """Run the sides in turns.
-
-    Args:
-        model: the float32 GGUF file.
-        config: its architecture.
-        spec: what to run.
-        sides: names out of `SIDES`.
-        peer_python: the interpreter that has the peers; default this one.
-        jaxserve_options: engine options of our side.
-        progress: show a bar on stderr.
-    """
+    """Run the spec's sides in turns on the float32 GGUF file `model`."""
+    ours = ("compilation_cache_dir", "page_size", "max_num_batched_tokens", "overlap")
     work = {
         "model": str(model),
-        "threads": spec.threads,
+        "threads": spec.num_threads,
         "output_len": spec.output_len,
         "max_concurrency": max(spec.concurrency),
         "max_len": spec.input_len + spec.output_len,
-        "cases": make_cases(spec, config.vocab_size, config.eos_token_ids),
-        "jaxserve_options": dict(jaxserve_options or {}),
+        "cases": make_cases(spec, architecture.vocab_size, architecture.eos_token_ids),
+        "jaxserve_options": {name: getattr(config, name) for name in ours},
     }
-    runs = len(sides) * len(spec.concurrency) * (spec.repeats + 1)
     with tempfile.TemporaryDirectory(prefix="jaxserve-peers-") as directory:
         path = Path(directory) / "spec.json"
         path.write_text(json.dumps(work))
         commands = {}
-        for name in sides:
-            python = sys.executable if name == OURS else str(peer_python or sys.executable)
+        for name in spec.sides:
+            python = sys.executable if name == OURS else str(spec.peer_python or sys.executable)
             commands[name] = [python, str(SCRIPTS / SIDES[name].script), str(path)]
-        with tqdm(total=runs, unit="run", disable=not progress) as bar:
-            return run_sides(commands, spec, bar)
+        return run_sides(commands, spec, sides)
 
 
 def run_sides(
-    commands: Mapping[str, Sequence[str]], spec: CompareSpec, bar: tqdm
+    commands: Mapping[str, Sequence[str]], spec: CompareSpec, sides: Sides
 ) -> dict[str, SideResult]:
     """Load every side, then let them run the spec's batches in turns."""
     results: dict[str, SideResult] = {}
     with contextlib.ExitStack() as stack:
         live: dict[str, tuple[PeerProcess, str]] = {}
         for name, command in commands.items():
-            bar.set_description(f"loading {name}")
-            process = stack.enter_context(PeerProcess(command, spec.threads))
+            process = stack.enter_context(PeerProcess(command, spec.num_threads))
             try:
                 live[name] = process, process.wait_until_loaded()
             except PeerMissing as error:
                 results[name] = SideResult(missing=str(error))
             except PeerFailed as error:
                 results[name] = SideResult(error=str(error))
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in live}
-        for turn in range(len(spec.concurrency) * (spec.repeats + 1)):
-            order = [name for name in live if name not in results]
-            for name in order if turn % 2 else reversed(order):
-                bar.set_description(name)
-                try:
-                    runs[name].append(live[name][0].run_batch())
-                    bar.update()
-                except PeerFailed as error:
-                    results[name] = SideResult(live[name][1], error=str(error))
+
+        def run(name: str, number: int) -> dict[str, Any]:
+            if name in results:
+                return {}  # it has failed
+            process, version = live[name]
+            try:
+                return process.run_batch()
+            except PeerFailed as error:
+                results[name] = SideResult(version, error=str(error))
+                return {}
+
+        runs = sides.take_turns([*live], len(spec.concurrency) * (spec.repeats + 1), run)
     for name, (_, version) in live.items():
         if name not in results:
             results[name] = _collect(version, runs[name], spec)
@@ -218,69 +306,3 @@ def measure_machine(threads: int) -> Machine:
     if done.returncode:
         raise JaxserveError(f"could not measure this machine:\n{done.stderr[-1000:]}")
     return Machine(**json.loads(done.stdout))
-
-
-def format_table(
-    results: Mapping[str, SideResult], bounds: Mapping[int, float], spec: CompareSpec
-) -> str:
-    """The comparison as a Markdown table: output tokens/s per side, the bound, our fraction."""
-    ours = results.get(OURS)
-    header = ["Concurrent requests", *results, "bound", f"{OURS} / bound"]
-    rows = [header, ["---:"] * len(header)]
-    for n in spec.concurrency:
-        cells = [_cell(result, n) for result in results.values()]
-        reached = "–"  # noqa: RUF001
-        if ours and ours.throughput:
-            reached = f"{statistics.median(ours.throughput[n]) / bounds[n]:.0%}"
-        rows.append([str(n), *cells, f"{bounds[n]:.0f}", reached])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _cell(result: SideResult, concurrency: int) -> str:
-    if result.missing is not None:
-        return "not installed"
-    if result.error is not None:
-        return "failed"
-    runs = result.throughput[concurrency]
-    spread = f" ({min(runs):.0f} to {max(runs):.0f})" if len(runs) > 1 else ""
-    return f"{statistics.median(runs):.1f}{spread}"
-
-
-def format_notes(results: Mapping[str, SideResult], spec: CompareSpec, machine: Machine) -> str:
-    """What belongs below the table: the work, the versions, the machine, what went wrong."""
-    lines = [
-        f"End-to-end output tokens/s, prefill included: {spec.input_len} tokens in, "
-        f"{spec.output_len} out, float32 weights, {spec.threads} threads, median (and spread) of "
-        f"{spec.repeats}, the sides taking turns.",
-        f"Machine: {machine.bandwidth / 1e9:.1f} GB/s memory read, "
-        f"{machine.matmul / 1e9:.0f} GFLOP/s float32 matmul, both measured.",
-    ]
-    for name, result in results.items():
-        if result.missing is not None:
-            lines.append(f"{name}: no module {result.missing}; pip install {SIDES[name].pip}")
-        elif result.error is not None:
-            lines.append(f"{name} failed:\n{result.error}")
-        else:
-            lines.append(f"{name}: {result.version}{_agreement(results, name)}")
-    return "\n".join(lines)
-
-
-def _agreement(results: Mapping[str, SideResult], name: str) -> str:
-    """How many of a side's greedy answers are ours, token for token."""
-    ours, theirs = results.get(OURS), results[name]
-    if name == OURS or ours is None or not ours.tokens:
-        return ""
-    pairs = [pair for n in ours.tokens
-             for pair in zip(ours.tokens[n], theirs.tokens[n], strict=True)]  # fmt: skip
-    same = sum(a == b for a, b in pairs)
-    return f"; {same} of {len(pairs)} answers equal {OURS}'s, token for token"
-
-
-def bounds(config: "ModelConfig", machine: Machine, spec: CompareSpec) -> dict[int, float]:
-    """The roofline's output tokens/s by concurrency."""
-    return {
-        n: output_throughput_bound(
-            config, machine, concurrency=n, input_len=spec.input_len, output_len=spec.output_len
-        )
-        for n in spec.concurrency
-    }

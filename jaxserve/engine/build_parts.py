@@ -1,4 +1,4 @@
-"""From options to the host's side of an engine: policy, caches, predictor, scheduler."""
+"""From options to what stands beside an engine's scheduler: caches, predictor, costs."""
 
 import hashlib
 import math
@@ -11,22 +11,15 @@ import numpy as np
 
 from jaxserve.cache.disk_tier import DiskTier
 from jaxserve.cache.events import EventLog
-from jaxserve.cache.page_pool import PagePool
 from jaxserve.cache.page_store import PageStore
 from jaxserve.checkpoints.gguf_file import parts_of
-from jaxserve.core.config import EngineConfig, parse_tenant_weights
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.config import EngineConfig
 from jaxserve.files.cache_home import cache_home
 from jaxserve.prediction import make_predictor
 from jaxserve.prediction.base import LengthPredictor
-from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import ProgramCache
-from jaxserve.scheduling.policies import Policy, PolicySettings, make_policy
 from jaxserve.scheduling.preemption import Costs
-from jaxserve.scheduling.scheduler import Scheduler
-from jaxserve.scheduling.settings import SchedulerSettings
-from jaxserve.scheduling.token_budget import TokenBudget, TpotBudget
 
 GIB = 2**30
 
@@ -111,83 +104,13 @@ def _embedder(table: jax.Array) -> Callable[[Sequence[int]], np.ndarray]:
     return embed
 
 
-def build_scheduler(
-    config: EngineConfig,
-    lowering: StepLowering,
-    max_model_len: int,
-    *,
-    policy: Policy,
-    store: PageStore | None,
-    events: EventLog,
-    predictor: LengthPredictor,
-) -> Scheduler:
-    """The scheduler of a runner with these programs."""
-    shards = lowering.rules.data
-    pools = [
-        PagePool(
-            lowering.pages_per_shard,
-            prefix_cache=config.prefix_cache,
-            events=events,
-            shard=shard,
-        )
-        for shard in range(shards)
-    ]
-    return Scheduler(
-        page_pools=pools,
-        page_size=config.page_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        max_waiting=config.max_waiting,
-        policy=policy,
-        store=store,
-        settings=SchedulerSettings(
-            prefix_cache=config.prefix_cache,
-            starvation_timeout=config.starvation_timeout,
-            admission=config.admission,
-            preemption=config.preemption,
-            prefill_first=config.prefill_first,
-            slice_tokens=config.slice_tokens,
-            token_budget=_token_budget(config, lowering.program.buckets, shards),
-            probe_every=predictor.probe_every,
-            costs=_costs(lowering),
-        ),
-    )
-
-
-def build_policy(config: EngineConfig) -> Policy:
-    """The policy that the options name.
-
-    Raises:
-        ConfigError: it goes by predicted lengths, and there is no predictor.
-    """
-    settings = PolicySettings(
-        page_size=config.page_size,
-        ttft_target=config.slo_ttft_ms / 1000,
-        tpot_target=config.slo_tpot_ms / 1000,
-        shed_late=config.shed_late,
-        tenant_weights=parse_tenant_weights(config.tenant_weights),
-    )
-    policy = make_policy(config.policy, settings)
-    if policy.traits.wants_predictions and config.length_predictor == "none":
-        raise ConfigError(
-            f"policy {config.policy} goes by predicted lengths: name a --length-predictor"
-        )
-    return policy
-
-
-def _token_budget(config: EngineConfig, buckets: Buckets, shards: int) -> TokenBudget | None:
-    if config.token_budget == "fixed":
-        return None
-    return TpotBudget(config.slo_tpot_ms / 1000, [size * shards for size in buckets.tokens])
-
-
 def _stored_page_bytes(lowering: StepLowering) -> int:
     """What a page takes off the device, with the heads of all devices."""
     return math.prod(lowering.page_shape) * lowering.kv_dtype.itemsize
 
 
-def _costs(lowering: StepLowering) -> Costs:
+def estimate_costs(lowering: StepLowering) -> Costs:
+    """What moving and computing KV again cost, by the kind of device."""
     rates = RATES.get(lowering.rules.mesh.devices.flat[0].platform, RATES["gpu"])
     num_weights = sum(math.prod(p.shape) for p in lowering.params.values())
     num_devices = lowering.rules.mesh.devices.size
