@@ -142,7 +142,7 @@ class AnswerPlan:
             think = ThinkStream(thoughts, begun=begun)
         calls = None
         if self._offered:
-            names = [tool.name for tool in self._offered]
+            names = [tool.name for tool in self._callable]
             calls = CallStream(self.form.calls.marks, names, is_parallel=self.is_parallel)
         return AnswerReader(think, calls)
 
@@ -168,8 +168,13 @@ class AnswerPlan:
     def _offered(self) -> Sequence[Tool]:
         return () if self.choice.mode == "none" else self.tools
 
+    @property
+    def _callable(self) -> Sequence[Tool]:
+        allowed = self.choice.allowed
+        return [tool for tool in self._offered if allowed is None or tool.name in allowed]
+
     def _grammar(self, own: Grammar | None) -> Grammar | None:
-        tools, calls = self._offered, self.form.calls
+        tools, calls = self._callable, self.form.calls
         if not tools:
             return own
         if self.choice.is_forced:
@@ -178,7 +183,8 @@ class AnswerPlan:
             return calls.forced(named or tools, is_parallel=self.is_parallel and not named)
         if own is not None:
             return calls.or_else(own, tools, is_parallel=self.is_parallel)
-        if any(tool.is_strict for tool in tools) or not self.is_parallel:
+        is_free = self.is_parallel and len(tools) == len(self._offered)
+        if any(tool.is_strict for tool in tools) or not is_free:
             return calls.auto(tools, is_parallel=self.is_parallel)
         return None
 

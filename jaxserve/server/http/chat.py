@@ -57,6 +57,9 @@ class ChatRequest(fields.GenerationFields):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    # Nothing is stored, as in vLLM where no store is set up; these say what to do with what is.
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
 
 
 def chat_router(context: ServerContext) -> APIRouter:

@@ -32,6 +32,7 @@ from jaxserve.server.http.param_names import callers_names
 from jaxserve.server.http.response_answer import ResponseAnswer, ResponseEvents, ResponseHead
 from jaxserve.server.http.response_input import response_messages
 from jaxserve.server.http.sse import EventStream
+from jaxserve.server.http.truncation import truncated_prompt
 from jaxserve.server.security.caller import on_account
 from jaxserve.server.tools.tool import read_tool_choice, read_tools
 
@@ -98,6 +99,8 @@ class ResponsesRequest(fields.SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
+    store: bool | None = None  # nothing is, and the answer says so
+    truncation: Literal["auto", "disabled"] | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -148,9 +151,17 @@ async def _prompt(
     body: ResponsesRequest, plan: AnswerPlan, context: ServerContext
 ) -> ConversationPrompt:
     messages = response_messages(body.input, body.instructions)
-    return await conversation_prompt(
-        messages, plan, context, variables=body.chat_template_kwargs, effort=_effort(body)
-    )
+
+    async def render(messages: list[dict[str, Any]]) -> ConversationPrompt:
+        return await conversation_prompt(
+            messages, plan, context, variables=body.chat_template_kwargs, effort=_effort(body)
+        )
+
+    if body.truncation != "auto":
+        return await render(messages)
+    context_size = context.engine_for(body.model or "").model_info.max_model_len
+    answer = min(body.max_output_tokens or 1, max(1, context_size // 2))
+    return await truncated_prompt(messages, render, context_size - answer)
 
 
 def _effort(body: ResponsesRequest) -> str | None:
@@ -243,6 +254,6 @@ def _settings(body: ResponsesRequest) -> dict[str, Any]:
         "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "user": body.user,
     }

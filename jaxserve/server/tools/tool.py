@@ -12,7 +12,9 @@ from jaxserve.server.limits import RequestLimits
 
 MAX_TOOLS = 128  # as in OpenAI's API
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_FUNCTION_FIELDS = {"name", "description", "parameters", "strict"}
+# Hints to caches, which keep what they can anyway, and notes of gateways.
+_HINTS = {"cache_control", "provider_specific_fields"}
+_FUNCTION_FIELDS = {"name", "description", "parameters", "strict"} | _HINTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,13 @@ class ToolChoice:
     Attributes:
         mode: `none`, `auto` (as it likes), `required` (at least one) or `named` (just that one).
         name: of the tool, if it is `named`.
+        allowed: names of those that may be called; None for all of them. The model is told of the
+            others as well, so that its prompt stays what a cache has.
     """
 
     mode: str = "none"
     name: str = ""
+    allowed: frozenset[str] | None = None
 
     @property
     def is_forced(self) -> bool:
@@ -106,13 +111,34 @@ def read_tool_choice(given: Any, tools: Sequence[Tool]) -> ToolChoice:
         return ToolChoice(given)
     if not isinstance(given, Mapping):
         raise _error("tool_choice", "must be a string or an object")
+    if given.get("type") == "allowed_tools":
+        return _read_allowed(given, tools)
     if given.get("type") != "function":
         raise _error("tool_choice", f"of the type {given.get('type')!r} is not supported")
-    function = given.get("function", given)
+    return ToolChoice("named", _read_choice(given, tools, "tool_choice"))
+
+
+def _read_choice(given: Any, tools: Sequence[Tool], where: str) -> str:
+    """The name of a tool that is chosen, in the shape of either API."""
+    function = given.get("function", given) if isinstance(given, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if name not in [tool.name for tool in tools]:
-        raise _error("tool_choice", f"names a function that is not among the tools: {name!r}")
-    return ToolChoice("named", str(name))
+        raise _error(where, f"names a function that is not among the tools: {name!r}")
+    return str(name)
+
+
+def _read_allowed(given: Mapping[str, Any], tools: Sequence[Tool]) -> ToolChoice:
+    """A choice of some tools: under `allowed_tools` in chat, beside its type in responses."""
+    where, choice = "tool_choice", given
+    if "allowed_tools" in given:
+        where, choice = "tool_choice.allowed_tools", given["allowed_tools"]
+    if not isinstance(choice, Mapping) or choice.get("mode") not in ("auto", "required"):
+        raise _error(f"{where}.mode", "must be auto or required")
+    allowed = choice.get("tools")
+    if not isinstance(allowed, list) or not allowed:
+        raise _error(f"{where}.tools", "must be a list of one or more of the tools")
+    names = (_read_choice(t, tools, f"{where}.tools[{i}]") for i, t in enumerate(allowed))
+    return ToolChoice(choice["mode"], allowed=frozenset(names))
 
 
 def _read_tool(given: Any, where: str, limits: RequestLimits, is_flat: bool) -> Tool:
@@ -123,7 +149,7 @@ def _read_tool(given: Any, where: str, limits: RequestLimits, is_flat: bool) -> 
     if is_flat:
         function = {key: value for key, value in given.items() if key != "type"}
     else:
-        extra = set(given) - {"type", "function"}
+        extra = set(given) - {"type", "function"} - _HINTS
         if extra:
             raise _error(f"{where}.{min(extra)}", "is not supported")
         function, where = given.get("function"), f"{where}.function"

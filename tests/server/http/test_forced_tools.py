@@ -188,6 +188,36 @@ def test_the_format_is_for_content_and_the_call_for_the_call(
     assert call.type == "function_call" and json.loads(call.arguments) == {}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_only_allowed_tools_are_called(clients: dict[str, openai.OpenAI], name: str) -> None:
+    only: Any = {"type": "function", "function": {"name": "0time"}}
+    called = set()
+    for mode, seeds in (("required", 2), ("auto", 4)):
+        allowed: Any = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [only]}}
+        for seed in range(seeds):
+            choice = ask(clients[name], seed, tools=TOOLS, tool_choice=allowed)
+            assert mode == "auto" or choice.message.tool_calls
+            called |= {call.function.name for call in choice.message.tool_calls or []}
+    assert called == {"0time"}
+
+
+def test_allowed_tools_of_responses(clients: dict[str, openai.OpenAI]) -> None:
+    flat: Any = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
+    only: Any = [{"type": "function", "name": "0time"}]
+    answer = clients["hermes"].responses.create(
+        model="fake", input="Hi", tools=flat,
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": only},
+    )  # fmt: skip
+    assert {call.name for call in answer.output if call.type == "function_call"} == {"0time"}
+    wrong: Any
+    for tools, where in (([], "tools"), ([{"type": "function", "name": "x"}], r"tools\[0\]")):
+        wrong = {"type": "allowed_tools", "mode": "auto", "tools": tools}
+        with pytest.raises(openai.BadRequestError, match=where):
+            clients["hermes"].responses.create(
+                model="fake", input="Hi", tools=flat, tool_choice=wrong
+            )
+
+
 def test_a_schema_or_a_call(clients: dict[str, openai.OpenAI]) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "ok", "schema": OK}}
     seen = set()

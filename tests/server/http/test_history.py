@@ -201,3 +201,51 @@ def test_errors_of_completions_name_the_field(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(**{"model": "fake", "prompt": "Hi", **fields})
         assert caught.value.param == next(iter(fields))
+
+
+def test_nothing_is_stored_and_the_answer_says_so(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="fake", input="Hi", store=True, metadata={"a": "b"})
+    assert answer.model_extra and answer.model_extra["store"] is False
+    assert answer.metadata == {"a": "b"}
+    assert chat(client, [USER], store=True, metadata={"a": "b"}).content == "Hi"
+
+
+def test_what_gateways_add_is_no_matter(client: openai.OpenAI) -> None:
+    """litellm's and langchain's ways to say what another server could make of it."""
+    hints: Any = {"cache_control": {"type": "ephemeral"}, "provider_specific_fields": {"a": 1}}
+    tools: Any = [{"type": "function", "function": {**FUNCTION, **hints}, **hints}]
+    turn = {**chat(client, [{"role": "user", "content": CALL}], tools=tools).model_dump(), **hints}
+    turn["tool_calls"][0].update(hints)
+    result = {"role": "tool", "tool_call_id": turn["tool_calls"][0]["id"], "content": "x", **hints}
+    said = [{"type": "text", "text": "So?", **hints}]
+    messages = [{**USER, **hints}, turn, result, {"role": "user", "content": said}]
+    assert chat(client, messages, tools=tools).content.endswith("So?")
+    flat: Any = [{**FLAT[0], **hints}]
+    assert client.responses.create(model="fake", input="Hi", tools=flat).output_text == "Hi"
+
+
+def test_a_conversation_that_is_too_long_loses_its_beginning(client: openai.OpenAI) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "get", "arguments": "{}"}
+    turns: list[Any] = [
+        item
+        for i in range(12)
+        for item in (
+            {"role": "user", "content": f"{i} " + "x" * 200}, call,
+            {"type": "function_call_output", "call_id": "c", "output": f"{i}"},
+        )
+    ]  # fmt: skip
+    fields: Any = {
+        "model": "fake", "instructions": "Be brief", "temperature": 0, "truncation": "auto",
+        "input": [*turns, {"role": "user", "content": "So?"}], "max_output_tokens": 90,
+    }  # fmt: skip
+    answer = client.responses.create(**fields)
+    assert answer.output_text.endswith("So?") and answer.truncation == "auto"
+    assert answer.usage and 1600 < answer.usage.input_tokens <= 2048 - 90
+    for wrong in ({"truncation": "disabled"}, {"input": "x" * 4000}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**{**fields, **wrong})
+        assert caught.value.param == "input"
+    short = client.responses.create(**{**fields, "input": "Hi"})
+    assert short.output_text == "Hi"
+    one_turn = [{"role": "user", "content": "x" * 900}, *turns[1:3], call, *turns[2::3], *turns[3:]]
+    assert client.responses.create(**{**fields, "input": one_turn}).usage

@@ -131,7 +131,7 @@ def test_errors_have_their_classes(client: openai.OpenAI) -> None:
         ask(temperature=-1)
     assert bad.value.type == "invalid_request_error"
     for field, value in [
-        ("modalities", ["text", "audio"]), ("store", True), ("web_search_options", {}),
+        ("modalities", ["text", "audio"]), ("web_search_options", {}),
         ("service_tier", "priority"), ("prediction", {"type": "content", "content": "x"}),
     ]:  # fmt: skip
         with pytest.raises(openai.BadRequestError, match=f"{field} is not supported") as refused:
@@ -141,7 +141,14 @@ def test_errors_have_their_classes(client: openai.OpenAI) -> None:
         ask(extra_body={"no_such_field": 1})
     with pytest.raises(openai.BadRequestError, match="previous_response_id is not supported"):
         client.responses.create(model="fake", input="hi", previous_response_id="resp_1")
-    ask(max_tokens=1, store=False, modalities=["text"], service_tier="auto", tool_choice="none")
+    ask(
+        max_tokens=1,
+        store=True,
+        metadata={"a": "b"},
+        modalities=["text"],
+        service_tier="auto",
+        tool_choice="none",
+    )
 
 
 def test_tokenize_and_detokenize(client: openai.OpenAI) -> None:

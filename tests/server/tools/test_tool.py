@@ -82,7 +82,7 @@ def test_choices():
     [
         ("any", "must be none, auto, required or a tool"),
         (1, "must be a string or an object"),
-        ({"type": "allowed_tools"}, "'allowed_tools' is not supported"),
+        ({"type": "allowed_tools"}, "mode must be auto or required"),
         ({"type": "function", "function": {"name": "x"}}, "not among the tools: 'x'"),
         ({"type": "function", "function": []}, "not among the tools: None"),
     ],
