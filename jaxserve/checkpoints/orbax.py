@@ -1,6 +1,7 @@
 """jaxserve's own checkpoint directory: Orbax arrays, configuration and tokenizer together.
 
-    DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults
+    DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults, and what
+                        the files of the weights must be like
     DIR/weights/        Orbax, one array per parameter, in the layout of names.parameter_shapes
     DIR/tokenizer/      what Tokenizer.save wrote, chat template included
 
@@ -9,6 +10,7 @@ and no host ever holds a whole parameter.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +38,8 @@ WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
 FORMAT = "jaxserve-orbax"
 VERSION = 1
+DIGESTED_BYTES = 2**20  # of larger files only the size is checked: they take long to read
+MAX_REASON = 300  # characters of what the libraries say, the rest are their own specifications
 
 
 class OrbaxCheckpoint(Checkpoint):
@@ -61,6 +65,7 @@ class OrbaxCheckpoint(Checkpoint):
             )
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
+        self._check_files(marker.get("files", {}))
         self._dtypes = self._check_arrays()
 
     @property
@@ -101,14 +106,38 @@ class OrbaxCheckpoint(Checkpoint):
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(self._path / WEIGHTS, args=args)
         except Exception as error:  # Orbax and TensorStore raise every kind
-            raise CheckpointError(f"cannot restore {self._path / WEIGHTS}: {error}") from error
+            raise CheckpointError(
+                f"cannot restore {self._path / WEIGHTS}: {_reason(error)}"
+            ) from error
+
+    def _check_files(self, expected: object) -> None:
+        """Find files that are cut short before Orbax does, which reports them at great length."""
+        if not isinstance(expected, dict):
+            raise CheckpointError(f"{self._path / MARKER} is corrupt: files is not an object")
+        for name, facts in expected.items():
+            file = self._path / WEIGHTS / name
+            try:
+                found = _facts(file)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the checkpoint is damaged: cannot read {file}: {error.strerror}"
+                ) from error
+            if found != facts:
+                size = facts[0] if isinstance(facts, list) and facts else facts
+                raise CheckpointError(
+                    f"the checkpoint is damaged: {file} has {found[0]} bytes of {size}"
+                    if found[0] != size
+                    else f"the checkpoint is damaged: {file} has other contents than were written"
+                )
 
     def _check_arrays(self) -> dict[str, np.dtype]:
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 metadata = checkpointer.metadata(self._path / WEIGHTS).item_metadata
         except Exception as error:  # as above
-            raise CheckpointError(f"cannot read {self._path / WEIGHTS}: {error}") from error
+            raise CheckpointError(
+                f"cannot read {self._path / WEIGHTS}: {_reason(error)}"
+            ) from error
         if metadata is None:
             raise CheckpointError(f"{self._path / WEIGHTS} is missing or corrupt")
         arrays = dict(metadata.tree)
@@ -165,6 +194,11 @@ def write_orbax(
             "version": VERSION,
             "config": config_to_dict(config),
             "generation": to_generation_config(sampling or {}),
+            "files": {
+                str(file.relative_to(work / WEIGHTS)): _facts(file)
+                for file in sorted((work / WEIGHTS).rglob("*"))
+                if file.is_file()
+            },
         }
         (work / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
@@ -178,6 +212,20 @@ def _check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
     if dict(found) != expected:
         wrong = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
         raise CheckpointError(f"parameter {wrong[0]} does not fit the configuration")
+
+
+def _facts(file: Path) -> list[int | str]:
+    """A file's size, and of a small one a digest of its bytes."""
+    size = file.stat().st_size
+    if size > DIGESTED_BYTES:
+        return [size]
+    return [size, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()]
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, without the specifications that TensorStore puts behind it."""
+    text = str(error).partition(" [")[0].partition("\n")[0] or type(error).__name__
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
 
 
 def _umask() -> int:

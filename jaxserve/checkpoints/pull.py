@@ -26,6 +26,7 @@ from tqdm.asyncio import tqdm_asyncio
 from jaxserve.core.errors import CheckpointError, ModelNotFound
 from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.files.cache_home import cache_home
+from jaxserve.models.config_readers import preset_names
 
 CHUNK_SIZE = 2**20
 MAX_LOG_LINES = 5
@@ -270,6 +271,11 @@ def _largest_wheel(directory: Path) -> int:
 
 def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
     demos = ", ".join(DEMO_MODELS)
+    if name in preset_names():
+        raise ModelNotFound(
+            f"{name!r} is the name of a preset, an architecture without weights: give "
+            "--random-weights to run it with random ones, or the path or hub name of a checkpoint"
+        )
     try:
         import huggingface_hub
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError

@@ -269,3 +269,9 @@ def test_pulled_demo_model(smollm2_gguf):
     assert smollm2_gguf.stat().st_size == expected.size
     digest = hashlib.sha256(smollm2_gguf.read_bytes()).hexdigest()
     assert digest == expected.sha256
+
+
+def test_a_presets_name_is_no_model(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not asked
+    with pytest.raises(ModelNotFound, match=r"'llama-3\.1-8b' is the name of a preset.*--random-w"):
+        resolve_model("llama-3.1-8b")
