@@ -84,6 +84,11 @@ class EngineConfig:
         None, "where compiled programs are kept (default: ~/.cache/jaxserve/programs)",
         group="device",
     )  # fmt: skip
+    ready: str = option(
+        "all", "when requests are taken: once all programs are there, or first those of the "
+        "largest buckets, to which steps are padded until the rest is compiled beside them",
+        group="device", choices=("all", "first"),
+    )  # fmt: skip
     strict_compile: bool = option(
         False, "raise on a compile after READY instead of counting it", group="device"
     )

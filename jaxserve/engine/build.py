@@ -1,13 +1,14 @@
 """From options to a running engine: model, mesh, weights, KV pool, programs, scheduler."""
 
-import dataclasses
+import contextlib
 import logging
+import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxserve.cache.events import EventLog
 from jaxserve.checkpoints.base import Checkpoint
@@ -26,6 +27,8 @@ from jaxserve.engine.build_parts import (
 )
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import ModelInfo
+from jaxserve.engine.pool_size import GIB, longest_request, num_pages, out_of_memory
+from jaxserve.engine.stages import counting, stage, stage_done
 from jaxserve.files.cache_home import cache_home
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
@@ -37,19 +40,18 @@ from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.profiler import JaxProfiler
 from jaxserve.runner.program_cache import CompileWatch, ProgramCache
+from jaxserve.runner.program_loading import ProgramLoading
+from jaxserve.runner.step_jobs import step_jobs
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 from jaxserve.scheduling.build import build_policy, build_scheduler
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
 from pallas_kernels import linear, paged_attention
-from pallas_kernels.tpu_layout import padded_to_lanes
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MODEL_LEN = 8192  # longer contexts cost page-table width in every step
-CPU_KV_GIB = 2.0
-FREE_MEMORY_SHARE = 0.9  # of what an accelerator has left once the weights are there
 
 
 def build_engine(config: EngineConfig, *, progress: bool = True) -> AsyncEngine:
@@ -66,15 +68,19 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     """Build an engine that its caller steps; see `build_engine`."""
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
-    policy = build_policy(config)  # refused now, not after the weights are loaded
+    # What is cheap to check is checked first: not after minutes of loading and compiling.
+    policy = build_policy(config)
     mesh = make_mesh(config.mesh)
-    path = None if config.random_weights else resolve_model(config.model)
-    checkpoint = (
-        open_checkpoint(path, allow_unknown=config.allow_unknown_config)
-        if path
-        else _random_checkpoint(config)
-    )
-    generation = read_generation(checkpoint, config.generation_config)
+    with stage("checkpoint", "checkpoint and tokenizer read"):
+        path = None if config.random_weights else resolve_model(config.model)
+        checkpoint = (
+            open_checkpoint(path, allow_unknown=config.allow_unknown_config)
+            if path
+            else _random_checkpoint(config)
+        )
+        generation = read_generation(checkpoint, config.generation_config)
+        tokenizer = _tokenizer(config, checkpoint)
+        tokenizer.parses_special_in_chat = config.chat_special_tokens
     model_config, rules = shard_model(checkpoint.config, mesh)
     dtype = _dtype(config)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
@@ -82,23 +88,37 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     max_model_len = _max_model_len(config, model_config)
     implementation = _attention(config, model_config, rules, dtype, kv_dtype)
     linear_implementation = _linear(config, rules, dtype)
-    log.info("attention: %s, linear layers: %s", implementation, linear_implementation)
     graph = ModelGraph.of_model(model_config)
-    params = load_params(checkpoint, graph.abstract_params(rules, dtype), progress=progress)
-    # What the weights leave free decides about the pool, and the pool about the longest request:
-    # one that the whole pool cannot hold could never be served.
-    num_pages = _num_pages(config, model_config, rules, kv_dtype, max_model_len)
-    max_model_len = min(max_model_len, num_pages // rules.data * config.page_size)
+    params_wanted = graph.abstract_params(rules, dtype)
+    # What the weights leave free decides about the pool, and the pool about the longest request.
+    pool = num_pages(config, model_config, rules, kv_dtype, max_model_len, params_wanted)
+    max_model_len = longest_request(config, max_model_len, pool // rules.data)
     limits = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
     program = StepProgram.of_graph(graph, rules, limits, implementation, linear_implementation)
-    lowering = StepLowering(program, dtype, num_pages, config.page_size, kv_dtype)
+    lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype)
+    log.info(
+        "attention: %s, linear layers: %s; KV cache: %d pages of %d tokens, %.2f GiB of %s per "
+        "device; requests of up to %d tokens", implementation, linear_implementation, pool,
+        config.page_size, lowering.page_bytes * lowering.pages_per_shard / GIB, kv_dtype.name,
+        max_model_len,
+    )  # fmt: skip
     events, fingerprint = EventLog(), model_fingerprint(path, config)
     store = build_store(config, lowering, fingerprint, events)
-    runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
-    paged_attention.prepare(implementation)
-    linear.prepare(linear_implementation)
     cache = _program_cache(config, model_config, lowering)
-    _compile(runner, cache, progress)
+    loading = ProgramLoading(
+        cache,
+        step_jobs(lowering, stores=store is not None, copies=config.prefix_cache),
+        all_first=config.ready == "all",
+        prepare=partial(_prepare_kernels, implementation, linear_implementation),
+        counter=counter,
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(loading.close)
+        with out_of_memory("weights and KV cache"), stage("weights", "weights loaded"):
+            params = load_params(checkpoint, params_wanted, progress=progress)
+            runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
+        _use(runner, loading, counter, progress)
+        undo.pop_all()
     predictor = build_predictor(
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )
@@ -112,6 +132,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         probe_every=predictor.probe_every,
         costs=estimate_costs(lowering),
     )
+    eos = {*tokenizer.eos_token_ids, *model_config.eos_token_ids, *generation.eos_token_ids}
     info = ModelInfo(
         name=config.served_model_name or _short_name(config.model),
         family=model_config.family,
@@ -124,21 +145,16 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         attention_implementation=implementation,
         linear_implementation=linear_implementation,
         page_size=config.page_size,
-        num_pages=num_pages,
+        num_pages=pool,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         platform=jax.devices()[0].platform,
-        eos_token_ids=(),
+        eos_token_ids=tuple(eos),
         matryoshka_dimensions=model_config.matryoshka_dimensions,
         default_sampling_params=generation.sampling,
     )
-    tokenizer = _tokenizer(config, checkpoint)
-    tokenizer.parses_special_in_chat = config.chat_special_tokens
-    eos = {*tokenizer.eos_token_ids, *model_config.eos_token_ids, *generation.eos_token_ids}
-    info = dataclasses.replace(info, eos_token_ids=tuple(eos))
-    log.info("KV cache: %d pages of %d tokens, %s", num_pages, config.page_size, kv_dtype.name)
     counter.ready()
-    return Engine(
+    engine = Engine(
         scheduler,
         runner,
         tokenizer,
@@ -155,6 +171,28 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         events=events,
         profiler=JaxProfiler(),
     )
+    engine.records.padded_to = lambda: runner.ready_buckets
+    return engine
+
+
+def _prepare_kernels(implementation: str, linear_implementation: str) -> None:
+    with stage("kernels", "kernels ready"):
+        paged_attention.prepare(implementation)
+        linear.prepare(linear_implementation)
+
+
+def _use(
+    runner: DeviceRunner, loading: ProgramLoading, counter: CompileCounter, progress: bool
+) -> None:
+    started = time.monotonic()
+
+    def describe() -> str:
+        return "compiling programs" if counter.before_ready else "loading programs"
+
+    with counting(describe, bar=progress) as show:
+        runner.use(loading, show)
+    done = f"{loading.num_needed} programs ready, {counter.before_ready} of them compiled"
+    stage_done("programs", done, time.monotonic() - started)
 
 
 def _check_divides(config: EngineConfig, rules: ShardingRules) -> None:
@@ -217,40 +255,6 @@ def _linear(config: EngineConfig, rules: ShardingRules, dtype: np.dtype) -> str:
         raise ConfigError(str(error)) from error
 
 
-def _num_pages(
-    config: EngineConfig,
-    model: ModelConfig,
-    rules: ShardingRules,
-    kv_dtype: np.dtype,
-    max_model_len: int,
-) -> int:
-    """Pages of the KV pool, over all data shards."""
-    if config.num_pages is not None:
-        return config.num_pages
-    device = rules.mesh.devices.flat[0]
-    kv_heads, head_dim = model.num_kv_heads // rules.head_parts, model.head_dim
-    if device.platform == "tpu":
-        head_dim = padded_to_lanes(head_dim)
-    page_bytes = model.num_layers * 2 * kv_heads * head_dim * kv_dtype.itemsize
-    page_bytes *= config.page_size
-    stats = device.memory_stats() or {}
-    if config.kv_cache_memory is not None:
-        room = config.kv_cache_memory * 2**30
-    elif "bytes_limit" in stats:
-        room = (stats["bytes_limit"] - stats["bytes_in_use"]) * FREE_MEMORY_SHARE
-    else:
-        room = CPU_KV_GIB * 2**30
-    # More could never be used.
-    most = config.max_num_seqs // rules.data * -(-max_model_len // config.page_size)
-    per_shard = min(int(room // page_bytes), most)
-    if per_shard < 1:
-        raise ConfigError(
-            f"a KV page takes {page_bytes} bytes per device and there is room for none; raise "
-            "--kv-cache-memory, shrink --page-size or split over more --mesh tensor shards"
-        )
-    return per_shard * rules.data
-
-
 def _program_cache(
     config: EngineConfig, model: ModelConfig, lowering: StepLowering
 ) -> ProgramCache:
@@ -267,16 +271,6 @@ def _program_cache(
         "linear": backend.linear_implementation,
     }
     return ProgramCache(_cache_dir(config), settings, [d.id for d in mesh.devices.flat])
-
-
-def _compile(runner: DeviceRunner, cache: ProgramCache, progress: bool) -> None:
-    with tqdm(desc="compiling programs", delay=1, disable=None if progress else True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        runner.compile(cache, show)
 
 
 def _cache_dir(config: EngineConfig) -> Path:

@@ -400,6 +400,7 @@ class Engine:
             num_store_hit_tokens=cache.store_hit_tokens,
             compiles_before_ready=self._compiles.before_ready,
             compiles_after_ready=self._compiles.after_ready,
+            compiles_planned=self._compiles.by_plan,
             num_predictions=predictions.samples,
             prediction_mae=predictions.mae,
             prediction_bucket_accuracy=predictions.bucket_accuracy,

@@ -122,6 +122,7 @@ class EngineLoad:
     num_store_hit_tokens: int
     compiles_before_ready: int
     compiles_after_ready: int
+    compiles_planned: int = 0
     num_host_pages: int = 0
     num_disk_pages: int = 0
     num_corrupt_pages: int = 0

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from jaxserve.core.request import FinishReason, Request
@@ -196,12 +196,14 @@ class EngineRecords:
 
     Attributes:
         observers: told of every step and request from when they are added; see `observe`.
+        padded_to: tells which of the buckets are there now; may be set.
     """
 
     def __init__(
         self, buckets: Buckets | None = None, num_shards: int = 1, capacity: int = CAPACITY
     ) -> None:
         self._buckets = buckets
+        self.padded_to: Callable[[], Buckets | None] = lambda: buckets
         self._num_shards = num_shards
         self._lock = threading.Lock()
         self._steps: deque[StepRecord] = deque(maxlen=capacity)
@@ -314,10 +316,11 @@ class EngineRecords:
                 self._drop(observer)
 
     def _padded(self, tokens: int, sampled: int) -> tuple[int, int]:
-        if self._buckets is None:
+        buckets = self.padded_to()
+        if buckets is None:
             return tokens * self._num_shards, sampled * self._num_shards
-        token_bucket = pick(self._buckets.tokens, tokens)
-        row_bucket = pick(self._buckets.sampled, sampled) if sampled else 0
+        token_bucket = pick(buckets.tokens, tokens)
+        row_bucket = pick(buckets.sampled, sampled) if sampled else 0
         return token_bucket * self._num_shards, row_bucket * self._num_shards
 
     def request_done(self, request: Request, reason: FinishReason, num_output_tokens: int) -> None:

@@ -1,11 +1,7 @@
 """The executor on real devices: weights, KV pool and compiled programs, and one launch a step."""
 
 import dataclasses
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +12,15 @@ from jax.stages import Compiled
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult, StepRow
+from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
 from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.packing import Packer
 from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.program_cache import ProgramCache
-
-log = logging.getLogger(__name__)
+from jaxserve.runner.program_loading import ProgramLoading
+from jaxserve.runner.step_jobs import StepJobs, late_jobs, step_jobs
 
 Progress = Callable[[int, int], None]  # programs ready, programs in all
 
@@ -86,44 +83,77 @@ class DeviceRunner:
         self._samplers: dict[int, Compiled] = {}
         self._late = LateSampler(lowering, self._head)
         self._unsampled = False  # the step launched last is late and not sampled yet
+        self._late_names = {name for n in program.buckets.late for name in late_jobs(lowering, n)}
+        self._late_programs: dict[str, Compiled] = {}
         self._mover = PageMover(lowering, store, copies=prefix_cache)
+        self._stores, self._copies = store is not None, prefix_cache
+        self._loading: ProgramLoading | None = None
 
-    # -- compilation --------------------------------------------------------------------
+    # -- programs -------------------------------------------------------------------------
 
-    def compile(self, cache: ProgramCache, progress: Progress | None = None) -> None:
-        """Compile or load every program this runner can ever call, then run each once.
+    def compile(self, cache: ProgramCache) -> None:
+        """Compile or load every program this runner can ever call, and warm up."""
+        self.use(ProgramLoading(cache, self.jobs()))
+
+    def jobs(self) -> StepJobs:
+        """Every program this runner can ever call."""
+        return step_jobs(self._lowering, stores=self._stores, copies=self._copies)
+
+    def use(self, loading: ProgramLoading, progress: Progress | None = None) -> None:
+        """Take the programs that are needed and warm up; take the others as they come.
 
         Args:
-            cache: where executables are kept between starts.
+            loading: of `jobs`; closed by `close`.
             progress: told after each program.
         """
-        buckets, lowering = self._buckets, self._lowering
-        jobs = {f"backbone-{n}": partial(lowering.backbone, n) for n in buckets.tokens}
-        jobs |= {f"sampler-{n}": partial(lowering.sampler, n) for n in buckets.sampled}
-        jobs |= self._late.jobs()
-        jobs |= self._mover.jobs()
-        started = time.monotonic()
+        self._loading = loading
         programs: dict[str, Compiled] = {}
-        with ThreadPoolExecutor(max_workers=2) as threads:  # XLA compiles outside the GIL
-            futures = {name: threads.submit(cache.get, name, job) for name, job in jobs.items()}
-            for done, (name, future) in enumerate(futures.items(), start=1):
-                programs[name] = future.result()
-                if progress is not None:
-                    progress(done, len(jobs))
-        self._backbones = {n: programs[f"backbone-{n}"] for n in buckets.tokens}
-        self._samplers = {n: programs[f"sampler-{n}"] for n in buckets.sampled}
+        for name, program in loading.needed():
+            programs[name] = program
+            if progress is not None:
+                progress(len(programs), loading.num_needed)
+        self._take(programs)
         self._kv_pages = self._mover.use(programs, self._kv_pages)
-        self._warm_up(programs)
-        log.info("%d programs ready in %.1f s", len(jobs), time.monotonic() - started)
+        self._warm_up()
+        loading.go_on()
 
-    def _warm_up(self, programs: Mapping[str, Compiled]) -> None:
-        """Run every program once on an empty batch: the first call pays for set-up."""
-        for n in self._buckets.tokens:
+    def _take(self, programs: Mapping[str, Compiled]) -> None:
+        """Let steps be padded to the buckets of these programs, too."""
+        for name, program in programs.items():
+            kind, _, size = name.rpartition("-")
+            if kind == "backbone":
+                self._backbones[int(size)] = program
+            elif kind == "sampler":
+                self._samplers[int(size)] = program
+        self._late_programs |= {
+            name: program for name, program in programs.items() if name in self._late_names
+        }
+        self._late.use(self._late_programs)
+        self._packer.buckets = self.ready_buckets
+
+    @property
+    def ready_buckets(self) -> Buckets:
+        """The buckets whose programs are there: what steps are padded to."""
+        return dataclasses.replace(
+            self._buckets,
+            tokens=tuple(sorted(self._backbones)) or self._buckets.tokens,
+            sampled=tuple(sorted(self._samplers)) or self._buckets.sampled,
+        )
+
+    def _warm_up(self) -> None:
+        """Run programs once on an empty batch: the first call pays for set-up.
+
+        On a CPU there is none, and large buckets take seconds: there the smallest is enough to
+        have all weights in memory.
+        """
+        is_cpu = self._lowering.rules.mesh.devices.flat[0].platform == "cpu"
+        buckets = self.ready_buckets
+        for n in buckets.tokens[: 1 if is_cpu else None]:
             empty = np.zeros(self._lowering.packed(n).shape, np.int32)
             hidden, sampling, _ = self._run_backbone(n, empty)
-        for n in self._buckets.sampled:
+        for n in buckets.sampled:
             self._run_sampler(n, hidden, sampling)
-        self._last_tokens = self._late.use(programs, hidden, sampling, self._last_tokens)
+        self._last_tokens = self._late.warm_up(hidden, sampling, self._last_tokens)
         jax.block_until_ready(self._last_tokens)
 
     # -- steps --------------------------------------------------------------------------
@@ -137,6 +167,8 @@ class DeviceRunner:
         """
         if self._unsampled:
             raise ValueError("the step launched last is late, and not sampled yet")
+        if self._loading is not None and (more := self._loading.take()):
+            self._take(more)
         self._kv_pages = self._mover.launch(plan, self._kv_pages)
         if not plan.rows:
             return LaunchedStep()
@@ -231,6 +263,8 @@ class DeviceRunner:
 
     def close(self) -> None:
         """Finish the saves, give up the loads, and close the page store. Idempotent."""
+        if self._loading is not None:
+            self._loading.close()
         self._mover.close()
 
 

@@ -8,14 +8,13 @@ limit: what does not fit one call goes in another of the same program, as no log
 twice (see `logit_programs.edit_logits`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled
 
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.sampling_params import MAX_LOGPROBS
@@ -23,6 +22,7 @@ from jaxserve.runner.buckets import pick
 from jaxserve.runner.logit_edits import LateRow, pack_edits, pack_masks
 from jaxserve.runner.logit_programs import ALL_TOKENS
 from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.step_jobs import late_jobs
 
 
 class _Programs(NamedTuple):
@@ -68,47 +68,36 @@ class LateSampler:
         self._head = dict(head)
         self._shards = lowering.rules.data
         self._vocab_size = lowering.program.graph.abstract.config.vocab_size
-        self._buckets = lowering.program.buckets.late
+        self._buckets: tuple[int, ...] = ()  # those whose programs are there
         self._programs: dict[int, _Programs] = {}
 
-    def jobs(self) -> dict[str, Callable[[], Lowered]]:
-        """What is to be compiled, by name."""
-        lowering = self._lowering
-        jobs: dict[str, Callable[[], Lowered]] = {}
-        for n in self._buckets:
-            jobs[f"late-logits-{n}"] = partial(lowering.late_logits, n)
-            jobs[f"edit-logits-{n}"] = partial(lowering.edit_logits, n)
-            jobs[f"late-draw-{n}"] = partial(lowering.late_draw, n)
-            jobs[f"logprobs-{n}"] = partial(lowering.token_logprobs, n)
-        return jobs
+    def use(self, programs: Mapping[str, Compiled]) -> None:
+        """Take the buckets whose `late_jobs` are all among these programs by name."""
+        for n in self._lowering.program.buckets.late:
+            names = late_jobs(self._lowering, n)
+            if n in self._programs or not programs.keys() >= names.keys():
+                continue
+            masks = self._lowering.masks(n)
+            every = jax.device_put(np.full(masks.shape, ALL_TOKENS), masks.sharding)
+            logits, edit, draw, logprobs = (programs[name] for name in names)
+            self._programs[n] = _Programs(logits, edit, draw, logprobs, every)
+        self._buckets = tuple(sorted(self._programs))
 
-    def use(
-        self, programs: Mapping[str, Compiled], hidden: jax.Array, sampling: jax.Array,
-        last_tokens: jax.Array,
-    ) -> jax.Array:  # fmt: skip
-        """Take the compiled `jobs`, and run each once on an empty batch.
+    def warm_up(self, hidden: jax.Array, sampling: jax.Array, last_tokens: jax.Array) -> jax.Array:
+        """Run every program once on an empty batch.
 
         Args:
-            programs: by name.
             hidden, sampling: as a backbone returned them for an empty step.
             last_tokens: the last-token map; a new one comes back.
         """
-        for n in self._buckets:
+        for n, programs in self._programs.items():
             masks, edits = self._lowering.masks(n), self._lowering.edits(n)
             every = np.full(masks.shape, ALL_TOKENS)
-            made = _Programs(
-                programs[f"late-logits-{n}"],
-                programs[f"edit-logits-{n}"],
-                programs[f"late-draw-{n}"],
-                programs[f"logprobs-{n}"],
-                jax.device_put(every, masks.sharding),
-            )
-            self._programs[n] = made
-            logits = made.logits(self._head, hidden, np.False_)
-            logits = made.edit(logits, np.zeros(edits.shape, np.int32))
-            last_tokens, tokens = made.draw(last_tokens, logits, sampling, every)
-            last_tokens, tokens = made.draw(last_tokens, logits, sampling, made.all_tokens)
-            made.logprobs(logits, tokens)
+            logits = programs.logits(self._head, hidden, np.False_)
+            logits = programs.edit(logits, np.zeros(edits.shape, np.int32))
+            last_tokens, tokens = programs.draw(last_tokens, logits, sampling, every)
+            last_tokens, tokens = programs.draw(last_tokens, logits, sampling, programs.all_tokens)
+            programs.logprobs(logits, tokens)
         return last_tokens
 
     def sample(

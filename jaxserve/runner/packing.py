@@ -87,10 +87,13 @@ class Packer:
     Args:
         buckets: the shapes of a shard's part of a step.
         num_shards: data shards.
+
+    Attributes:
+        buckets: those that steps are padded to, of the same limits; may be set between steps.
     """
 
     def __init__(self, buckets: Buckets, num_shards: int) -> None:
-        self._buckets = buckets
+        self.buckets = buckets
         self._num_shards = num_shards
         slots, width = num_shards * buckets.max_rows, buckets.max_pages
         self._pages = _SlotTable(slots, width, lambda page_ids: _padded(page_ids, width))
@@ -102,7 +105,7 @@ class Packer:
         Neighbours of like length make the decode loop's groups cheap, and the sampler then works
         on a prefix of the rows.
         """
-        buckets, num_shards = self._buckets, self._num_shards
+        buckets, num_shards = self.buckets, self._num_shards
         columns = _Columns.of_plan(plan)
         per_shard = np.bincount(columns.shard, columns.num_tokens, num_shards)
         tokens = pick(buckets.tokens, int(per_shard.max()))
@@ -129,7 +132,7 @@ class Packer:
         query_start: np.ndarray,
     ) -> None:
         """Write every row to its place; see `_sections` for where what begins."""
-        max_rows, max_pages = self._buckets.max_rows, self._buckets.max_pages
+        max_rows, max_pages = self.buckets.max_rows, self.buckets.max_pages
         sections = list(_sections(num_tokens, num_rows, max_pages))
         token_ids, rows, _, _, _, sampling = (section.start for section in sections)
         page_table = array[:, sections[4]].reshape(-1, num_rows, max_pages)

@@ -6,12 +6,12 @@ loaded are put into the pool by `poll`. What takes time runs on threads (`page_t
 CachedAttention (Gao et al., ATC 2024): asynchronous saving, loading overlapped with computation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
 import numpy as np
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled
 
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.step import LoadDone, PageCopy, PageSave, StepPlan
@@ -27,6 +27,7 @@ from jaxserve.runner.page_transfers import (
     piece_size,
     to_host,
 )
+from jaxserve.runner.step_jobs import Job, page_jobs
 
 
 class PageMover:
@@ -62,15 +63,9 @@ class PageMover:
 
     # -- programs ---------------------------------------------------------------------------
 
-    def jobs(self) -> dict[str, Callable[[], Lowered]]:
+    def jobs(self) -> dict[str, Job]:
         """What is to be compiled, by name: nothing that no plan can ask for."""
-        jobs: dict[str, Callable[[], Lowered]] = {}
-        for n in self._sizes:
-            jobs[f"save-pages-{n}"] = partial(self._lowering.save_pages, n)
-            jobs[f"load-pages-{n}"] = partial(self._lowering.load_pages, n)
-        if self._copies:
-            jobs["copy-pages"] = self._lowering.copy_pages
-        return jobs
+        return page_jobs(self._lowering, stores=self._store is not None, copies=self._copies)
 
     def use(self, programs: Mapping[str, Compiled], kv_pages: jax.Array) -> jax.Array:
         """Take the compiled jobs and run each once on nothing, as the first call pays for set-up.

@@ -204,8 +204,9 @@ def _on_event(event: str, duration_secs: float, **details: Any) -> None:
         return
     counters = list(_watched)
     # While one engine of the process starts, what is compiled is compiled for it.
+    planning = [counter for counter in counters if counter.is_planned]
     starting = [counter for counter in counters if not counter.is_ready]
-    for counter in starting or counters:
+    for counter in planning or starting or counters:
         counter.compiled(str(details.get("fun_name", "a program")))
 
 

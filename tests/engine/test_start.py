@@ -1,5 +1,7 @@
 """Starting an engine: programs come from disk, and none is compiled after READY."""
 
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.core.errors import CompileAfterReady, ConfigError
+from jaxserve.core.errors import CheckpointError, CompileAfterReady, ConfigError
 from jaxserve.core.sampling_params import SamplingParams
+from jaxserve.engine import build as build_module
+from jaxserve.engine import pool_size
+from jaxserve.engine.host_memory import MemoryLimit
+from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from tests.engine.harness import build, greedy, run, tokens
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("compile_watches", "quick_compiles")
 
@@ -123,11 +131,113 @@ def test_a_surprise_raises_when_strict_and_counts_otherwise(
         ({"mesh": "data=2", "max_num_batched_tokens": 7}, "max_num_batched_tokens 7 must divide"),
         ({"max_model_len": 10_000}, "max_model_len 10000 is more than the 512"),
         ({"num_pages": None, "kv_cache_memory": 1e-9}, "room for none"),
+        (
+            {"num_pages": None, "kv_cache_memory": 500},
+            r"--kv-cache-memory 500 does not fit: 500.00 GiB of KV cache and 0.00 GiB of weights, "
+            r"with 0.5 GiB for the rest 500.50 GiB, and the machine's memory is 16.00 GiB",
+        ),
+        ({"num_pages": 10**8}, "--num-pages 100000000 does not fit"),
+        ({"host_cache_memory": 20}, "--num-pages 256 does not fit: .* 20 GiB of --host-cache-mem"),
+        ({"num_pages": 2, "max_model_len": 9}, "--max-model-len 9 .* 8 tokens .2 pages of 4"),
+        ({"tokenizer": "nowhere"}, "nowhere"),
     ],
 )
 def test_impossible_options(
-    options: dict, message: str, tiny_model: Callable[..., Path], tmp_path: Path
-):
-    with pytest.raises(ConfigError, match=message):
+    options: dict, message: str, tiny_model: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(
+        pool_size, "host_memory_limit", lambda: MemoryLimit(16 * 2**30, "the machine's memory")
+    )
+    monkeypatch.setattr(build_module, "load_params", pytest.fail)
+    with pytest.raises((ConfigError, CheckpointError), match=message):
         start(tiny_model(), tmp_path, **options)
     assert not list(tmp_path.iterdir()), "compiled before it noticed"
+
+
+def test_a_missing_tokenizer_is_noticed_at_once(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model(), directory, ignore=shutil.ignore_patterns("*token*"))
+    monkeypatch.setattr(build_module, "load_params", pytest.fail)
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        start(directory, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists(), "compiled before it noticed"
+
+
+def test_what_shrinks_is_said(
+    tiny_model: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """The pool, to what the machine has left; the longest request, to what the pool holds."""
+    limit = pool_size.HOST_RESERVE + 2**18
+    monkeypatch.setattr(
+        pool_size, "host_memory_limit", lambda: MemoryLimit(limit, "the cgroup's limit")
+    )
+    made = []
+
+    def stop(lowering: StepLowering, **_: object) -> None:
+        made.append(lowering)
+        raise ConfigError("that is enough")
+
+    monkeypatch.setattr(build_module, "step_jobs", stop)
+    with pytest.raises(ConfigError, match="that is enough"):
+        start(tiny_model(), tmp_path, num_pages=None)
+    tokens_held = made[0].num_pages * made[0].page_size
+    assert 0 < tokens_held < 512
+    assert "of KV cache instead of 2: the cgroup's limit is 0.5 GiB" in caplog.text
+    assert f"requests may have {tokens_held} tokens at most, instead of 512" in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")])
+def test_a_failed_allocation_is_a_message(
+    error: Exception, tiny_model: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build_module, "load_params", fail)
+    with pytest.raises(ConfigError, match="no memory for weights and KV cache"):
+        start(tiny_model(), tmp_path)
+
+
+def test_the_largest_buckets_first(tiny_model: Callable[..., Path], tmp_path: Path):
+    """READY with few programs; the answers are the same before and after the rest has come."""
+    options = dict(max_num_seqs=4, token_buckets="1,2,4", row_buckets="1,4")
+    requests = [([5, 6, 7], greedy(5)), ([9], SamplingParams(seed=3, max_tokens=5, logprobs=1))]
+    late = ("backbone-1-", "backbone-2-", "sampler-1-", "logits-1-", "draw-1-", "logprobs-1-")
+    go_on, held = threading.Event(), ProgramCache.get
+
+    def get(cache: ProgramCache, name: str, lower: Callable) -> object:
+        if f"{name}-".endswith(late):
+            assert go_on.wait(60)
+        return held(cache, name, lower)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ProgramCache, "get", get)
+        engine = start(tiny_model(), tmp_path, ready="first", strict_compile=True, **options)
+        load = engine.load()
+        assert load.compiles_before_ready >= 1 + 1 + 4 + 1 and not load.compiles_planned
+        answers = tokens(run(engine, requests))
+        assert {step.token_bucket for step in engine.records.steps()} == {4}
+        assert {step.row_bucket for step in engine.records.steps()} == {4}
+        go_on.set()
+        eventually(lambda: engine.load().compiles_planned == 2 + 1 + 4)
+    before = engine.records.steps()[-1].number
+    assert tokens(run(engine, requests)) == answers
+    assert {step.token_bucket for step in engine.records.steps(before)} >= {2}
+    assert engine.load().compiles_after_ready == 0
+    assert engine.load().compiles_before_ready == load.compiles_before_ready
+    whole = start(tiny_model(), tmp_path, **options)
+    assert whole.load().compiles_before_ready == 0
+    assert tokens(run(whole, requests)) == answers
+
+
+def test_an_engine_may_end_while_the_rest_is_compiled(
+    tiny_model: Callable[..., Path], program_cache_dir: Path
+):
+    engine = start(tiny_model(), program_cache_dir, ready="first")
+    engine.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("jaxserve-programs")]

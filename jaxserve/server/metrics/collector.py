@@ -144,7 +144,11 @@ def _counters(
     yield write.counter("external_prefix_cache_hits", load.num_store_hit_tokens)
     yield write.counter("corrupt_pages", load.num_corrupt_pages)
     yield write.counter("length_predictions", load.num_predictions)
-    compiles = {"startup": load.compiles_before_ready, "serving": load.compiles_after_ready}
+    compiles = {
+        "startup": load.compiles_before_ready,
+        "planned": load.compiles_planned,
+        "serving": load.compiles_after_ready,
+    }
     yield write.counters("compiles", ("phase",), compiles)
 
 

@@ -1,0 +1,74 @@
+"""Every program that a runner can call, by name, apart from those it cannot do without."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from jax.stages import Lowered
+
+from jaxserve.runner.lowering import StepLowering
+
+Job = Callable[[], Lowered]
+
+
+class StepJobs(NamedTuple):
+    """The programs of a runner.
+
+    Attributes:
+        needed: with these any step can run, padded to the largest buckets.
+        rest: those of the smaller buckets, the smallest first: they decode.
+    """
+
+    needed: Mapping[str, Job]
+    rest: Mapping[str, Job]
+
+
+def step_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> StepJobs:
+    """All programs of a runner with this lowering.
+
+    Args:
+        lowering: lowers them.
+        stores: whether plans may save and load pages.
+        copies: whether plans may have page copies.
+    """
+    buckets = lowering.program.buckets
+    *tokens, most_tokens = buckets.tokens
+    *sampled, most_sampled = buckets.sampled
+    *late, most_late = buckets.late
+    needed: dict[str, Job] = {
+        **page_jobs(lowering, stores=stores, copies=copies),
+        f"backbone-{most_tokens}": partial(lowering.backbone, most_tokens),
+        f"sampler-{most_sampled}": partial(lowering.sampler, most_sampled),
+        **late_jobs(lowering, most_late),
+    }
+    rest: dict[str, Job] = {f"backbone-{n}": partial(lowering.backbone, n) for n in tokens}
+    rest |= {f"sampler-{n}": partial(lowering.sampler, n) for n in sampled}
+    for n in late:
+        rest |= late_jobs(lowering, n)
+    return StepJobs(needed, rest)
+
+
+def late_jobs(lowering: StepLowering, n: int) -> dict[str, Job]:
+    """The programs of late steps in one bucket of rows."""
+    return {
+        f"late-logits-{n}": partial(lowering.late_logits, n),
+        f"edit-logits-{n}": partial(lowering.edit_logits, n),
+        f"late-draw-{n}": partial(lowering.late_draw, n),
+        f"logprobs-{n}": partial(lowering.token_logprobs, n),
+    }
+
+
+def page_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> dict[str, Job]:
+    """The programs that move pages: none that no plan can ask for."""
+    jobs: dict[str, Job] = {}
+    for n in lowering.page_pieces if stores else ():
+        jobs[f"save-pages-{n}"] = partial(lowering.save_pages, n)
+        jobs[f"load-pages-{n}"] = partial(lowering.load_pages, n)
+    if copies:
+        jobs["copy-pages"] = lowering.copy_pages
+    return jobs
+
+
+def calls_kernels(name: str) -> bool:
+    """Whether a program of this name has attention or linear layers in it."""
+    return name.startswith(("backbone-", "sampler-", "late-logits-"))
