@@ -1,6 +1,7 @@
 """From options to a running engine: model, mesh, weights, KV pool, programs, scheduler."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from functools import partial
@@ -123,7 +124,7 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )
     scheduler = build_scheduler(
-        dataclasses.replace(config, num_pages=num_pages, max_model_len=max_model_len),
+        dataclasses.replace(config, num_pages=pool, max_model_len=max_model_len),
         step_sizes=[size * rules.data for size in limits.tokens],
         num_shards=rules.data,
         policy=policy,
