@@ -63,30 +63,36 @@ class _Choice:
         self._head = head
         self._index = index
         self._prompt = index // head.job.n
-        self._logprobs = (
-            None if head.num_top is None else logprobs.CompletionLogprobs(head.names, head.num_top)
-        )
+        self._logprobs = None
+        if head.num_top is not None:
+            self._logprobs = logprobs.CompletionLogprobs(
+                head.names,
+                head.num_top,
+                echo="" if head.echoes is None else head.echoes[self._prompt],
+                skip_special_tokens=head.job.params.skip_special_tokens,
+            )
         self.begun = False
 
     def push(self, delta: TokenDelta) -> dict[str, Any]:
         """The choice's object for a delta; its first one carries what comes of the prompt."""
         head = self._head
         text, token_ids, reason = delta.text, list(delta.token_ids), delta.finish_reason
-        scored: list[TokenLogprobs | int] = list(delta.logprobs)
+        scored = delta.logprobs
         if head.echo_only:
-            text, token_ids, scored = "", [], []
+            text, token_ids, scored = "", [], ()
             reason = reason and FinishReason.LENGTH
         first: dict[str, Any] = {}
+        of_prompt: list[TokenLogprobs | int] = []
         if not self.begun:
             self.begun = True
             if head.echoes is not None:
                 text = head.echoes[self._prompt] + text
-                scored = self._prompt_logprobs(delta) + scored
+                of_prompt = self._prompt_logprobs(delta)
             first = self._of_prompt(delta)
         choice: dict[str, Any] = {
             "index": self._index,
             "text": text,
-            "logprobs": None if self._logprobs is None else self._logprobs.of(scored),
+            "logprobs": None if self._logprobs is None else self._logprobs.of(of_prompt, scored),
             "finish_reason": reason and reason.value,
             "stop_reason": None if head.echo_only else delta.stop_reason,
             **first,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.server.http.text_offsets import TextOffsets
 from jaxserve.tokenizers.base import Tokenizer
 
 _LEAST = -9999.0  # JSON has no infinity; this is what OpenAI's API says for it
@@ -15,15 +16,18 @@ class TokenNames:
     Args:
         tokenizer: the served model's.
         as_ids: `token_id:N`, for vLLM's `return_tokens_as_token_ids`; otherwise their texts.
+
+    Attributes:
+        tokenizer: as given.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._as_ids = as_ids
 
     def piece(self, token_id: int) -> bytes:
         """A token's bytes, a special one's name included."""
-        return self._tokenizer.token_bytes(token_id, skip_special_tokens=False)
+        return self.tokenizer.token_bytes(token_id, skip_special_tokens=False)
 
     def text(self, token_id: int) -> str:
         """A token's text, with U+FFFD where it is none by itself."""
@@ -75,25 +79,40 @@ class CompletionLogprobs:
     Args:
         names: what tokens are called.
         num_top: entries of `top_logprobs`; 0 for none, which is null there.
+        echo: the text that the answer begins with; its tokens are the prompt's.
+        skip_special_tokens: special tokens of the answer stand for no text.
     """
 
-    def __init__(self, names: TokenNames, num_top: int) -> None:
+    def __init__(
+        self, names: TokenNames, num_top: int, *, echo: str, skip_special_tokens: bool
+    ) -> None:
         self._names = names
         self._num_top = num_top
-        self._offset = 0  # characters of text so far
+        self._echo = echo
+        self._prompt_offsets = TextOffsets(names.tokenizer)
+        self._offsets = TextOffsets(
+            names.tokenizer, start=len(echo), skip_special_tokens=skip_special_tokens
+        )
 
-    def of(self, items: Sequence[TokenLogprobs | int]) -> dict[str, Any]:
+    def of(
+        self, prompt: Sequence[TokenLogprobs | int], answer: Sequence[TokenLogprobs]
+    ) -> dict[str, Any]:
         """The object for the next tokens.
 
         Args:
-            items: of each token; a token alone has no log-probability (a prompt's first one).
+            prompt: of the prompt's tokens, if it is echoed and this is the first time; a token
+                alone has no log-probability (the first one).
+            answer: of the answer's next tokens.
         """
         tokens, offsets, logprobs, tops = [], [], [], []
-        for item in items:
+        for i, item in enumerate((*prompt, *answer)):
             token_id = item if isinstance(item, int) else item.token_id
             tokens.append(self._names.unique(token_id))
-            offsets.append(self._offset)
-            self._offset += len(self._names.piece(token_id).decode("utf-8", errors="replace"))
+            offsets.append(
+                self._prompt_offsets.of_prompt(token_id, self._echo)
+                if i < len(prompt)
+                else self._offsets.of(token_id)
+            )
             logprobs.append(None if isinstance(item, int) else max(item.logprob, _LEAST))
             tops.append(None if isinstance(item, int) else self._top(item))
         return {

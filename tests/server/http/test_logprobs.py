@@ -66,3 +66,28 @@ def test_vllm_prompt_logprobs_and_token_names(make_engine, serving) -> None:
             assert choice["logprobs"]["top_logprobs"] is None
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_are_those_of_the_text(make_engine, serving, stream: bool) -> None:
+    prompt = "日本語の猫は cute"
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 9}
+
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            if stream:
+                choices = [e["choices"][0] for e in await s.events(COMPLETIONS, body)]
+            else:
+                choices = (await s.post(COMPLETIONS, body)).json()["choices"]
+            text = "".join(choice["text"] for choice in choices)
+            found = [at for c in choices for at in c["logprobs"]["text_offset"]]
+            tokens = [token for c in choices for token in c["logprobs"]["tokens"]]
+            assert text.startswith(prompt)
+            assert found[tokens.index(" ")] == 6
+            assert found[: 1 + 3 * 6 + 5] == [0, *(i // 3 for i in range(18)), 6, 7, 8, 9, 10]
+            assert found == sorted(found) and found[-1] <= len(text) - 1
+            assert found[24] == len(prompt)
+            for token, at in zip(tokens[19:], found[19:], strict=True):
+                assert token.startswith("bytes:") or text[at] == token
+
+    asyncio.run(main())

@@ -96,6 +96,8 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
     for item in whole.logprobs.content:
         assert item.bytes and len(item.top_logprobs) == 3 and item.logprob <= 0
         assert bytes(item.bytes).decode(errors="replace") == item.token
+    said = b"".join(bytes(item.bytes or []) for item in whole.logprobs.content)
+    assert said.decode(errors="replace") == whole.message.content
     streamed: list[Any] = []
     for chunk in client.chat.completions.create(**fields, stream=True):
         if chunk.choices[0].logprobs:
