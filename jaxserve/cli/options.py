@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from jaxserve.cli.vllm_names import likely_meant, translated
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 
@@ -47,10 +48,20 @@ class ListOf(click.ParamType):
 
 
 class Command(click.Command):
-    """A command whose `--help` shows options under group headings.
+    """A command whose `--help` shows options under group headings, and that knows vLLM's names.
 
     A `JaxserveError` ends it with the error's message and exit code 1, no traceback.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments; those of vLLM's names that mean the same here are ours."""
+        try:
+            return super().parse_args(ctx, translated(args, self, ctx))
+        except click.NoSuchOption as error:
+            meant = " or ".join(likely_meant(error.option_name, self, ctx))
+            hint = f" Did you mean {meant}?" if meant else ""
+            message = f"No such option {error.option_name!r}.{hint}"
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, with jaxserve's errors shown as messages."""
