@@ -58,7 +58,8 @@ class SamplingParams:
             0 keeps the most likely one.
         min_p: drop tokens less likely than `min_p` times the most likely one, in [0, 1].
         seed: makes the request's tokens reproducible; None draws a fresh seed.
-        max_tokens: tokens to generate at most; None runs to the model's context length.
+        max_tokens: tokens to generate at most; None runs to the model's context length. An answer
+            ends there in any case; servers refuse to be asked for more.
         stop: strings that end the generation; they are not part of the returned text.
         stop_token_ids: tokens that end the generation, beside the model's own EOS.
         ignore_eos: generate on past the model's EOS tokens (for benchmarks).

@@ -151,7 +151,8 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
         max_num_batched_tokens=config.max_num_batched_tokens,
         platform=jax.devices()[0].platform,
         eos_token_ids=tuple(eos),
-        matryoshka_dimensions=model_config.matryoshka_dimensions,
+        is_matryoshka=model_config.matryoshka_dimensions is not None,
+        matryoshka_dimensions=model_config.matryoshka_dimensions or (),
         default_sampling_params=generation.sampling,
     )
     counter.ready()

@@ -97,7 +97,8 @@ class ModelInfo:
     max_num_batched_tokens: int
     platform: str
     eos_token_ids: tuple[int, ...]
-    matryoshka_dimensions: tuple[int, ...] | None = None  # as in `ModelConfig`
+    is_matryoshka: bool = False  # whether embeddings may be cut
+    matryoshka_dimensions: tuple[int, ...] = ()  # to which sizes; none: to any
     default_sampling_params: SamplingDefaults = dataclasses.field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ class RequestLimits:
 
     max_n: int = _limit(16, "answers to one prompt")
     max_prompts: int = _limit(2048, "prompts in one HTTP request")
+    default_max_tokens: int = _limit(4096, "tokens of an answer whose request does not say")
     max_prompt_chars: int = _limit(2**20, "characters of a prompt, or of all messages of a chat")
     max_grammar_chars: int = _limit(
         2**16, "characters of a grammar, a JSON schema or a tool's parameters"

@@ -155,6 +155,7 @@ def _job(
         prompts=[prompt.token_ids],
         params=plan.shaped(params, prompt.begun),
         service=on_account(fields.service_params(body, traceparent_of(request))),
+        asks_max_tokens=_max_tokens(body) is not None,
         n=body.n or 1,
     )
 

@@ -85,6 +85,7 @@ def completions_router(context: ServerContext) -> APIRouter:
             prompts=prompts,
             params=params,
             service=service,
+            asks_max_tokens=bool(body.max_tokens),
             n=body.n or 1,
         )
         head = CompletionHead(

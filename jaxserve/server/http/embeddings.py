@@ -97,9 +97,9 @@ async def _embed_all(
 def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
     """Refuse a size for which the model's embeddings were not trained."""
     allowed = info.matryoshka_dimensions
-    if dimensions is None or allowed == () or dimensions in (allowed or ()):
+    if dimensions is None or (info.is_matryoshka and (not allowed or dimensions in allowed)):
         return
-    if allowed is None:
+    if not info.is_matryoshka:
         why = "the model says of no size that its embeddings may be cut to it"
     else:
         why = f"the model's embeddings may be cut to {', '.join(map(str, allowed))}"

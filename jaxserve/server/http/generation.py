@@ -37,6 +37,7 @@ class Job:
         request_id: the request's, from which those of its choices are made.
         prompts: token ids of each prompt.
         params, service: for all of them.
+        asks_max_tokens: whether `params.max_tokens` is the caller's, not a default.
         n: choices per prompt; choice j of prompt p is number p * n + j.
     """
 
@@ -44,6 +45,7 @@ class Job:
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     service: ServiceParams
+    asks_max_tokens: bool
     n: int = 1
 
     @property
@@ -87,7 +89,14 @@ async def begin(
         ClientGone: the client went away meanwhile; the job is aborted.
     """
     stream = stream_answers(
-        context, engine, job.request_id, job.prompts, job.params, job.service, n=job.n
+        context,
+        engine,
+        job.request_id,
+        job.prompts,
+        job.params,
+        job.service,
+        n=job.n,
+        asks_max_tokens=job.asks_max_tokens,
     )
     try:
         first = await until_disconnect(request.receive, _next(stream))

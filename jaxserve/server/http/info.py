@@ -14,7 +14,7 @@ from jaxserve.server.context import ServerContext
 def info_router(context: ServerContext) -> APIRouter:
     """The routes, for the engine of a context."""
     router = APIRouter()
-    created = int(time.time())
+    created, max_tokens = int(time.time()), context.limits.default_max_tokens
 
     @router.post("/ping")
     @router.get("/ping")  # as Amazon SageMaker asks, and vLLM answers
@@ -34,7 +34,7 @@ def info_router(context: ServerContext) -> APIRouter:
     async def models() -> Response:
         """The served model, in a list."""
         info = context.engine_for().model_info
-        return JSONResponse({"object": "list", "data": [_model(info, created)]})
+        return JSONResponse({"object": "list", "data": [_model(info, created, max_tokens)]})
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
@@ -42,17 +42,17 @@ def info_router(context: ServerContext) -> APIRouter:
         info = context.engine_for().model_info
         if name != info.name:
             raise ModelNotFound(f"model {name!r} is not served here; {info.name!r} is")
-        return JSONResponse(_model(info, created))
+        return JSONResponse(_model(info, created, max_tokens))
 
     return router
 
 
-def _model(info: ModelInfo, created: int) -> dict[str, object]:
+def _model(info: ModelInfo, created: int, max_tokens: int) -> dict[str, object]:
     return {
         "id": info.name,
         "object": "model",
         "created": created,
         "owned_by": "jaxserve",
         "max_model_len": info.max_model_len,
-        "default_sampling_params": dict(info.default_sampling_params),
+        "default_sampling_params": {"max_tokens": max_tokens, **info.default_sampling_params},
     }

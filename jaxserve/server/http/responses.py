@@ -210,6 +210,7 @@ def _job(
         prompts=[prompt.token_ids],
         params=plan.shaped(params, prompt.begun),
         service=on_account(fields.service_params(body, traceparent_of(request))),
+        asks_max_tokens=body.max_output_tokens is not None,
     )
 
 

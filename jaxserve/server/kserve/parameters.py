@@ -18,10 +18,11 @@ DEFAULT_MAX_TOKENS = 256  # as in jaxserve.v1
 
 
 class Parameters(NamedTuple):
-    """What a request asks for beside its text."""
+    """What a request asks for beside its text; whether its `max_tokens` is its own."""
 
     sampling: SamplingParams
     service: ServiceParams
+    asks_max_tokens: bool = False
 
 
 def read_parameters(
@@ -64,10 +65,12 @@ def read_parameters(
     service = {name: values.pop(name) for name in _SERVICE if name in values}
     for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
         check_token_ids(name, values.get(name, ()), vocab_size)
+    asks_max_tokens = "max_tokens" in values
     values = {"max_tokens": DEFAULT_MAX_TOKENS, **defaults, **values}
     return Parameters(
         SamplingParams(grammar=grammar, **values),
         ServiceParams(traceparent=traceparent, **service),
+        asks_max_tokens,
     )
 
 

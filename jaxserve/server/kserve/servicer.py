@@ -239,11 +239,19 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             yield response
 
     def _deltas(self, request: pb.ModelInferRequest, work: _Work) -> _Deltas:
-        sampling, service = work.parameters
+        sampling, service, asks_max_tokens = work.parameters
         # Ids need not be unique in this protocol; the engine's must be.
         request_id = new_request_id(request.id)
         return contextlib.aclosing(
-            stream_answers(self._context, work.engine, request_id, work.prompts, sampling, service)
+            stream_answers(
+                self._context,
+                work.engine,
+                request_id,
+                work.prompts,
+                sampling,
+                service,
+                asks_max_tokens=asks_max_tokens,
+            )
         )
 
     async def _read(

@@ -280,7 +280,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "family", "max_model_len", "vocab_size", "num_layers", "dtype", "mesh", "attention_implementation", "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "platform", "eos_token_ids", "kv_cache_dtype", "linear_implementation", "default_sampling_params")
+    __slots__ = ("name", "family", "max_model_len", "vocab_size", "num_layers", "dtype", "mesh", "attention_implementation", "page_size", "num_pages", "max_num_seqs", "max_num_batched_tokens", "platform", "eos_token_ids", "kv_cache_dtype", "linear_implementation", "default_sampling_params", "is_matryoshka", "matryoshka_dimensions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +298,8 @@ class GetModelInfoResponse(_message.Message):
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     LINEAR_IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    IS_MATRYOSHKA_FIELD_NUMBER: _ClassVar[int]
+    MATRYOSHKA_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     max_model_len: int
@@ -315,7 +317,9 @@ class GetModelInfoResponse(_message.Message):
     kv_cache_dtype: str
     linear_implementation: str
     default_sampling_params: SamplingParams
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., mesh: _Optional[str] = ..., attention_implementation: _Optional[str] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., platform: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., linear_implementation: _Optional[str] = ..., default_sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    is_matryoshka: bool
+    matryoshka_dimensions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., mesh: _Optional[str] = ..., attention_implementation: _Optional[str] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., platform: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., linear_implementation: _Optional[str] = ..., default_sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., is_matryoshka: _Optional[bool] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

@@ -52,7 +52,16 @@ class JaxserveServicer(jaxserve_pb2_grpc.JaxserveServicer):
             limits=limits,
             defaults=info.default_sampling_params,
         )
-        answers = stream_answers(self._context, engine, rid, [prompt], params, service, n=n)
+        answers = stream_answers(
+            self._context,
+            engine,
+            rid,
+            [prompt],
+            params,
+            service,
+            n=n,
+            asks_max_tokens=request.sampling_params.HasField("max_tokens"),
+        )
         async with contextlib.aclosing(answers):
             async for index, delta in answers:
                 await context.write(responses.generate_response(delta, rid, index))

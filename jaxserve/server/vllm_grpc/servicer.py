@@ -54,7 +54,14 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         )
         answers = [AnswerMessages(i, read.prompt, streams=request.stream) for i in range(read.n)]
         deltas = stream_answers(
-            self._context, engine, rid, [read.prompt], read.params, service, n=read.n
+            self._context,
+            engine,
+            rid,
+            [read.prompt],
+            read.params,
+            service,
+            n=read.n,
+            asks_max_tokens=request.sampling_params.HasField("max_tokens"),
         )
         async with contextlib.aclosing(deltas):
             async for index, delta in deltas:

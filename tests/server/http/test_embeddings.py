@@ -57,7 +57,9 @@ def test_dimensions_of_a_model_that_was_trained_for_them(
 ) -> None:
     async def main() -> None:
         engine = make_engine()
-        info = dataclasses.replace(engine.model_info, matryoshka_dimensions=declared)
+        info = dataclasses.replace(
+            engine.model_info, is_matryoshka=True, matryoshka_dimensions=declared
+        )
         engine._engine.info = info
         async with serving(engine) as s:
             whole = (await s.post(EMBEDDINGS, {"input": "hello"})).json()["data"][0]["embedding"]
