@@ -58,14 +58,16 @@ def user_defined_pieces(model: bytes) -> dict[str, bytes]:
         model: as the library serializes it: pieces first, fields in the order of their numbers.
     """
     found: dict[str, bytes] = {}
-    kind = _number(3, USER_DEFINED)
-    position = 0
-    while model[position : position + 1] == b"\n":
-        size, start = _read_varint(model, position + 1)
+    tag, kind = _number(3, USER_DEFINED)
+    position, length = 0, len(model)
+    while position < length and model[position] == 0x0A:  # a piece
+        size, start = model[position + 1], position + 2
+        if size > 0x7F:
+            size, start = _read_varint(model, position + 1)
         end = start + size
-        if model.endswith(kind, start, end):
-            length, name = _read_varint(model, start + 1)
-            found[model[name : name + length].decode()] = model[position:end]
+        if model[end - 1] == kind and model[end - 2] == tag:
+            size, name = _read_varint(model, start + 1)
+            found[model[name : name + size].decode()] = model[position:end]
         position = end
     return found
 
