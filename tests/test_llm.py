@@ -23,7 +23,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory, program_cache_dir: Path) -> LL
     model = write_tiny_checkpoint(tmp_path_factory.mktemp("llm") / "tiny")
     return LLM(
         str(model), num_pages=64, max_num_seqs=2, max_num_batched_tokens=16,
-        compilation_cache_dir=str(program_cache_dir),
+        compilation_cache_dir=str(program_cache_dir), json_whitespace="compact",
     )  # fmt: skip
 
 
@@ -73,6 +73,26 @@ def test_chat_takes_one_conversation_or_several(llm: LLM) -> None:
     assert llm.tokenizer.decode(alone.prompt_token_ids) == "user: hello\nassistant:"
     assert both[0].outputs[0].token_ids == alone.outputs[0].token_ids
     assert llm.tokenizer.decode(both[1].prompt_token_ids) == "user: bye\nassistant:"
+
+
+def test_control_tokens_in_a_chat_are_text(llm: LLM) -> None:
+    (result,) = llm.chat([{"role": "user", "content": "a<eos>"}], GREEDY, use_tqdm=False)
+    assert result.prompt_token_ids == [256, *b"user: a<eos>\nassistant:"]
+    llm.tokenizer.parses_special_in_chat = True
+    (result,) = llm.chat([{"role": "user", "content": "a<eos>"}], GREEDY, use_tqdm=False)
+    llm.tokenizer.parses_special_in_chat = False
+    assert result.prompt_token_ids == [256, *b"user: a", 257, *b"\nassistant:"]
+
+
+def test_the_engines_layout_of_json(llm: LLM) -> None:
+    schema = '{"enum": [{"a": [1, "b"]}]}'
+    for whitespace, text in ((None, '{"a":[1,"b"]}'), (" {2}", None)):
+        grammar = Grammar("json_schema", schema, whitespace=whitespace)
+        params = SamplingParams(grammar=grammar, max_tokens=60, seed=1)
+        (result,) = llm.generate("x", params, use_tqdm=False)
+        assert result.outputs[0].finish_reason == "stop"
+        assert text in (None, result.outputs[0].text)
+        assert "".join(result.outputs[0].text.split()) == '{"a":[1,"b"]}'
 
 
 def test_it_works_inside_a_running_event_loop(llm: LLM) -> None:

@@ -27,7 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(model: Path, program_cache_dir: Path) -> LLM:
-    return LLM(str(model), compilation_cache_dir=str(program_cache_dir), **SMALL)
+    options = {"chat_special_tokens": True, **SMALL}
+    return LLM(str(model), compilation_cache_dir=str(program_cache_dir), **options)
 
 
 @pytest.fixture
@@ -75,6 +76,11 @@ def test_a_chat_message_is_templated(run: Run, llm: LLM) -> None:
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
     ids = llm.tokenizer.apply_chat_template(messages)
     assert result.stdout == greedy(llm, {"prompt_token_ids": ids}, 5) + "\n"
+
+
+def test_chats_may_be_let_have_control_tokens(llm: LLM) -> None:
+    ids = llm.tokenizer.apply_chat_template([{"role": "user", "content": "a<eos>"}])
+    assert ids == [256, *b"user: a", 257, *b"\nassistant:"]
 
 
 def test_sampling_flags_reach_the_sampler(run: Run, llm: LLM) -> None:
