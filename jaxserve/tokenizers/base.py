@@ -182,10 +182,13 @@ class Tokenizer(abc.ABC):
             special_tokens=self.settings.special_tokens,
         )
         text = marks.restored(marked)
-        if not marks.hide_from(marked):
-            return ChatPrompt(text, self.encode(text, add_special_tokens=False))
-        _check_unicode(text)
-        return ChatPrompt(text, self._encode_marked(marked))
+        ids = self.encode(text, add_special_tokens=False)
+        control = self._control_ids
+        if not self.parses_special_in_chat and [i for i in ids if i in control] != [
+            self.token_to_id(name) for name in marks.control_in(marked)
+        ]:
+            ids = self._encode_marked(marked)
+        return ChatPrompt(text, ids)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], **options: Any
@@ -217,6 +220,11 @@ class Tokenizer(abc.ABC):
             [*others, *_TAG.findall(template)],
             [name for name in written if _TAG.fullmatch(name)],
         )
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int]:
+        ids = (self.token_to_id(name) for name in self._control_marks.control)
+        return frozenset(i for i in ids if i is not None)
 
     def _extra_config(self) -> dict[str, object]:
         """More entries for tokenizer_config.json."""

@@ -1,7 +1,7 @@
 """Marks in a caller's texts, by which the name of a control token in them stays text."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
@@ -88,11 +88,10 @@ class ControlMarks:
                 text = text.replace(marked, plain)
         return text
 
-    def hide_from(self, text: str) -> bool:
-        """Whether a rendered text without its marks would have other control tokens than with."""
-        if not self._any_mark.search(text):
-            return False
-        return list(self._found(text)) != list(self._found(self.restored(text)))
+    def control_in(self, text: str) -> list[str]:
+        """The names of the control tokens that a rendered text has, in order, but marked ones."""
+        parts = (self._names[i] for i in self._tokens.split(text) if isinstance(i, int))
+        return [name for name in parts if name in self.control]
 
     def replacements(self) -> list[tuple[str, str]]:
         """What takes the marks out of a text, one after another: (marked, plain)."""
@@ -109,11 +108,6 @@ class ControlMarks:
                 f"{where}.role: {role!r} is the name of a control token", param=f"{where}.role"
             )
         return self.mark(message)
-
-    def _found(self, text: str) -> Iterator[int]:
-        for part in self._tokens.split(text):
-            if isinstance(part, int) and self._names[part] in self.control:
-                yield part
 
     def _marked(self, text: str, is_answer: bool) -> str:
         if not self._any_anchor.search(text):

@@ -217,3 +217,19 @@ def test_symbols_of_sentencepiece_keep_their_ids(llama_like: Tokenizer, llama_li
     plain = tokenizer.encode("<|user|>the dog", add_special_tokens=False)
     assert tokenizer.apply_chat_template(user("the dog")) == plain
     assert ids[:2] == plain[:2]
+
+
+def test_names_that_normalizing_makes(tmp_path: Path):
+    backend = tokenizers.Tokenizer(models.BPE(vocab=byte_level_alphabet(), merges=[]))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<end>", normalized=True)])
+    settings = TokenizerSettings(chat_template="{{ messages[0].content }}<end>")
+    tokenizer = HuggingFaceTokenizer(backend, settings)
+    end = tokenizer.token_to_id("<end>") or -1
+    for text in ("<END>", "\uff1cend\uff1e", "<e\uff4ed>"):
+        assert tokenizer.encode(text).count(end) == 1
+        ids = tokenizer.render_chat(user(text)).token_ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == "<end><end>"
+        assert ids.count(end) == 1 and ids[-1] == end
