@@ -15,6 +15,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest, QueueFull
 from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
 from jaxserve.core.service_params import ServiceParams
+from jaxserve.core.vllm_names import engine_options
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
 from jaxserve.llm_results import (
@@ -49,14 +50,17 @@ class LLM:
 
     Args:
         model: as `EngineConfig.model`.
-        options: any other field of `EngineConfig`.
+        options: any other field of `EngineConfig`, or what vLLM calls it where that means the
+            same: `tensor_parallel_size=4` is `mesh="tensor=4"`.
 
     Raises:
         ConfigError, CheckpointError, ModelNotFound: the model cannot be loaded like this.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._engine = build_sync_engine(EngineConfig(model=model, **options))
+        known = {field.name for field in dataclasses.fields(EngineConfig)}
+        config = EngineConfig(model=model, **engine_options(options, known))
+        self._engine = build_sync_engine(config)
         self._num_requests = 0
         # Who takes the deltas of each unfinished request: streams may overlap other calls.
         self._takers: dict[str, Callable[[TokenDelta], object]] = {}

@@ -68,7 +68,9 @@ def tokenize_prompts(config: EngineConfig, prompts: Iterable[ChatPrompt]) -> lis
     elif config.random_weights:
         tokenizer = ByteTokenizer()
     else:
-        tokenizer = load_tokenizer(open_checkpoint(resolve_model(config.model)).tokenizer_path)
+        path, allowed = resolve_model(config.model), config.allow_unknown_config
+        checkpoint = open_checkpoint(path, allow_unknown=allowed)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_path)
     return [tokenizer.apply_chat_template(prompt.messages) for prompt in prompts]
 
 

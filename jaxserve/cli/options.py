@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from jaxserve.cli.vllm_names import likely_meant, translated
+from jaxserve.cli.vllm_flags import likely_meant, translated
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 

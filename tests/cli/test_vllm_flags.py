@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from jaxserve.cli.generate import generate
 from jaxserve.cli.main import main
 from jaxserve.cli.options import Command, engine_options
-from jaxserve.cli.vllm_names import _INSTEAD, _SAME
 from jaxserve.core.config import EngineConfig
+from jaxserve.core.vllm_names import INSTEAD, SAME
 
 GOT: list[EngineConfig] = []
 
@@ -56,7 +56,7 @@ def test_what_means_the_same_is_taken(theirs: str, ours: dict) -> None:
     assert parsed(*theirs.split()) == EngineConfig(**ours)
 
 
-@pytest.mark.parametrize("name", _INSTEAD)
+@pytest.mark.parametrize("name", INSTEAD)
 def test_what_does_not_is_refused_by_name(name: str) -> None:
     assert f"{name} is an option of vLLM's: " in refused(name, "3")
 
@@ -66,10 +66,10 @@ def test_every_name_in_a_hint_is_an_option() -> None:
     serve = main.get_command(click.Context(main), "serve")
     assert serve is not None
     names = {name for p in serve.params for name in (*p.opts, *p.secondary_opts)}
-    hinted = {word.strip(",;.") for text in _INSTEAD.values() for word in text.split()}
+    hinted = {word.strip(",;.") for text in INSTEAD.values() for word in text.split()}
     hinted = {word for word in hinted if word.startswith("--")}
-    assert hinted | set(_SAME.values()) <= names
-    assert not (set(_SAME) | set(_INSTEAD)) & names
+    assert hinted | set(SAME.values()) <= names
+    assert not (set(SAME) | set(INSTEAD)) & names
 
 
 def test_a_mesh_and_sizes_contradict_each_other() -> None:
