@@ -9,7 +9,7 @@ import click
 from jaxserve.core.errors import JaxserveError
 
 COMMANDS = {
-    "serve": "Serve a model over gRPC.",
+    "serve": "Serve a model over gRPC and HTTP.",
     "generate": "Generate text offline, or chat in the terminal.",
     "bench": "Measure throughput, latency, serving and start-up.",
     "convert": "Convert a checkpoint to Orbax.",

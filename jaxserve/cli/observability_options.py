@@ -24,7 +24,7 @@ _OPTIONS = (
     _option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True,
             help="How log lines look."),
     _option("--log-level", type=click.Choice(LEVELS), default=None,
-            help="What to log (default: warning, or what -v says)."),
+            help="What to log (default: warnings and how the start goes, or what -v says)."),
     _option("--log-requests", is_flag=True,
             help="Log a line for every request that ended: its id, tenant, counts and times."),
     _option("--log-prompts", is_flag=True,

@@ -5,9 +5,10 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
@@ -22,14 +23,34 @@ if TYPE_CHECKING:
     from jaxserve.server.security.options import SecurityOptions
     from jaxserve.server.security.tls import Tls
 
+HTTP_PORT = 8000
+
+
+class HttpPort(click.ParamType):
+    """A number, or `off` for None."""
+
+    name = "port"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """The port, if any."""
+        if value == "off":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a port nor 'off'", param, ctx)
+
 
 @click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen on.")
 @click.option("--port", type=int, default=50051, show_default=True,
               help="gRPC port; 0 takes a free one, named in the READY line.")  # fmt: skip
-@click.option("--http-port", type=int, default=None, metavar="PORT",
-              help="Serve the OpenAI-compatible HTTP API on this port, too; 0 takes a free one, "
-              "named in the READY line (default: off).")  # fmt: skip
+@click.option("--http-port", type=HttpPort(), default=HTTP_PORT, metavar="PORT|off",
+              help="Port of the OpenAI-compatible HTTP API and the page; 0 takes a free one, named "
+              f"in the READY line; off leaves HTTP out (default: {HTTP_PORT}, or a free one if "
+              "that is taken).")  # fmt: skip
 @click.option("--cors-origins", default="", metavar="ORIGIN,...",
               help="Origins whose web pages may call the HTTP API, such as "
               "https://chat.example.org; * for all (default: none).")  # fmt: skip
@@ -76,11 +97,11 @@ def serve(
     metrics_port: int | None,
     step_histogram: Path | None,
 ) -> None:
-    """Serve MODEL over gRPC, and over HTTP with --http-port.
+    """Serve MODEL over gRPC and HTTP.
 
     MODEL is the name of a pulled model (smollm2-135m), a checkpoint directory or GGUF file, a
-    hub name, or, with --random-weights, a preset. A line that begins with READY appears on
-    stdout once every program is compiled and requests are taken.
+    hub name, or, with --random-weights, a preset. A line that begins with READY, and says where,
+    appears on stdout once requests are taken.
     """
     from jaxserve.server.serve import serve as serve_engine  # half a second: not for --help
     from jaxserve.server.server import ServerOptions
@@ -96,6 +117,7 @@ def serve(
         tls=tls,
         metrics_port=metrics_port,
         http_port=http_port,
+        http_port_may_change=_is_default("http_port"),
         cors_origins=tuple(origin.strip() for origin in cors_origins.split(",") if origin.strip()),
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
@@ -120,3 +142,9 @@ def serve(
         # Stopped during start-up: a compiler at work would crash in the interpreter's teardown.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _is_default(option: str) -> bool:
+    """Whether nobody has named a value for this option of the command that runs."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is ParameterSource.DEFAULT

@@ -11,6 +11,9 @@ from typing import Any
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
+# Told by default: a start may take minutes, and nothing of it comes from clients.
+STARTING = ("jaxserve.engine", "jaxserve.runner", "jaxserve.models", "jaxserve.cache")
+
 _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}
 
@@ -83,10 +86,15 @@ def configure_logging(format: str, level: str | None) -> None:
 
     Args:
         format: one of `FORMATS`.
-        level: one of `LEVELS`; None leaves what the command's -v has set.
+        level: one of `LEVELS`; None leaves what the command's -v has set, but that a start says
+            what it does.
     """
     formatter = JsonFormatter() if format == "json" else TextFormatter()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
+    whole = logging.getLogger("jaxserve")
     if level is not None:
-        logging.getLogger("jaxserve").setLevel(level.upper())
+        whole.setLevel(level.upper())
+    for name in STARTING:
+        tell = level is None and not whole.isEnabledFor(logging.INFO)
+        logging.getLogger(name).setLevel(logging.INFO if tell else logging.NOTSET)

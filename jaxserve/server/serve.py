@@ -20,6 +20,7 @@ from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.observability import Observability, ObservabilityOptions
 from jaxserve.server.security.admin import ADMIN_HOST, make_admin_app
 from jaxserve.server.security.options import SecurityOptions, allow_many_files
+from jaxserve.server.security.tls import Tls
 from jaxserve.server.server import GrpcServer, ServerOptions
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ async def serve(
     security: SecurityOptions | None = None,
     announce: Callable[[str], None] = _announce,
 ) -> None:
-    """Serve an engine over gRPC, and over HTTP if asked to, until SIGTERM or SIGINT.
+    """Serve an engine over gRPC, and over HTTP unless that is off, until SIGTERM or SIGINT.
 
     The ports open at once; the engine is made on a thread meanwhile, and a line that begins
     with READY is announced when it serves. The first signal drains, a second one stops at
@@ -78,10 +79,11 @@ async def serve(
     if context.keys is not None and options.tls is None and options.host not in _LOOPBACK:
         log.warning("API keys are on and TLS is not: whoever sees the traffic has the keys")
     server = GrpcServer(options, context)
+    fixed = dataclasses.replace(options, http_port_may_change=False)
     optional = {
-        "metrics": _metrics_server(options, context),
+        "metrics": _metrics_server(fixed, context),
         "http": _http_server(options, context),
-        "admin": _admin_server(security, options, context, signals.trigger),
+        "admin": _admin_server(security, fixed, context, signals.trigger),
     }
     beside = {name: front_end for name, front_end in optional.items() if front_end is not None}
     engine: AsyncEngine | None = None
@@ -97,7 +99,8 @@ async def serve(
             engine = building.result()
             await server.attach(engine)
             gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
-            announce(_ready_line(server, beside, engine, time.monotonic() - started))
+            seconds = time.monotonic() - started
+            announce(_ready_line(server, beside, engine, seconds, options.tls))
             if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
                 log.warning("draining: up to %g s; a second signal stops", options.grace_period)
                 await signals.unless_second(asyncio.ensure_future(server.drain()))
@@ -155,12 +158,16 @@ def _ready_line(
     beside: Mapping[str, HttpServer],
     engine: AsyncEngine,
     seconds: float,
+    tls: Tls | None,
 ) -> str:
     line = (
         f"READY {server.address} model={engine.model_info.name} seconds={seconds:.1f} "
         f"programs_compiled={engine.load().compiles_before_ready}"
     )
-    return line + "".join(f" {name}={each.address}" for name, each in beside.items())
+    line += "".join(f" {name}={each.address}" for name, each in beside.items())
+    if "http" in beside:
+        line += f" url={'http' if tls is None else 'https'}://{beside['http'].address}/"
+    return line
 
 
 async def _engine_end(engine: AsyncEngine) -> None:

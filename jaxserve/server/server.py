@@ -50,6 +50,7 @@ class ServerOptions:
         max_concurrent_streams: calls at the same time on one connection.
         metrics_port: HTTP port of the Prometheus metrics; None or 0 for none.
         http_port: TCP port of the OpenAI-compatible API; 0 takes a free one, None for none.
+        http_port_may_change: whether a free one is taken if that one cannot be had.
         cors_origins: origins whose web pages may call the HTTP API, such as
             `https://chat.example.org`; "*" stands for all.
         tool_call_parser: how the model writes tool calls: a name of `server/tools/registry.py`.
@@ -72,6 +73,7 @@ class ServerOptions:
     max_concurrent_streams: int = 4096
     metrics_port: int | None = None
     http_port: int | None = None
+    http_port_may_change: bool = False
     cors_origins: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     reasoning_parser: str = "none"

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command
 from jaxserve.cli.serve import serve
-from jaxserve.server.log_format import JsonFormatter, TextFormatter
+from jaxserve.server.log_format import STARTING, JsonFormatter, TextFormatter
 from jaxserve.server.observability import ObservabilityOptions
 
 
@@ -27,6 +27,8 @@ def handler() -> Iterator[logging.Handler]:
     yield added
     root.removeHandler(added)
     own.setLevel(level)
+    for name in STARTING:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     for one, formatter in before:
         one.setFormatter(formatter)
 

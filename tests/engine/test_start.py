@@ -224,7 +224,7 @@ def test_the_largest_buckets_first(tiny_model: Callable[..., Path], tmp_path: Pa
         assert {step.token_bucket for step in engine.records.steps()} == {4}
         assert {step.row_bucket for step in engine.records.steps()} == {4}
         go_on.set()
-        eventually(lambda: engine.load().compiles_planned == 2 + 1 + 4)
+        eventually(lambda: engine.load().compiles_planned == 2 + 1 + 4, seconds=300)
     before = engine.records.steps()[-1].number
     assert tokens(run(engine, requests)) == answers
     assert {step.token_bucket for step in engine.records.steps(before)} >= {2}

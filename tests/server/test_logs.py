@@ -14,6 +14,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.log_format import (
+    STARTING,
     JsonFormatter,
     TextFormatter,
     about_request,
@@ -155,6 +156,10 @@ def test_the_level_is_jaxserves_own() -> None:
         assert logger.level == logging.ERROR
         configure_logging("text", None)
         assert logger.level == logging.ERROR
+        for name in STARTING:  # what -v did not ask for, but how the start goes
+            assert logging.getLogger(name).isEnabledFor(logging.INFO)
+        configure_logging("text", "warning")
+        assert not any(logging.getLogger(name).isEnabledFor(logging.INFO) for name in STARTING)
     finally:
         logger.setLevel(before)
         for handler, formatter in handlers:

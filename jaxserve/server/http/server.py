@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import math
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.server.http.connections import ConnectionLimits, Connections
 from jaxserve.server.http.request_forms import UsualForms
 from jaxserve.server.server import ServerOptions
+
+log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _MAX_HEADER_BYTES = 16 * 1024
@@ -85,7 +88,12 @@ class HttpServer:
                 (self._options.host, self.port), family=family, backlog=_BACKLOG
             )
         except OSError as error:
-            raise ConfigError(f"cannot serve HTTP on {self.address}: {error}") from error
+            message = f"cannot serve HTTP on {self.address}: {error}"
+            if not (self._options.http_port_may_change and self.port):
+                raise ConfigError(message) from error
+            log.warning("%s; it takes a free port, unless --http-port names one", message)
+            self.port = 0
+            return await self.start()
         self.port = listener.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         self._watch = asyncio.create_task(self._connections.watch())

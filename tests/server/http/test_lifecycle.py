@@ -7,6 +7,9 @@ import httpx
 import pytest
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.server.context import ServerContext
+from jaxserve.server.http.app import make_app
+from jaxserve.server.http.server import HttpServer
 from jaxserve.server.serve import serve
 from jaxserve.server.server import ServerOptions
 
@@ -109,8 +112,10 @@ def test_beside_grpc_in_one_process(make_engine) -> None:
         task = asyncio.create_task(serve(lambda: engine, options, announce=lines.append))
         while not lines:
             await asyncio.sleep(0.01)
-        found = re.fullmatch(r"READY .* programs_compiled=0 http=(127\.0\.0\.1:\d+)", lines[0])
-        assert found
+        found = re.fullmatch(
+            r"READY .* programs_compiled=0 http=(127\.0\.0\.1:\d+) url=http://(.*)/", lines[0]
+        )
+        assert found and found[1] == found[2]
         async with httpx.AsyncClient(base_url=f"http://{found[1]}", trust_env=False) as client:
             assert (await client.post(CHAT, json=body())).status_code == 200
         task.cancel()
@@ -128,3 +133,19 @@ def test_a_taken_port_is_a_clear_error(serving) -> None:
                 await serve(lambda: pytest.fail("must not build an engine"), options)
 
     asyncio.run(main())
+
+
+def test_a_taken_port_that_nobody_asked_for_is_another(serving, caplog) -> None:
+    async def main() -> None:
+        async with serving(None) as s:
+            options = ServerOptions(http_port=s.server.port, http_port_may_change=True)
+            server = HttpServer(options, make_app(ServerContext()))
+            await server.start()
+            assert server.port not in (0, s.server.port)
+            async with httpx.AsyncClient(trust_env=False) as client:
+                response = await client.get(f"http://{server.address}/health")
+            assert response.status_code == 503
+            await server.stop(0)
+
+    asyncio.run(main())
+    assert "it takes a free port, unless --http-port names one" in caplog.text
