@@ -1,5 +1,6 @@
 """The package as users get it: a wheel, and environments that have its dependencies only."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,3 +60,13 @@ def pip(python: str | Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
     done = subprocess.run(command, env=clean_environ(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def make_kernel(folder: Path, python: Path) -> str:
+    """Describe a kernel of that Python under `folder`, for JUPYTER_PATH; returns its name."""
+    spec = folder / "kernels" / "wheel"
+    spec.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    text = json.dumps({"argv": argv, "display_name": "wheel", "language": "python"})
+    (spec / "kernel.json").write_text(text)
+    return spec.name
