@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -224,7 +225,7 @@ def _facts(file: Path) -> list[int | str]:
 
 def _reason(error: Exception) -> str:
     """What a library says, without the specifications that TensorStore puts behind it."""
-    text = str(error).partition(" [")[0].partition("\n")[0] or type(error).__name__
+    text = re.split(r" \[|\n| See full", str(error), maxsplit=1)[0] or type(error).__name__
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
 
 

@@ -143,15 +143,18 @@ def _activation(values: ConfigValues) -> Activation:
 
 def _windows(values: ConfigValues, model_type: str, num_layers: int) -> tuple[int | None, ...]:
     window = None if model_type == "llama" else values.integer("sliding_window", None)
+    kinds = values.sequence("layer_types")
+    if model_type == "llama" and any(kind != "full_attention" for kind in kinds):
+        raise ConfigError(f"{_WHERE}: layer_types other than full_attention are not supported")
     if model_type == "qwen2" and not values.flag("use_sliding_window", False):
         window = None
     if window is None:
         return (None,) * num_layers
-    if layer_types := values.sequence("layer_types"):
-        for kind in layer_types:
+    if kinds:
+        for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):
                 raise ConfigError(f"layer type {kind!r} is not supported")
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     if model_type == "qwen2":
         first = values.integer("max_window_layers", least=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))

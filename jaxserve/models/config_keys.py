@@ -98,7 +98,7 @@ _HF_HARMLESS = frozenset({
     "attn_implementation", "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
     "flash_attn", "flash_attention", "gradient_checkpointing", "transformers.js_config",
     "model_max_length", "max_sequence_length", "tokenizer_model_max_length",
-    "tokenizer_padding_side",
+    "tokenizer_padding_side", "seq_length",
     "original_max_position_embeddings", "unsloth_version", "unsloth_fixed", "model_name",
     "neftune_noise_alpha", "is_llama_config",
     # Defaults of generation; see `core.sampling_defaults`.
@@ -133,7 +133,7 @@ _HF_FIXED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 _LLAMA = KnownKeys(
-    read=_HF_READ,
+    read=_HF_READ | {"layer_types"},
     # transformers' Llama has full attention whatever these say.
     harmless=_HF_HARMLESS | {"sliding_window", "use_sliding_window", "max_window_layers"},
     fixed=_HF_FIXED,

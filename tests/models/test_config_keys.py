@@ -151,6 +151,7 @@ def test_published_configurations_load(name, caplog):
         (LLAMA_3, {"rope_interleaved": True}, "rope_interleaved"),
         (LLAMA_3, {"quantization": {"bits": 4}}, "quantization"),
         (LLAMA_3, {"logits_scaling": 8.0}, "logits_scaling = 8.0"),
+        (LLAMA_3, {"layer_types": ["sliding_attention"] * 32}, "layer_types other than full"),
     ],
 )
 def test_what_changes_the_mathematics_is_refused_whatever_is_allowed(data, change, message):
@@ -180,7 +181,8 @@ def test_unknown_keys_are_refused_unless_allowed(data, change, message, caplog):
 
 
 def test_what_says_nothing_is_no_unknown_key():
-    from_hf_config({**LLAMA_3, "novelty": None, "auto_map": {"AutoTokenizer": "a.B"}})
+    says_nothing = {"novelty": None, "auto_map": {"AutoTokenizer": "a.B"}}
+    from_hf_config({**LLAMA_3, **says_nothing, "layer_types": ["full_attention"] * 32})
 
 
 GGUF = {
