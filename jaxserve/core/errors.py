@@ -15,6 +15,7 @@
     ├── StreamStalled       the client reads nothing of its answer
     ├── Draining            the server is shutting down and takes no new work
     ├── EngineDead          the engine loop has stopped; every request fails
+    │   └── StepHung        a step does not end
     ├── ConfigError         an option, mesh or model configuration is wrong
     ├── CheckpointError     a checkpoint or tokenizer file is missing, corrupt or unsupported
     └── CompileAfterReady   a program was compiled after start-up had finished
@@ -24,7 +25,13 @@ A front end maps each class to one status of its protocol (gRPC: `server/status.
 
 
 class JaxserveError(Exception):
-    """Base of every deliberate error; its message is fit to show to a user."""
+    """Base of every deliberate error; its message is fit to show to a user.
+
+    Attributes:
+        exit_status: of a process that ends with it.
+    """
+
+    exit_status = 1
 
 
 class InvalidRequest(JaxserveError, ValueError):
@@ -97,6 +104,14 @@ class Draining(JaxserveError):
 
 class EngineDead(JaxserveError, RuntimeError):
     """The engine loop ended (its cause is chained); nothing more will be served."""
+
+    exit_status = 70
+
+
+class StepHung(EngineDead):
+    """A step takes so much longer than those before that it is not expected to end."""
+
+    exit_status = 71
 
 
 class ConfigError(JaxserveError, ValueError):

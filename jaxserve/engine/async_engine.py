@@ -325,6 +325,14 @@ class AsyncEngine:
             self._accepting = False
             self._closed = True
             self._fail_everyone()
+            self._release()
+
+    def _release(self) -> None:
+        """Close the engine after a failure, so that its threads and its device come to rest."""
+        try:
+            self._engine.close()
+        except Exception:
+            log.exception("the engine that failed could not be closed")
 
     def _take_commands(self) -> bool:
         """Carry out what is in the inbox, waiting for something if idle; False to stop."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
+from jaxserve.core.at_exit import close_at_exit
 from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
@@ -17,6 +18,7 @@ from jaxserve.core.step import Executor, StepPlan
 from jaxserve.core.step_histogram import StepHistogram
 from jaxserve.engine.grammars import MaskFiller
 from jaxserve.engine.late_sampling import late_extras
+from jaxserve.engine.lifeline import Lifeline
 from jaxserve.engine.outputs import EngineLoad, KvMap, ModelInfo, TokenDelta
 from jaxserve.engine.profiling import ProfileCapture, Profiler
 from jaxserve.engine.prompt_states import PromptPooler, PromptScorer
@@ -50,6 +52,9 @@ class Engine:
     One `step` is the straight line: plan, launch, collect the step before (or, without
     overlap, this one), turn tokens into text and verdicts, commit. With overlap the device
     always has the next step queued while the host works on the last one's tokens.
+
+    After a step that fails the engine is dead: it has no work, and takes none (EngineDead). One
+    that is not closed before is closed when the interpreter ends.
 
     Args:
         scheduler: decides what each step computes.
@@ -115,13 +120,14 @@ class Engine:
         self._streams: dict[int, RequestStream] = {}
         self._in_flight: _Launched | None = None
         self._collected_at = 0.0
-        self._closed = False
+        self._lifeline = Lifeline()
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_finished = 0
         self._num_aborted = 0
         self._num_shed = 0
+        close_at_exit(self)
 
     @property
     def has_store(self) -> bool:
@@ -131,6 +137,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another `step` can move anything forward."""
+        if self._lifeline.has_failed:
+            return False
         return self._scheduler.has_work or self._in_flight is not None
 
     def add(
@@ -157,7 +165,9 @@ class Engine:
             InvalidRequest: the prompt is empty, too long or not made of tokens, or what the
                 params ask for cannot be done.
             QueueFull: too many requests wait already.
+            EngineDead: a step has failed, or the engine is closed.
         """
+        self._lifeline.check()
         prompt = list(prompt_token_ids)
         self._check_prompt(prompt)
         rules = rules or self.rule_maker.make(params)
@@ -179,6 +189,7 @@ class Engine:
 
         Args, Raises: see `add`.
         """
+        self._lifeline.check()
         prompt = list(prompt_token_ids)
         self._check_prompt(prompt)
         request = self._request(request_id, prompt, _EMBEDDING, service, now)
@@ -234,7 +245,7 @@ class Engine:
     def abort(self, request_id: str) -> TokenDelta | None:
         """End a request now and free what it holds; its last delta, or None if unknown."""
         request = self._scheduler.get(request_id)
-        if request is None:
+        if request is None or self._lifeline.has_failed:
             return None
         self._num_aborted += 1
         return self._end(request, FinishReason.ABORT)
@@ -244,7 +255,15 @@ class Engine:
 
         Args:
             now: seconds on any monotonic clock; handed to the scheduler.
+
+        Raises:
+            EngineDead: a step has failed before, or the engine is closed.
+            Exception: what failed in this one; the engine is dead now.
         """
+        with self._lifeline.step():
+            return self._step(now)
+
+    def _step(self, now: float) -> list[TokenDelta]:
         self.records.set_clock(now)
         plan = self._scheduler.plan(now)
         launched = None
@@ -358,19 +377,34 @@ class Engine:
             request.predicted_len = length
 
     def close(self) -> None:
-        """End what runs and keep what is to be kept: cached pages, lengths learned. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        """End what runs and keep what is to be kept: cached pages, lengths learned. Idempotent.
+
+        Waits for a step that another thread has under way.
+        """
+        with self._lifeline.close() as is_first:
+            if not is_first:
+                return
+            try:
+                if not self._lifeline.has_failed:
+                    self._wind_up()
+            finally:
+                self.executor.close()
+                self.predictor.close()
+
+    def _wind_up(self) -> None:
+        """End all requests, see the last step through, and save what the cache has."""
         for stream in list(self._streams.values()):
             self.abort(stream.request.request_id)
         while self._in_flight is not None or self._scheduler.num_loads:
-            self.step(time.monotonic())
+            self._step(time.monotonic())
         plan = self._scheduler.save_cache()
         if plan is not None:
             self.executor.collect(self.executor.launch(plan))
-        self.executor.close()
-        self.predictor.close()
+
+    def close_at_exit(self) -> None:
+        """Close as the interpreter ends; a thread that would step on waits for that instead."""
+        self._lifeline.hold()
+        self.close()
 
     def load(self) -> EngineLoad:
         """Gauges and counters as of now; safe to call from another thread."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxserve.core.at_exit import close_at_exit
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.prediction.base import ANSWERED, PredictionErrors, PredictorMetrics
 from jaxserve.prediction.bins import LengthBins
@@ -135,6 +136,7 @@ class LearnedPredictor:
         self._thread = threading.Thread(target=self._run, name="length-predictor", daemon=True)
         if background:
             self._thread.start()
+            close_at_exit(self)
 
     # -- the engine's thread --------------------------------------------------------------
 
@@ -247,6 +249,10 @@ class LearnedPredictor:
             while time.monotonic() < until and self._train():
                 pass
             self._save()
+
+    def close_at_exit(self) -> None:
+        """Close, if the engine was dropped without doing so: its thread computes with JAX."""
+        self.close()
 
     def _run(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """The executor on real devices: weights, KV pool and compiled programs, and one launch a step."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -262,10 +263,15 @@ class DeviceRunner:
         return done
 
     def close(self) -> None:
-        """Finish the saves, give up the loads, and close the page store. Idempotent."""
+        """Finish the saves, give up the loads, close the page store. Idempotent.
+
+        Nothing runs on the devices when it returns, not even steps that nobody has collected.
+        """
         if self._loading is not None:
             self._loading.close()
         self._mover.close()
+        with contextlib.suppress(Exception):  # what has failed runs no more, either
+            jax.block_until_ready((self._kv_pages, self._last_tokens))
 
 
 def _logprobs(step: LaunchedStep, token_ids: np.ndarray) -> dict[int, TokenLogprobs]:

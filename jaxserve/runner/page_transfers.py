@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxserve.cache.page_store import PageStore
+from jaxserve.core.at_exit import close_at_exit
 from jaxserve.core.step import PageLoads
 from jaxserve.runner.lowering import StepLowering
 
@@ -89,6 +90,7 @@ class Saver:
         self._queue: queue.SimpleQueue[_Saved | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="page-saver", daemon=True)
         self._thread.start()
+        close_at_exit(self)
 
     def save(
         self, keys: list[list[bytes]], gather: Callable[[], jax.Array], num_bytes: int
@@ -126,6 +128,10 @@ class Saver:
         """Bring what is under way into the store, then end the thread. Idempotent."""
         self._queue.put(None)
         self._thread.join()
+
+    def close_at_exit(self) -> None:
+        """Close, if the engine was dropped without doing so: its thread reads from the device."""
+        self.close()
 
     def _run(self) -> None:
         while (saved := self._queue.get()) is not None:

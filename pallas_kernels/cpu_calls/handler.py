@@ -15,7 +15,6 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 from numba import cfunc, njit, types
 
 from pallas_kernels.cpu_calls.memory import (
@@ -39,7 +38,7 @@ _BUFFER_WORDS = 6
 # Words of XLA_FFI_Api.
 _API_VERSION, _SCHEDULE, _NUM_THREADS = 4, 17, 18
 _API_WORDS = 19
-_kept: list[Any] = []  # the machine code and the waiting room live as long as these
+_kept: list[Any] = []  # the machine code lives as long as these
 # Words of a job.
 _REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _DO = range(6)
 _JOB_WORDS = 6
@@ -150,9 +149,7 @@ ends = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=Tru
 def _waiting_room() -> tuple[int, int]:
     """Of all calls of this process: its address, and the number of its slots."""
     num_slots = os.cpu_count() or 1
-    room = np.frombuffer(make_room(num_slots), np.int64)
-    _kept.append(room)
-    return room.ctypes.data, num_slots
+    return make_room(num_slots), num_slots
 
 
 def make_handler(begin: Any, do: Any, end: Any) -> Any:

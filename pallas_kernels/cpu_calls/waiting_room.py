@@ -4,8 +4,8 @@ One step is a few hundred calls, microseconds apart, and waking a thread takes l
 them. A job is handed to those who wait; only where there are none is a sleeper woken.
 """
 
+import ctypes
 import mmap
-from typing import Any
 
 from numba import njit
 
@@ -16,9 +16,15 @@ _EMPTY, _WAITING = 0, 1  # a slot's word, or else the address of a job
 PATIENCE = 400  # looks at the slot, each a system call: some 100 us
 
 
-def make_room(num_slots: int) -> Any:
-    """Zeroed memory of `num_slots` empty slots, aligned to pages."""
-    return mmap.mmap(-1, num_slots * SLOT_BYTES)
+def make_room(num_slots: int) -> int:
+    """The address of `num_slots` empty slots, aligned to pages; they are never freed.
+
+    Helpers look at their slots for a moment after the last job, and the threads that they run on
+    outlive the interpreter: memory that went with Python's objects would be gone while they look.
+    """
+    room = mmap.mmap(-1, num_slots * SLOT_BYTES)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(room))
+    return ctypes.addressof(ctypes.c_char.from_buffer(room))
 
 
 @njit(cache=True)
