@@ -40,7 +40,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except JaxserveError as error:
-            raise click.ClickException(str(error)) from error
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_status
+            raise shown from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

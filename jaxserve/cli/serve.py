@@ -1,9 +1,9 @@
 """`jaxserve serve`: one model behind a gRPC port, and an HTTP port."""
 
 import asyncio
+import logging
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command, engine_options
 from jaxserve.cli.security_options import security_options
 from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import StepHung
 from jaxserve.server.reasoning.registry import REASONING_PARSER_NAMES
 from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
 
@@ -71,6 +72,9 @@ class HttpPort(click.ParamType):
               help="Time in which a client must have sent what it began.")  # fmt: skip
 @click.option("--write-timeout", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="A stream whose client reads nothing for so long is cut off.")  # fmt: skip
+@click.option("--step-timeout", type=float, default=None, metavar="SECONDS",
+              help="A step that takes longer is taken to hang, and ends the server (default: 20 "
+              "times the longest so far, at least 300).")  # fmt: skip
 @click.option("--metrics-port", type=int, default=None, metavar="PORT",
               help="Serve Prometheus metrics over HTTP on this port (default: off).")  # fmt: skip
 @click.option("--step-histogram", type=click.Path(dir_okay=False, path_type=Path), default=None,
@@ -94,6 +98,7 @@ def serve(
     max_connections: int,
     read_timeout: float,
     write_timeout: float,
+    step_timeout: float | None,
     metrics_port: int | None,
     step_histogram: Path | None,
 ) -> None:
@@ -103,7 +108,8 @@ def serve(
     hub name, or, with --random-weights, a preset. A line that begins with READY, and says where,
     appears on stdout once requests are taken.
     """
-    from jaxserve.server.serve import serve as serve_engine  # half a second: not for --help
+    from jaxserve.server.serve import has_threads  # half a second: not for --help
+    from jaxserve.server.serve import serve as serve_engine
     from jaxserve.server.server import ServerOptions
 
     options = ServerOptions(
@@ -114,6 +120,7 @@ def serve(
         max_connections=max_connections,
         read_timeout=read_timeout,
         write_timeout=write_timeout,
+        step_timeout=step_timeout,
         tls=tls,
         metrics_port=metrics_port,
         http_port=http_port,
@@ -132,16 +139,21 @@ def serve(
         return engines[0]
 
     try:
-        asyncio.run(
+        status = asyncio.run(
             serve_engine(make_engine, options, observability=observability, security=security)
         )
+    except StepHung as error:
+        click.echo(f"Error: {error}", err=True)
+        status = error.exit_status
     finally:
         if step_histogram is not None and engines:
             engines[0].histogram.save(step_histogram)
-    if any(thread.name == "jaxserve-build" for thread in threading.enumerate()):
-        # Stopped during start-up: a compiler at work would crash in the interpreter's teardown.
+    if has_threads():
+        # A compiler at work, or a step that hangs, would crash in the interpreter's teardown.
+        logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(status)
+    sys.exit(status)
 
 
 def _is_default(option: str) -> bool:

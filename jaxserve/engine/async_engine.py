@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxserve.cache.events import EventLog
-from jaxserve.core.errors import Draining, EngineDead, JaxserveError, RequestFailed, TargetMissed
+from jaxserve.core.errors import (
+    Draining,
+    EngineDead,
+    JaxserveError,
+    RequestFailed,
+    StepHung,
+    TargetMissed,
+)
 from jaxserve.core.request import FinishReason
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
@@ -30,6 +37,7 @@ from jaxserve.engine.outputs import (
     ModelInfo,
     TokenDelta,
 )
+from jaxserve.engine.pulse import Pulse
 from jaxserve.engine.records import EngineRecords
 from jaxserve.engine.sampling_rules import SamplingRules
 from jaxserve.tokenizers.base import Tokenizer
@@ -38,6 +46,8 @@ log = logging.getLogger(__name__)
 
 MAX_RULE_THREADS = 2  # grammars compiled at the same time; more wait
 
+ENGINE_THREAD = "jaxserve-engine"  # the name of the thread that steps
+LEAST_PATIENCE = 10.0  # seconds that a step under way has to end, when all is to end
 _TOO_LATE = "the request could not meet its target any more; try again later"
 
 
@@ -85,10 +95,12 @@ class AsyncEngine:
 
     Attributes:
         accounts: asked before a request is taken; None takes all.
+        pulse: how long steps take, as a watchdog sees it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.accounts: Accounts | None = None
+        self.pulse = Pulse()
         self._engine = engine
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._subscribers: dict[str, _Subscriber] = {}
@@ -98,7 +110,7 @@ class AsyncEngine:
         self._failure: BaseException | None = None
         self._rule_threads = ThreadPoolExecutor(MAX_RULE_THREADS, "jaxserve-rules")
         self._closed = False  # the thread reads the inbox no more
-        self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
         self._thread.start()
 
     # -- the asyncio face ---------------------------------------------------------------
@@ -122,6 +134,11 @@ class AsyncEngine:
     def is_alive(self) -> bool:
         """Whether it still serves those requests that it has taken."""
         return self._thread.is_alive()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether `fail` was called: its thread is not expected to end."""
+        return isinstance(self._failure, StepHung)
 
     @property
     def histogram(self) -> StepHistogram:
@@ -287,27 +304,62 @@ class AsyncEngine:
         return subscriber is not None and tenant in (None, subscriber.tenant)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Refuse new requests, wait for the running ones, then abort what is left."""
+        """Refuse new requests, wait for the running ones, then abort what is left.
+
+        It returns in any case, if a step hangs some seconds after the grace.
+        """
         self._accepting = False
         deadline = time.monotonic() + grace_seconds
         while self._num_open and time.monotonic() < deadline and self._thread.is_alive():
             await asyncio.sleep(0.02)
-        while self._thread.is_alive() and (self._subscribers or not self._inbox.empty()):
+        deadline = time.monotonic() + self.patience
+        while (
+            self._thread.is_alive()
+            and (self._subscribers or not self._inbox.empty())
+            and time.monotonic() < deadline
+        ):
             for request_id in list(self._subscribers):
                 self.abort(request_id)
             await asyncio.sleep(0.005)
 
-    def shutdown(self) -> None:
-        """Stop the thread; requests still running fail with EngineDead. Idempotent."""
+    @property
+    def patience(self) -> float:
+        """Seconds in which a step under way should end, by those before it."""
+        return max(LEAST_PATIENCE, 2 * self.pulse.longest)
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Stop the thread; requests still running fail with EngineDead. Idempotent.
+
+        Args:
+            timeout: seconds to wait for the step under way, and for what is kept; None: as long
+                as that takes.
+
+        Returns:
+            Whether the thread has ended.
+        """
         self._accepting = False
         self._inbox.put(_Stop())
-        self._thread.join()
         self._rule_threads.shutdown(wait=False)  # whoever waits is told by `_deltas`
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def fail(self, error: StepHung) -> None:
+        """Give up a thread that does not come back: requests fail with this, and none are taken.
+
+        Safe to call from any thread.
+        """
+        self._failure = error
+        self._accepting = False
+        self._closed = True
+        self._fail_everyone(error)
+        self._inbox.put(_Stop())
 
     def _enter(self, tenant: str, num_prompt_tokens: int) -> Account | None:
         return None if self.accounts is None else self.accounts.enter(tenant, num_prompt_tokens)
 
     def _raise_dead(self) -> NoReturn:
+        if isinstance(self._failure, EngineDead):
+            raise type(self._failure)(str(self._failure))
         raise EngineDead("the engine has stopped; see the server's log") from self._failure
 
     # -- the background thread ----------------------------------------------------------
@@ -316,7 +368,8 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 if self._engine.has_work:
-                    self._publish(self._engine.step(time.monotonic()))
+                    with self.pulse.beat():
+                        self._publish(self._engine.step(time.monotonic()))
             self._engine.close()
         except BaseException as error:  # whatever it was, nobody may wait for ever
             self._failure = error
@@ -324,7 +377,7 @@ class AsyncEngine:
         finally:
             self._accepting = False
             self._closed = True
-            self._fail_everyone()
+            self._fail_everyone(EngineDead("the engine stopped while requests ran"))
             self._release()
 
     def _release(self) -> None:
@@ -378,10 +431,12 @@ class AsyncEngine:
     def _publish(self, deltas: list[TokenDelta]) -> None:
         items: list[tuple[_Subscriber, TokenDelta | JaxserveError]] = []
         for delta in deltas:
-            item = _error_of(delta) or delta
-            items.append((self._subscribers[delta.request_id], item))
+            subscriber = self._subscribers.get(delta.request_id)
+            if subscriber is None:  # told by `fail`, and the step has ended all the same
+                continue
+            items.append((subscriber, _error_of(delta) or delta))
             if delta.finish_reason is not None:
-                del self._subscribers[delta.request_id]
+                self._subscribers.pop(delta.request_id, None)
         self._deliver(items)
 
     def _deliver(self, items: "list[tuple[_Subscriber, TokenDelta | JaxserveError]]") -> None:
@@ -394,7 +449,7 @@ class AsyncEngine:
             except RuntimeError:  # the caller's event loop is closed: nobody listens any more
                 log.debug("dropped %d deltas of a closed event loop", len(batch))
 
-    def _fail_everyone(self) -> None:
+    def _fail_everyone(self, error: EngineDead) -> None:
         waiting = list(self._subscribers.values())
         self._subscribers.clear()
         while True:
@@ -405,7 +460,7 @@ class AsyncEngine:
             if isinstance(command, _Add):
                 waiting.append(command.subscriber)
         for subscriber in waiting:
-            self._deliver([(subscriber, EngineDead("the engine stopped while requests ran"))])
+            self._deliver([(subscriber, error)])
 
 
 def _error_of(delta: TokenDelta) -> JaxserveError | None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from jax.stages import Compiled
 
+from jaxserve.core.at_exit import close_at_exit
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.step_jobs import Job, StepJobs, calls_kernels
@@ -87,6 +88,7 @@ class ProgramLoading:
                 target=self._get_rest, name="jaxserve-programs-rest", daemon=True
             )
             self._background.start()
+            close_at_exit(self)
 
     def _get_rest(self) -> None:
         with contextlib.suppress(OSError, AttributeError):  # Linux: of this thread alone
@@ -118,3 +120,7 @@ class ProgramLoading:
         self._threads.shutdown(cancel_futures=True)
         if self._background is not None:
             self._background.join()
+
+    def close_at_exit(self) -> None:
+        """Close, if the engine was dropped without doing so: a compiler is at work."""
+        self.close()

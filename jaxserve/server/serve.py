@@ -2,16 +2,16 @@
 
 import asyncio
 import dataclasses
+import faulthandler
 import gc
 import logging
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 
-from jaxserve.core.errors import EngineDead, InvalidRequest
-from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.core.errors import EngineDead, InvalidRequest, StepHung
+from jaxserve.engine.async_engine import ENGINE_THREAD, AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
@@ -22,10 +22,15 @@ from jaxserve.server.security.admin import ADMIN_HOST, make_admin_app
 from jaxserve.server.security.options import SecurityOptions, allow_many_files
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.server import GrpcServer, ServerOptions
+from jaxserve.server.signals import Signals
+from jaxserve.server.watchdog import StepWatchdog
 
 log = logging.getLogger(__name__)
 
-_ENGINE_CHECK_SECONDS = 0.5
+_BUILD = "jaxserve-build"  # the thread's name
+_LAST_WRITES_SECONDS = 2.0  # for streams to tell what has happened
+_SAVE_SECONDS = 60.0  # for an engine to keep what outlives it
+_HASTY_SECONDS = 1.0  # for an engine to end after a second signal
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The engine's thread should not wait for the event loop's to give way, which takes 5 ms by default.
 # With 20,000 tokens/s over gRPC on a machine busy with other things, the engine made 66, 67 and 64
@@ -44,12 +49,13 @@ async def serve(
     observability: ObservabilityOptions | None = None,
     security: SecurityOptions | None = None,
     announce: Callable[[str], None] = _announce,
-) -> None:
+) -> int:
     """Serve an engine over gRPC, and over HTTP unless that is off, until SIGTERM or SIGINT.
 
     The ports open at once; the engine is made on a thread meanwhile, and a line that begins
     with READY is announced when it serves. The first signal drains, a second one stops at
-    once; during start-up the first one stops.
+    once; during start-up the first one stops. What hangs may outlive this on its thread: a process
+    that has such threads (`has_threads`) is to be ended by `os._exit`.
 
     Args:
         make_engine: builds the engine, blocking until it is compiled and warm.
@@ -58,14 +64,18 @@ async def serve(
         security: who may call, and how much they may ask for.
         announce: takes the READY line.
 
+    Returns:
+        The exit status for the process: 0 after a drain, otherwise that of the signal.
+
     Raises:
         ConfigError: a port cannot be listened on, a package for traces is missing, or the file
             of API keys is wrong.
         EngineDead: the engine failed while serving.
+        StepHung: a step does not end, while serving or at the end.
         Exception: whatever `make_engine` raises.
     """
     started = time.monotonic()
-    signals = _Signals()
+    signals = Signals()
     security = security or SecurityOptions()
     allow_many_files()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -95,23 +105,32 @@ async def serve(
             building = _on_daemon_thread(lambda: _with_chats(make_engine()))
             if not await signals.unless_first(building):
                 log.warning("stopped during start-up")
-                return
+                return signals.status
             engine = building.result()
             await server.attach(engine)
             gc.freeze()  # what start-up has made is here to stay; going over it takes milliseconds
             seconds = time.monotonic() - started
             announce(_ready_line(server, beside, engine, seconds, options.tls))
-            if not await signals.unless_first(asyncio.ensure_future(_engine_end(engine))):
-                log.warning("draining: up to %g s; a second signal stops", options.grace_period)
-                await signals.unless_second(asyncio.ensure_future(server.drain()))
-                return
-            raise EngineDead("the engine has stopped; its traceback is in the log above")
+            watchdog = StepWatchdog(engine, options.step_timeout)
+            if await signals.unless_first(asyncio.ensure_future(watchdog.watch())):
+                raise EngineDead("the engine has stopped; its traceback is in the log above")
+            log.warning("draining: up to %g s; a second signal stops", options.grace_period)
+            if not await signals.unless_second(asyncio.ensure_future(server.drain())):
+                return signals.status
+        except StepHung:
+            faulthandler.dump_traceback()  # where
+            await context.wait_idle(_LAST_WRITES_SECONDS)
+            raise
         finally:
             grace = 0.0 if signals.count > 1 else 0.5
             await asyncio.gather(*(each.stop(grace) for each in (server, *beside.values())))
-            if engine is not None:
-                await asyncio.to_thread(engine.shutdown)
+            has_ended = engine is None or await _ended(engine, signals)
             await asyncio.to_thread(context.observability.close)
+    if not has_ended and signals.count < 2:
+        raise StepHung(
+            "a step has not ended with the drain: the device, or what it waits for, hangs"
+        )
+    return 0 if signals.count < 2 else signals.status
 
 
 def _with_chats(engine: AsyncEngine) -> AsyncEngine:
@@ -170,9 +189,21 @@ def _ready_line(
     return line
 
 
-async def _engine_end(engine: AsyncEngine) -> None:
-    while engine.is_ready:
-        await asyncio.sleep(_ENGINE_CHECK_SECONDS)
+async def _ended(engine: AsyncEngine, signals: Signals) -> bool:
+    """End an engine, with the time that its steps let expect; less after a second signal."""
+    engine.shutdown(0)
+    began = time.monotonic()
+    patience = 0.0 if engine.is_given_up else engine.patience + _SAVE_SECONDS
+    while engine.is_alive:
+        if time.monotonic() - began > (patience if signals.count < 2 else _HASTY_SECONDS):
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def has_threads() -> bool:
+    """Whether something of `serve` is still at work, which the interpreter's end would crash."""
+    return any(thread.name in (_BUILD, ENGINE_THREAD) for thread in threading.enumerate())
 
 
 def _on_daemon_thread(function: Callable[[], AsyncEngine]) -> "asyncio.Future[AsyncEngine]":
@@ -200,50 +231,5 @@ def _on_daemon_thread(function: Callable[[], AsyncEngine]) -> "asyncio.Future[As
         except RuntimeError:  # the loop is closed: we were stopped during start-up
             log.debug("the engine came too late")
 
-    threading.Thread(target=run, name="jaxserve-build", daemon=True).start()
+    threading.Thread(target=run, name=_BUILD, daemon=True).start()
     return future
-
-
-class _Signals:
-    """Counts SIGTERM and SIGINT while entered, and lets coroutines be cut short by them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first = asyncio.Event()
-        self._second = asyncio.Event()
-
-    def __enter__(self) -> "_Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, self.trigger)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().remove_signal_handler(number)
-
-    def trigger(self) -> None:
-        """Do what a signal does."""
-        self.count += 1
-        (self._first if self.count == 1 else self._second).set()
-
-    async def unless_first(self, work: asyncio.Future) -> bool:
-        """Wait for `work`; False (and `work` cancelled) if the first signal came before."""
-        return await self._unless(self._first, work)
-
-    async def unless_second(self, work: asyncio.Future) -> bool:
-        """Wait for `work`; False (and `work` cancelled) if a second signal came before."""
-        return await self._unless(self._second, work)
-
-    async def _unless(self, event: asyncio.Event, work: asyncio.Future) -> bool:
-        waiter = asyncio.ensure_future(event.wait())
-        try:
-            await asyncio.wait((waiter, work), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiter.cancel()
-        if work.done():
-            await work
-            return True
-        work.cancel()
-        return False

@@ -61,6 +61,7 @@ class ServerOptions:
             and each HTTP request.
         write_timeout: seconds that a stream waits for a client that reads nothing, before it is
             cut off.
+        step_timeout: seconds after which a step is taken to hang; None: see `StepWatchdog`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -81,6 +82,7 @@ class ServerOptions:
     max_connections: int = 4096
     read_timeout: float = 30.0
     write_timeout: float = 30.0
+    step_timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port", "http_port"):
@@ -103,6 +105,9 @@ class ServerOptions:
         for name in ("read_timeout", "write_timeout"):
             if not 0 < getattr(self, name) < MAX_TIMEOUT:
                 raise ConfigError(f"{name} must be positive, below {MAX_TIMEOUT} seconds")
+
+        if self.step_timeout is not None and not 0 < self.step_timeout < math.inf:
+            raise ConfigError(f"step_timeout must be positive, got {self.step_timeout}")
 
     def channel_options(self) -> list[tuple[str, int]]:
         """gRPC core's options for these settings."""

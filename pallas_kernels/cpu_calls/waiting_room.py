@@ -21,8 +21,9 @@ def make_room(num_slots: int) -> int:
 
     Helpers look at their slots for a moment after the last job, and the threads that they run on
     outlive the interpreter: memory that went with Python's objects would be gone while they look.
+    A process that is forked has slots of its own: jobs are addresses.
     """
-    room = mmap.mmap(-1, num_slots * SLOT_BYTES)
+    room = mmap.mmap(-1, num_slots * SLOT_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(room))
     return ctypes.addressof(ctypes.c_char.from_buffer(room))
 

@@ -9,17 +9,21 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from jaxserve.core.errors import ConfigError, EngineDead
+from jaxserve.core.errors import ConfigError, EngineDead, StepHung
 from jaxserve.server.serve import serve
 from jaxserve.server.server import ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
+from jaxserve.server.watchdog import LEAST_SECONDS, StepWatchdog
+from tests.waiting import PATIENCE
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 SERVICE = "jaxserve.v1.Jaxserve"
@@ -161,22 +165,54 @@ def build():
     time.sleep(float(sys.argv[1]))
     return fake_engine(step_seconds=0.02)
 
-asyncio.run(serve(build, ServerOptions(port=0, grace_period=20)))
+status = asyncio.run(serve(build, ServerOptions(port=0, grace_period=20)))
 print("END", "jax" in sys.modules, flush=True)
+sys.exit(status)
+"""
+
+
+# The command, with an engine whose device hangs at the fourth step.
+HANGING = """
+import sys, threading, time, types
+from jaxserve.cli.main import main
+from jaxserve.engine import async_engine
+from jaxserve.server import serve, signals
+from jaxserve.testing.fake_engine import fake_engine
+from jaxserve.testing.fake_executor import FakeExecutor
+
+class Hanging(FakeExecutor):
+    def collect(self, handle):
+        if handle.number == 3:
+            print("HANGS", flush=True)
+            threading.Event().wait()
+        return super().collect(handle)
+
+build = types.ModuleType("jaxserve.engine.build")
+build.build_engine = lambda config: fake_engine(executor=Hanging(page_size=4))
+sys.modules["jaxserve.engine.build"] = build
+async_engine.LEAST_PATIENCE = serve._SAVE_SECONDS = signals.HARD_STOP_SECONDS = 0.2
+if sys.argv[1] == "loop":
+    serve._ready_line = lambda *_: print("BLOCKED", flush=True) or time.sleep(60)
+main(["serve", "m", "--port", "0", *sys.argv[2:]])
 """
 
 
 @contextlib.contextmanager
-def server_process(build_seconds: float = 0.0) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
-    command += [str(build_seconds)]
+def process_of(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", textwrap.dedent(program), *args]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
-            assert process.stdout and process.stdout.readline() == "BUILDING\n"
             yield process
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def server_process(build_seconds: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+    with process_of(PROGRAM, str(build_seconds)) as process:
+        assert process.stdout and process.stdout.readline() == "BUILDING\n"
+        yield process
 
 
 def test_sigterm_lets_a_stream_finish_then_ends(make_request) -> None:
@@ -209,7 +245,7 @@ def test_a_second_signal_does_not_wait(make_request) -> None:
             await asyncio.sleep(0.2)
             process.send_signal(signal.SIGINT)
             assert await asyncio.to_thread(process.stdout.readline) == "END False\n"
-            assert process.wait(3) == 0
+            assert process.wait(PATIENCE) == 128 + signal.SIGINT
             with pytest.raises(grpc.aio.AioRpcError):
                 _ = [message async for message in call]
 
@@ -217,8 +253,75 @@ def test_a_second_signal_does_not_wait(make_request) -> None:
         asyncio.run(main(process))
 
 
-def test_a_signal_during_start_up_stops_at_once() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_start_up_stops_at_once(number: int) -> None:
     with server_process(build_seconds=60) as process:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.stdout and process.stdout.readline() == "END False\n"
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE) == 128 + number
+
+
+async def _until_it_hangs(process: subprocess.Popen[str], make_request: Any) -> Any:
+    """Begin a stream, and wait for the step that hangs; the channel and the stream."""
+    assert process.stdout
+    address = process.stdout.readline().split()[1]
+    channel = grpc.aio.insecure_channel(address)
+    call = jaxserve_pb2_grpc.JaxserveStub(channel).Generate(make_request(max_tokens=100))
+    assert await asyncio.to_thread(process.stdout.readline) == "HANGS\n"
+    return channel, call
+
+
+def test_a_step_that_hangs_fails_the_requests_and_ends_the_process(make_request) -> None:
+    async def main(process: subprocess.Popen[str]) -> None:
+        channel, call = await _until_it_hangs(process, make_request)
+        async with channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="a step has not ended"):
+                _ = [message async for message in call]
+        assert process.wait(PATIENCE) == StepHung.exit_status == 71
+
+    with process_of(HANGING, "step", "--step-timeout", "0.3") as process:
+        asyncio.run(main(process))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [((signal.SIGTERM,), 71), ((signal.SIGTERM, signal.SIGINT), 128 + signal.SIGINT)],
+)
+def test_a_drain_ends_though_a_step_hangs(make_request, numbers, status) -> None:
+    async def main(process: subprocess.Popen[str]) -> None:
+        channel, _ = await _until_it_hangs(process, make_request)
+        async with channel:
+            for number in numbers:
+                process.send_signal(number)
+                await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(process.wait, PATIENCE) == status
+
+    grace = "0.1" if len(numbers) == 1 else "1000"
+    with process_of(HANGING, "step", "--grace-period", grace) as process:
+        asyncio.run(main(process))
+
+
+def test_a_second_signal_ends_a_process_whose_event_loop_hangs() -> None:
+    with process_of(HANGING, "loop") as process:
+        assert process.stdout and process.stdout.readline() == "BLOCKED\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)  # or the second is the first, for the kernel
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_the_watchdog_counts_no_time_between_steps_and_none_it_did_not_see(make_engine) -> None:
+    engine = make_engine()
+    watchdog = StepWatchdog(engine)
+    assert watchdog.limit == LEAST_SECONDS
+    engine.pulse.turn = 1
+    assert watchdog.look(LEAST_SECONDS) is None  # it may have begun a moment ago
+    assert watchdog.look(LEAST_SECONDS) is None
+    engine.pulse.turn = 2
+    assert watchdog.look(LEAST_SECONDS) is None
+    engine.pulse.turn = None
+    assert watchdog.look(LEAST_SECONDS) is None
+    engine.pulse.turn = 3
+    assert [watchdog.look(200.0) for _ in range(3)] == [None, None, 400.0]
+    engine.pulse.longest = 100.0  # as a step of a large model on a small machine
+    assert watchdog.limit == 2000.0 and watchdog.look(200.0) is None
