@@ -193,7 +193,7 @@ sys.modules["jaxserve.engine.build"] = build
 async_engine.LEAST_PATIENCE = serve._SAVE_SECONDS = signals.HARD_STOP_SECONDS = 0.2
 if sys.argv[1] == "loop":
     serve._ready_line = lambda *_: print("BLOCKED", flush=True) or time.sleep(60)
-main(["serve", "m", "--port", "0", *sys.argv[2:]])
+main(["serve", "m", "--port", "0", "--http-port", "0", *sys.argv[2:]])
 """
 
 
