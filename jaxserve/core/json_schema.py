@@ -113,12 +113,12 @@ class _Rewriter:
         del node[key]
 
     def _bound(self, node: dict[str, Any], where: str) -> None:
-        """Make the bounds of a number such that llguidance is exact, or enumerate it."""
+        """Make the bounds of a number such that llguidance is exact."""
         given = {k: node[k] for k in _BOUNDS if k in node and node[k] is not None}
         if not given or any(isinstance(v, bool) or not _is_finite(v) for v in given.values()):
             return  # draft 4's exclusive bounds are known to llguidance, nonsense is named by it
         kinds = node.get("type")
-        kinds = [kinds] if isinstance(kinds, str) else kinds or []
+        kinds = kinds if isinstance(kinds, list) else [kinds]
         if "integer" in kinds and "number" not in kinds:
             self._bound_integer(node, given, where)
             return
@@ -126,7 +126,7 @@ class _Rewriter:
             if abs(value) <= _EXACT:
                 continue
             if (value > 0) == key.lower().endswith("maximum"):
-                node[key] = math.copysign(_EXACT, value)  # as far as it can be enforced
+                node[key] = _EXACT if value > 0 else -_EXACT  # as far as it can be enforced
             else:
                 raise _refusal(f"{where}{key} {value}", f"is beyond {_EXACT}")
 
@@ -152,7 +152,8 @@ class _Rewriter:
         values = node.get("additionalProperties", True)
         options = [names["const"]] if "const" in names else names.get("enum")
         if isinstance(options, list):
-            known = node.get("properties") or {}
+            known = node.get("properties")
+            known = known if isinstance(known, Mapping) else {}
             keys = dict.fromkeys(name for name in options if isinstance(name, str))
             node["properties"] = {name: known.get(name, values) for name in keys}
         elif "patternProperties" not in node and not node.get("properties"):
@@ -172,9 +173,10 @@ class _Rewriter:
         values = _values(self._resolved(node.get("items")))
         if values is None or not 0 < len(values) <= MAX_UNIQUE:
             return
-        sizes = range(
-            node.get("minItems", 0), min(node.get("maxItems", len(values)), len(values)) + 1
-        )
+        least, most = node.get("minItems", 0), node.get("maxItems", len(values))
+        if not isinstance(least, int) or not isinstance(most, int):
+            return
+        sizes = range(max(least, 0), min(most, len(values)) + 1)
         lists = [list(some) for n in sizes for some in itertools.combinations(values, n)]
         for key in ("items", "minItems", "maxItems", "uniqueItems"):
             node.pop(key, None)
@@ -225,7 +227,8 @@ def _name_pattern(names: Mapping[str, Any]) -> str | None:
     if said == {"pattern"} and isinstance(names["pattern"], str):
         return None if _LOOK_AROUND.search(names["pattern"]) else names["pattern"]
     lengths = [names.get("minLength", 0), names.get("maxLength", "")]
-    if said and said <= {"minLength", "maxLength"}:
+    are_counts = all(isinstance(n, int) and n >= 0 for n in lengths if n != "")
+    if said and said <= {"minLength", "maxLength"} and are_counts:
         return f"^[\\s\\S]{{{lengths[0]},{lengths[1]}}}$"
     return None
 

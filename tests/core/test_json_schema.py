@@ -1,5 +1,6 @@
 """JSON schemas in the words that a grammar can enforce."""
 
+import contextlib
 import datetime
 import decimal
 import enum
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from jaxserve.core.errors import InvalidRequest
@@ -205,3 +208,44 @@ def test_values_and_the_given_schema_are_left_alone() -> None:
         deep = {"items": deep}
     with pytest.raises(InvalidRequest, match="nested too deep"):
         enforceable_schema(deep, is_strict=False)
+
+
+KEYWORDS = sorted({
+    "type", "format", "enum", "const", "items", "prefixItems", "uniqueItems", "minItems",
+    "maxItems",
+    "properties", "patternProperties", "additionalProperties", "propertyNames", "minLength",
+    "pattern", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "multipleOf", "anyOf", "oneOf", "not", "if", "then", "$ref", "$defs", "x-guidance", "contains",
+    "unevaluatedProperties", "dependentRequired", "minContains", "required",
+})  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.just(10**400),
+    st.sampled_from(["integer", "number", "string", "array", "boolean", "#", "#/$defs/a", "(?=a)"]),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from([*KEYWORDS, "a"]), inner, max_size=5),
+    ),
+    max_leaves=12,
+)
+
+
+@example({"items": {"enum": [1]}, "uniqueItems": True, "minItems": "a"}, False)
+@example({"items": {"enum": [1]}, "uniqueItems": True, "maxItems": None, "minItems": -3}, False)
+@example({"type": 5, "minimum": 1}, False)
+@example({"type": {"a": 1}, "minimum": 10**400}, False)
+@example({"type": "number", "maximum": 10**400}, True)
+@example({"type": "integer", "maximum": -(10**400)}, True)
+@example({"properties": 3, "propertyNames": {"enum": ["a", [1]]}}, False)
+@example({"propertyNames": {"minLength": "x"}}, True)
+@example({"propertyNames": {"$ref": "#"}}, False)
+@example({"$ref": "#", "items": {"$ref": "#/items"}, "uniqueItems": True}, False)
+@example({"const": 10**400, "enum": 4}, False)
+@example({"x-guidance": 3, "anyOf": 3, "$defs": [1], "format": []}, False)
+@given(st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=8), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_nonsense_is_no_error_of_ours(schema: dict[str, Any], is_strict: bool) -> None:
+    with contextlib.suppress(InvalidRequest):
+        enforceable_schema(schema, is_strict=is_strict)

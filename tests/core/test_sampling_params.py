@@ -15,7 +15,7 @@ BAD: list[tuple[str, Any]] = [
     ("temperature", math.inf),
     ("top_k", -2),
     ("top_k", 2**31),
-    ("top_p", 0.0),
+    ("top_p", -0.1),
     ("top_p", 1.01),
     ("top_p", math.nan),
     ("min_p", -0.01),
