@@ -58,7 +58,11 @@ def _settings(
     more = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
     template = metadata.get("tokenizer.chat_template")
     prefix = "tokenizer.chat_template."
-    named = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
+    named = {
+        key.removeprefix(prefix): value
+        for key, value in metadata.items()
+        if key.startswith(prefix) and isinstance(value, str)
+    }
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
     adds_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     settings = TokenizerSettings(
@@ -99,7 +103,7 @@ def _token_types(metadata: dict[str, Any]) -> tuple[int, ...]:
 def _bpe(metadata: dict[str, Any], path: Path, name: str) -> Tokenizer:
     """GPT-2's kind: words are cut by a regular expression, then merged from bytes."""
     tokens, types = metadata["tokenizer.ggml.tokens"], _token_types(metadata)
-    rule = WORD_RULES.get(name)
+    rule = WORD_RULES.get(name) if isinstance(name, str) else None
     if rule is None:
         raise CheckpointError(
             f"{path}: unknown pre-tokenizer tokenizer.ggml.pre = {name!r} (known: "

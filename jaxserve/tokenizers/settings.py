@@ -214,6 +214,8 @@ def read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]
         return {"default": given}
     if isinstance(given, Mapping):
         given = [{"name": name, "template": template} for name, template in given.items()]
+    if not isinstance(given, list | None):
+        raise CheckpointError(f"{directory}: chat_template is neither a text nor a list of them")
     for entry in given or ():
         name = entry.get("name") if isinstance(entry, Mapping) else None
         template = entry.get("template") if isinstance(entry, Mapping) else None

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from jaxserve.core.errors import InvalidRequest
@@ -148,6 +150,15 @@ def test_lengths_and_marks_of_the_callers_own():
         marked = marks.mark(text)
         assert not any(name in marked for name in ("<eos>", "[X]", "PAD "))
         assert marks.restored(marked) == text
+
+
+@given(st.text(st.sampled_from("<>[]|/eosXPAD \ufdd0\ufdd1\ufdd2\ufdd30123"), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_every_text_comes_back_and_has_no_name(text: str):
+    marks = ControlMarks(["<eos>", "<", "[X]", "PAD", "<|X|>"], ["<e>", "[]"], ["<X>"])
+    marked = marks.mark(text)
+    assert marks.restored(marked) == text
+    assert marks.control_in(marked) == []
 
 
 def test_a_role_may_not_complete_a_name():

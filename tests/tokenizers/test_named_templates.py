@@ -72,6 +72,8 @@ def test_broken_entries(byte_tokenizer: Tokenizer, tmp_path: Path):
     files: dict[str, Any] = {"tokenizer_config.json": {"chat_template": [{"name": 1}]}}
     with pytest.raises(CheckpointError, match="a chat template without a name"):
         loaded(byte_tokenizer, tmp_path, **files)
+    with pytest.raises(CheckpointError, match="neither a text nor a list"):
+        loaded(byte_tokenizer, tmp_path, **{"tokenizer_config.json": {"chat_template": 5}})
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="cannot read a chat template"):
         load_tokenizer(tmp_path)
