@@ -36,6 +36,8 @@ HUB_PATTERNS = (
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
     "additional_chat_templates/*.jinja", "*.safetensors", "*.safetensors.index.json",
 )  # fmt: skip
+# The same weights under other names, and what is not a model by itself: nothing reads them.
+HUB_IGNORED = ("consolidated*.safetensors", "adapter_model*.safetensors", "*/*.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +292,7 @@ def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
             name,
             cache_dir=cache_dir,
             allow_patterns=list(HUB_PATTERNS),
+            ignore_patterns=list(HUB_IGNORED),
             tqdm_class=None if progress else _SilentBar,
         )
     except (RepositoryNotFoundError, HFValidationError) as error:

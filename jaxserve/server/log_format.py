@@ -12,7 +12,10 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 # Told by default: a start may take minutes, and nothing of it comes from clients.
-STARTING = ("jaxserve.engine", "jaxserve.runner", "jaxserve.models", "jaxserve.cache")
+STARTING = (
+    "jaxserve.engine", "jaxserve.runner", "jaxserve.models", "jaxserve.cache",
+    "jaxserve.checkpoints", "jaxserve.core",
+)  # fmt: skip
 
 _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}

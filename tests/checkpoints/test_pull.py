@@ -231,6 +231,11 @@ def test_hub_snapshot(monkeypatch, tmp_path):
     assert asked["repo_id"] == "owner/name"
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any(pattern in ("*", "*.bin") for pattern in asked["allow_patterns"])
+    files = ["model-00001-of-00002.safetensors", "consolidated.safetensors", "config.json",
+             "original/consolidated.00.safetensors", "onnx/model.onnx"]  # fmt: skip
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    kept = huggingface_hub.utils.filter_repo_objects(files, **patterns)
+    assert list(kept) == ["model-00001-of-00002.safetensors", "config.json"]
 
 
 def test_hub_without_the_repository(monkeypatch):
