@@ -346,11 +346,7 @@ class PaddingSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontendSpec(Spec):
-    """What gRPC and HTTP are to carry.
-
-    Attributes:
-        warmup_seconds: before counting.
-    """
+    """What gRPC and HTTP are to carry."""
 
     transports: tuple[str, ...] = setting(
         ("grpc", "sse"), "With commas between.", choices=("grpc", "sse")
@@ -360,8 +356,8 @@ class FrontendSpec(Spec):
     num_connections: int = setting(
         16, "Connections that gRPC's streams share.", flag="--connections"
     )
-    warmup_seconds: float = 3.0
     seconds: float = setting(10.0, "How long to count.")
+    warmup_seconds: float = setting(3.0, "How long to wait before.")
     num_stalled: int = setting(
         0, "Clients beside them that connect and stall; measured without them, too.",
         range=NOT_NEGATIVE, flag="--stalled",

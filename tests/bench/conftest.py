@@ -1,6 +1,7 @@
 """A real gRPC server on a thread of its own, with a fake device behind it."""
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -9,6 +10,14 @@ from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.testing.fake_engine import fake_engine
 from tests.server.in_a_thread import in_a_thread
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> Iterator[None]:
+    """Benchmarks collect garbage between engines: what was there before need not be looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @contextlib.asynccontextmanager

@@ -14,8 +14,8 @@ def test_a_short_run(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     result = CliRunner().invoke(
         frontend,
-        ["--streams", "12", "--tokens-per-second", "600", "--seconds", "1", "--connections", "2",
-         "--output-json", str(path)],
+        ["--streams", "12", "--tokens-per-second", "600", "--seconds", "0.8", "--connections", "2",
+         "--warmup-seconds", "1", "--disable-tqdm", "--output-json", str(path)],
     )  # fmt: skip
     assert not result.exit_code, result.output
     data = json.loads(path.read_text())

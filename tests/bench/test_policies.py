@@ -23,7 +23,7 @@ def make_prompts(count: int, seed: int = 0) -> list[list[int]]:
     """Most answers are short and a few are very long."""
     rng = np.random.default_rng(seed)
     lengths = np.where(rng.random(count) < 0.75, rng.integers(1, 4, count),
-                       rng.integers(20, 50, count))  # fmt: skip
+                       rng.integers(12, 30, count))  # fmt: skip
     return [[6, int(length), i // 250, i % 250, 7, 7] for i, length in enumerate(lengths)]
 
 
@@ -79,9 +79,9 @@ class Bench:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, PoliciesResult, PoliciesSpec]:
     spec = PoliciesSpec(
-        max_output_len=250, seed=3, burstiness=0.1, ttft_target=25.0, tpot_target=8.0
+        max_output_len=130, seed=3, burstiness=0.1, ttft_target=25.0, tpot_target=8.0
     )
-    bench = Bench(spec, tmp_path_factory.mktemp("predictors"), count=80)
+    bench = Bench(spec, tmp_path_factory.mktemp("predictors"), count=70)
     return bench, bench.bench.run(), spec
 
 
@@ -89,8 +89,8 @@ def test_every_side_serves_the_same_trace_with_the_same_answers(whole: Any) -> N
     _, result, spec = whole
     assert tuple(result.sides) == spec.sides
     for side in result.sides.values():
-        assert side.differing_answers == 0 and side.num_answers == 80
-        assert len(side.latencies) == len(side.ttfts) == 80 and side.shed == 0
+        assert side.differing_answers == 0 and side.num_answers == 70
+        assert len(side.latencies) == len(side.ttfts) == 70 and side.shed == 0
         assert side.mean_latency == pytest.approx(np.mean(side.latencies))
         assert side.p99_ttft == pytest.approx(np.percentile(side.ttfts, 99))
     assert result.rate == pytest.approx(0.9 * result.capacity)
@@ -113,11 +113,11 @@ def test_the_table_shows_every_side(whole: Any) -> None:
     _, result, spec = whole
     text = str(result)
     assert all(f"\n{side} " in text for side in spec.sides)
-    assert f"all {8 * 80} answers identical" in text
+    assert f"all {8 * 70} answers identical" in text
 
 
 def test_the_first_pass_knows_lengths_and_capacity(tmp_path: Path) -> None:
-    bench = Bench(PoliciesSpec(max_output_len=250), tmp_path)
+    bench = Bench(PoliciesSpec(max_output_len=130), tmp_path)
     first = bench.bench.first_pass()
     prompts = make_prompts(60)
     assert [r.output_len for r in first.records] == [4 * prompt[1] for prompt in prompts]
@@ -134,7 +134,7 @@ def test_a_batch_that_holds_all_has_the_capacity_of_the_whole_pass(tmp_path: Pat
 
 def test_only_the_oracle_sees_lengths_in_max_tokens(tmp_path: Path) -> None:
     sides = ("fcfs", "srtf:oracle", "ltr:rank", "srtf:exact")
-    bench = Bench(PoliciesSpec(sides=sides, max_output_len=250), tmp_path)
+    bench = Bench(PoliciesSpec(sides=sides, max_output_len=130), tmp_path, count=20)
     bench.bench.run()
     configs = [config for config, _ in bench.built]
     assert [(c.policy, c.length_predictor) for c in configs] == [
@@ -146,17 +146,17 @@ def test_only_the_oracle_sees_lengths_in_max_tokens(tmp_path: Path) -> None:
     for notebook in notebooks[:2]:
         assert {tuple(r.prompt_token_ids) for r in notebook.seen} == lessons
     for notebook in notebooks[2:]:
-        assert lessons <= set(notebook.known) and len(notebook.seen) == 60
-        assert {request.max_tokens for request in notebook.seen} == {250}
+        assert lessons <= set(notebook.known) and len(notebook.seen) == 20
+        assert {request.max_tokens for request in notebook.seen} == {130}
     assert configs[1].predictor_dir != configs[2].predictor_dir
     assert configs[2].predictor_dir == configs[5].predictor_dir
 
 
 def test_impossible_targets_are_missed_and_generous_ones_met(tmp_path: Path) -> None:
     for target, attained in ((1e-6, 0.0), (1e6, 1.0)):
-        spec = PoliciesSpec(sides=("fcfs",), max_output_len=250, ttft_target=target,
+        spec = PoliciesSpec(sides=("fcfs",), max_output_len=130, ttft_target=target,
                             tpot_target=target)  # fmt: skip
-        side = Bench(spec, tmp_path).bench.run().sides["fcfs"]
+        side = Bench(spec, tmp_path, count=20).bench.run().sides["fcfs"]
         assert side.slo_attainment == side.interactive_slo_attainment == attained
 
 

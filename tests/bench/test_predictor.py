@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ from jaxserve.bench.settings import LEARNED, PredictorSpec
 from jaxserve.bench.sides import Sides
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.request import FinishReason
+from jaxserve.core.request import FinishReason, Request
 from jaxserve.engine.engine import Engine
+from jaxserve.prediction.base import NoPredictor
 from jaxserve.prediction.features import Features
-from jaxserve.prediction.network import Compile
-from jaxserve.prediction.predictor import LearnedPredictor
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from tests.bench import virtual
 from tests.prediction.made_up import HIDDEN, VOCAB, embed, hidden_state
@@ -69,16 +69,26 @@ def test_learned_predictors_beat_the_mean() -> None:
     )
 
 
-def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
-    compile_once: Compile,
-) -> None:
+class Watching(NoPredictor):
+    """Looks at hidden states as a predictor does that learns, and notes what it may learn from."""
+
+    probe_every, features = 16, object()
+
+    def __init__(self) -> None:
+        self.num_finished = 0
+
+    def refine(self, requests: Sequence[Request], hidden: np.ndarray) -> list[float]:
+        return [1.0] * len(requests)
+
+    def finished(self, request: Request) -> None:
+        self.num_finished += 1
+
+
+def test_the_engine_is_asked_once_and_its_predictor_learns_nothing() -> None:
     """An engine on a fake device, whose hidden states say whose they are and of which token."""
     prompt_len = 5
     wanted = [16, 4, 40, 20, 8, 80]  # the last one is cut off
-    predictor = LearnedPredictor(
-        "rank", Features(lambda ids: np.zeros((len(ids), 2), np.float32), 2), 50, None,
-        compile_once, background=False,
-    )  # fmt: skip
+    predictor = Watching()
     configs: list[EngineConfig] = []
 
     def build(config: EngineConfig) -> Engine:
@@ -104,16 +114,11 @@ def test_the_engine_is_asked_once_and_its_predictor_learns_nothing(
     (config,) = configs
     assert config.length_predictor == "rank" and config.max_model_len == prompt_len + 50
     assert config.predictor_dir is not None and not Path(config.predictor_dir).exists()
-    assert predictor.metrics().samples == 0
+    assert predictor.num_finished == 0
 
 
 def test_the_predictors_offered_are_those_there_are() -> None:
     assert LEARNED == prediction.LEARNED
-
-
-@pytest.fixture(scope="module")
-def compile_once() -> Compile:
-    return lambda name, lower: lower().compile()
 
 
 @pytest.mark.parametrize(

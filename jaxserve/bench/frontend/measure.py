@@ -90,10 +90,22 @@ def measure_front_ends(spec: FrontendSpec, sides: Sides) -> FrontendResult:
         for stalled in sorted({0, spec.num_stalled})
     ]
 
-    def run(case: tuple[str, int], number: int) -> FrontendCost:
-        return measure_front_end(case[0], dataclasses.replace(spec, num_stalled=case[1]))
+    with _server(spec) as (process, addresses):
 
-    costs = sides.take_turns(cases, 1, run)
+        def run(case: tuple[str, int], number: int) -> FrontendCost:
+            client = ClientSpec(
+                transport=case[0],
+                grpc_address=addresses["grpc"],
+                http_address=addresses["http"],
+                num_streams=spec.num_streams,
+                num_connections=spec.num_connections,
+                warmup_seconds=spec.warmup_seconds,
+                seconds=spec.seconds,
+                num_stalled=case[1],
+            )
+            return measure_front_end(client, process.pid, spec.tokens_per_second)
+
+        costs = sides.take_turns(cases, 1, run)
     return FrontendResult(
         spec=spec, steps_per_second_alone=alone, costs=[costs[case][0] for case in cases]
     )
@@ -121,35 +133,33 @@ def measure_engine_alone(spec: FrontendSpec) -> float:
     return (engine.load().num_steps - steps) / (time.monotonic() - begun)
 
 
-def measure_front_end(transport: str, spec: FrontendSpec) -> FrontendCost:
-    """Serve over one transport, in a process of its own."""
-    with _server(spec) as (process, addresses):
-        client_spec = ClientSpec(
-            transport=transport,
-            grpc_address=addresses["grpc"],
-            http_address=addresses["http"],
-            num_streams=spec.num_streams,
-            num_connections=spec.num_connections,
-            warmup_seconds=spec.warmup_seconds,
-            seconds=spec.seconds,
-            num_stalled=spec.num_stalled,
-        )
-        command = [sys.executable, "-m", "jaxserve.bench.frontend.client"]
-        command.append(json.dumps(dataclasses.asdict(client_spec)))
-        clients = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        time.sleep(spec.warmup_seconds + 1.0)
-        cpu, at = _cpu_seconds(process.pid), time.monotonic()
-        time.sleep(spec.seconds / 2)
-        used = [b - a for a, b in zip(cpu, _cpu_seconds(process.pid), strict=True)]
-        seconds = time.monotonic() - at
-        output, _ = clients.communicate(timeout=spec.seconds * 4 + 60)
+def measure_front_end(spec: ClientSpec, server: int, tokens_per_second: float) -> FrontendCost:
+    """What clients get of a running server, and what it costs.
+
+    Args:
+        spec: the clients, which are a process of their own.
+        server: the process that serves them, and nobody else.
+        tokens_per_second: what its engine emits.
+
+    Raises:
+        JaxserveError: the clients failed.
+    """
+    command = [sys.executable, "-m", "jaxserve.bench.frontend.client"]
+    command.append(json.dumps(dataclasses.asdict(spec)))
+    clients = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(spec.warmup_seconds + 1.0)
+    cpu, at = _cpu_seconds(server), time.monotonic()
+    time.sleep(spec.seconds / 2)
+    used = [b - a for a, b in zip(cpu, _cpu_seconds(server), strict=True)]
+    seconds = time.monotonic() - at
+    output, _ = clients.communicate(timeout=spec.seconds * 4 + 60)
     if clients.returncode:
         raise JaxserveError(f"the clients failed with exit code {clients.returncode}")
     client = ClientResult(**json.loads(output))
     return FrontendCost(
-        transport=transport,
+        transport=spec.transport,
         client=client,
-        delivered=client.num_tokens / (spec.tokens_per_second * client.seconds),
+        delivered=client.num_tokens / (tokens_per_second * client.seconds),
         steps_per_second=client.num_steps / client.engine_seconds,
         server_cpu=used[0] / seconds,
         loop_cpu=used[1] / seconds,
