@@ -40,7 +40,8 @@ class ReadBody:
         if scope["type"] != "http" or (told == "0" and "transfer-encoding" not in headers):
             await self._app(scope, receive, send)
             return
-        _check_type(headers.get("content-type", ""))
+        if scope["method"] == "POST":  # no other method's body is looked at
+            _check_type(headers.get("content-type", ""))
         encoding = _encoding_of(headers.getlist("content-encoding"))
         if told.isdecimal() and int(told[:20]) > self._max_bytes:
             raise _too_large(self._max_bytes)

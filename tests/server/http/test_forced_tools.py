@@ -62,7 +62,7 @@ def ask(client: openai.OpenAI, seed: int, **fields: Any) -> Any:
     """A choice that came to its end by itself."""
     answer = client.chat.completions.create(
         model="fake", messages=[{"role": "user", "content": "Hi"}],
-        seed=seed, **{"max_tokens": 3000, **fields},
+        seed=seed, **{"max_tokens": 2500, **fields},
     )  # fmt: skip
     [choice] = answer.choices
     assert choice.finish_reason != "length"
@@ -73,7 +73,7 @@ def stream_calls(client: openai.OpenAI, seed: int, **fields: Any) -> tuple[list[
     """Names and arguments, joined from a stream, and the finish reason."""
     chunks: Any = client.chat.completions.create(
         model="fake", messages=[{"role": "user", "content": "Hi"}],
-        seed=seed, stream=True, **{"max_tokens": 3000, **fields},
+        seed=seed, stream=True, **{"max_tokens": 2500, **fields},
     )  # fmt: skip
     calls, reason = [], None
     for chunk in chunks:

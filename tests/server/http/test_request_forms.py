@@ -116,8 +116,9 @@ def test_web_pages_may_not_call_by_default(base_url: str) -> None:
 def test_origins_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[ServerOptions] = []
 
-    async def fake_serve(make_engine, options, **others) -> None:
+    async def fake_serve(make_engine, options, **others) -> int:
         got.append(options)
+        return 0
 
     monkeypatch.setattr("jaxserve.server.serve.serve", fake_serve)
     arguments = ["m", "--cors-origins", "https://a.org, http://localhost:3000"]
