@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import datetime
+import json
 import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,16 +27,36 @@ _COMPILED = re.compile(r"^READY\b.*\bprograms_compiled=(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Startup:
-    """One start: seconds from process start to READY, and programs compiled."""
+    """One start.
+
+    Attributes:
+        seconds: from process start to READY.
+        programs_compiled: XLA programs, on the way there.
+        stages: what it went through, by name in order; stages may overlap.
+    """
 
     seconds: float
     programs_compiled: int
+    stages: Mapping[str, "StageTime"] = dataclasses.field(default_factory=dict)
+
+
+class StageTime(NamedTuple):
+    """A stage of a start.
+
+    Attributes:
+        took: seconds; what threads took together, for the stages of single programs.
+        done_at: seconds after the process began.
+    """
+
+    took: float
+    done_at: float
 
 
 def serve_command(config: EngineConfig, cache_dir: Path) -> list[str]:
     """The command line that serves `config` on a free port with a compilation cache of its own."""
     command = [sys.executable, "-c", "from jaxserve.cli.main import main; main()"]
-    command += ["serve", config.model, "--port", "0", "--compilation-cache-dir", str(cache_dir)]
+    command += ["serve", config.model, "--port", "0", "--http-port", "0", "--log-format", "json"]
+    command += ["--log-level", "info", "--compilation-cache-dir", str(cache_dir)]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in ("model", "compilation_cache_dir") or value == field.default:
@@ -58,15 +80,28 @@ def measure_startup(command: Sequence[str], *, timeout: float) -> Startup:
         JaxserveError: it ended, or the time passed, before READY (with the end of its log).
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.time()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         with _stopped_at_the_end(process, timeout) as lines:
             for line in lines:
                 if match := _COMPILED.match(line):
-                    return Startup(time.perf_counter() - start, int(match[1]))
+                    seconds = time.perf_counter() - start
+                    log.seek(0)
+                    return Startup(seconds, int(match[1]), _stages(log, began))
         log.seek(0)
         tail = "".join(log.readlines()[-10:]).strip()
         raise JaxserveError(f"the server did not become READY within {timeout:g} s:\n{tail}")
+
+
+def _stages(log: Iterable[str], began: float) -> dict[str, StageTime]:
+    """The stages that a server's log tells of; `began` is when its process did, in Unix time."""
+    stages = {}
+    for line in log:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # not all lines are of stages
+            fields = json.loads(line)
+            at = datetime.datetime.fromisoformat(fields["time"]).timestamp()
+            stages[fields["stage"]] = StageTime(fields["seconds"], at - began)
+    return stages
 
 
 @contextlib.contextmanager
@@ -123,7 +158,7 @@ def run_startups(
 
 
 def summarize_startups(results: dict[str, list[Startup]]) -> dict[str, Any]:
-    """JSON fields, named as in `vllm bench startup`, plus the programs compiled."""
+    """JSON fields, named as in `vllm bench startup`, plus stages and programs compiled."""
     fields: dict[str, Any] = {}
     for phase, starts in results.items():
         if not starts:
@@ -135,11 +170,17 @@ def summarize_startups(results: dict[str, list[Startup]]) -> dict[str, Any]:
             str(p): float(np.percentile(seconds, p)) for p in PERCENTILES
         }
         fields[f"{phase}_programs_compiled"] = [start.programs_compiled for start in starts]
+        fields[f"{phase}_stages"] = {
+            name: StageTime(
+                *np.mean([start.stages[name] for start in starts if name in start.stages], axis=0)
+            )._asdict()
+            for name in starts[-1].stages
+        }
     return fields
 
 
 def format_startups(fields: dict[str, Any]) -> str:
-    """What `vllm bench startup` prints, plus the programs compiled."""
+    """What `vllm bench startup` prints, plus stages and programs compiled."""
     lines = ["=" * 60, "STARTUP TIME BENCHMARK RESULTS", "=" * 60]
     for phase in ("cold", "warm"):
         if f"avg_{phase}_startup_time" not in fields:
@@ -152,5 +193,7 @@ def format_startups(fields: dict[str, Any]) -> str:
             "Startup time percentiles:",
             *(f"  {p}%: {v:.2f} seconds"
               for p, v in fields[f"{phase}_startup_percentiles"].items()),
+            *(f"  {name:<20} took {each['took']:6.2f} s, done at {each['done_at']:6.2f} s"
+              for name, each in fields.get(f"{phase}_stages", {}).items()),
         ]  # fmt: skip
     return "\n".join([*lines, "=" * 60])

@@ -108,6 +108,7 @@ def serve(
     hub name, or, with --random-weights, a preset. A line that begins with READY, and says where,
     appears on stdout once requests are taken.
     """
+    from jaxserve.engine.stages import stage
     from jaxserve.server.serve import has_threads  # half a second: not for --help
     from jaxserve.server.serve import serve as serve_engine
     from jaxserve.server.server import ServerOptions
@@ -133,7 +134,8 @@ def serve(
     engines: list[AsyncEngine] = []
 
     def make_engine() -> "AsyncEngine":
-        from jaxserve.engine.build import build_engine  # imports JAX: only now, on this thread
+        with stage("imports", "JAX and the engine imported"):  # only now, and on this thread
+            from jaxserve.engine.build import build_engine
 
         engines.append(build_engine(config))
         return engines[0]

@@ -120,6 +120,9 @@ def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
             runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
         _use(runner, loading, counter, progress)
         undo.pop_all()
+    for kind, seconds in cache.seconds.items():
+        if seconds:
+            stage_done(f"programs-{kind}", f"programs {kind}, all threads together", seconds)
     predictor = build_predictor(
         config, params, model_config.hidden_size, max_model_len, fingerprint, cache
     )

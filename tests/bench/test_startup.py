@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from jaxserve.bench import startup
-from jaxserve.bench.startup import Startup, format_startups, measure_startup, serve_command
+from jaxserve.bench.startup import (
+    StageTime,
+    Startup,
+    format_startups,
+    measure_startup,
+    serve_command,
+)
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 
@@ -17,10 +23,15 @@ def stop(*_):
     sys.exit()
 signal.signal(signal.SIGTERM, stop)
 print("loading", flush=True)
+print("no JSON", file=sys.stderr)
+print('{"time": "2026-01-01T00:00:01+00:00", "message": "no stage"}', file=sys.stderr)
+print('{"time": "2026-01-01T00:00:07+00:00", "stage": "weights", "seconds": 2.5}', file=sys.stderr)
 time.sleep(0.3)
 print("READY 127.0.0.1:1234 model=m seconds=0.3 programs_compiled=17", flush=True)
 time.sleep(60)
 """
+
+STAGES = {"weights": StageTime(2.0, 3.0)}
 
 
 def test_ready_is_timed_and_the_server_stopped(tmp_path: Path) -> None:
@@ -29,6 +40,7 @@ def test_ready_is_timed_and_the_server_stopped(tmp_path: Path) -> None:
     assert started.programs_compiled == 17
     assert 0.3 <= started.seconds < 20
     assert flag.read_text() == "terminated"
+    assert list(started.stages) == ["weights"] and started.stages["weights"].took == 2.5
 
 
 def test_a_server_that_fails_shows_its_log() -> None:
@@ -46,7 +58,8 @@ def test_the_command_line_carries_the_options_that_were_set(tmp_path: Path) -> N
     config = EngineConfig(model="some/model", random_weights=True, overlap=False, num_pages=7)
     command = serve_command(config, tmp_path)
     assert command[3:] == [
-        "serve", "some/model", "--port", "0", "--compilation-cache-dir", str(tmp_path),
+        "serve", "some/model", "--port", "0", "--http-port", "0", "--log-format", "json",
+        "--log-level", "info", "--compilation-cache-dir", str(tmp_path),
         "--random-weights", "--num-pages", "7", "--no-overlap",
     ]  # fmt: skip
 
@@ -58,15 +71,17 @@ def test_warm_starts_use_the_last_cold_ones_cache(monkeypatch: pytest.MonkeyPatc
         cache = command[command.index("--compilation-cache-dir") + 1]
         known = cache in seen
         seen.add(cache)
-        return Startup(1.0 if known else 9.0, 0 if known else 5)
+        return Startup(1.0, 0) if known else Startup(9.0, 5, STAGES)
 
     monkeypatch.setattr(startup, "measure_startup", fake)
     results = startup.run_startups(
         EngineConfig(), num_iters_cold=2, num_iters_warm=3, timeout=1, progress=False
     )
-    assert results == {"cold": [Startup(9.0, 5)] * 2, "warm": [Startup(1.0, 0)] * 3}
+    assert results == {"cold": [Startup(9.0, 5, STAGES)] * 2, "warm": [Startup(1.0, 0)] * 3}
     fields = startup.summarize_startups(results)
     assert fields["avg_cold_startup_time"] == 9 and fields["warm_programs_compiled"] == [0, 0, 0]
+    assert fields["cold_stages"] == {"weights": {"took": 2.0, "done_at": 3.0}}
     text = format_startups(fields)
+    assert "weights              took   2.00 s, done at   3.00 s" in text
     assert "Avg startup time: 9.00 seconds\nPrograms compiled: 5, 5" in text
     assert "WARM STARTUP:\nAvg startup time: 1.00 seconds\nPrograms compiled: 0, 0, 0" in text
