@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,7 @@ def serve(
     )
 
     engines: list[AsyncEngine] = []
+    threads = threading.enumerate()
 
     def make_engine() -> "AsyncEngine":
         with stage("imports", "JAX and the engine imported"):  # only now, and on this thread
@@ -150,7 +152,7 @@ def serve(
     finally:
         if step_histogram is not None and engines:
             engines[0].histogram.save(step_histogram)
-    if has_threads():
+    if has_threads(threads):
         # A compiler at work, or a step that hangs, would crash in the interpreter's teardown.
         logging.shutdown()
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from jaxserve.core.errors import EngineDead, InvalidRequest, StepHung
 from jaxserve.engine.async_engine import ENGINE_THREAD, AsyncEngine
@@ -201,9 +201,14 @@ async def _ended(engine: AsyncEngine, signals: Signals) -> bool:
     return True
 
 
-def has_threads() -> bool:
-    """Whether something of `serve` is still at work, which the interpreter's end would crash."""
-    return any(thread.name in (_BUILD, ENGINE_THREAD) for thread in threading.enumerate())
+def has_threads(others: Collection[threading.Thread] = ()) -> bool:
+    """Whether something of `serve` is still at work, which the interpreter's end would crash.
+
+    Args:
+        others: threads that were there before it, and are somebody else's.
+    """
+    names = (_BUILD, ENGINE_THREAD)
+    return any(t.name in names and t not in others for t in threading.enumerate())
 
 
 def _on_daemon_thread(function: Callable[[], AsyncEngine]) -> "asyncio.Future[AsyncEngine]":

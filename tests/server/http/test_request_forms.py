@@ -121,8 +121,6 @@ def test_origins_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     monkeypatch.setattr("jaxserve.server.serve.serve", fake_serve)
-    # Engines of other tests may be at work in this process, which must not end.
-    monkeypatch.setattr("jaxserve.server.serve.has_threads", lambda: False)
     arguments = ["m", "--cors-origins", "https://a.org, http://localhost:3000"]
     assert not CliRunner().invoke(command.serve, arguments).exit_code
     assert got[0].cors_origins == ("https://a.org", "http://localhost:3000")

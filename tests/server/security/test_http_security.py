@@ -181,8 +181,6 @@ def test_command_line_options_reach_the_server(
         got.update(options=options, security=security)
 
     monkeypatch.setattr("jaxserve.server.serve.serve", fake_serve)
-    # Engines of other tests may be at work in this process, which must not end.
-    monkeypatch.setattr("jaxserve.server.serve.has_threads", lambda: False)
     tls, path = certificates.mutual, keys_file()
     result = CliRunner().invoke(
         command.serve,
