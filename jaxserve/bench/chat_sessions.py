@@ -43,11 +43,11 @@ from jaxserve.bench.sides import (
     ttfts,
 )
 from jaxserve.bench.stepping import SteppedRecord, greedy
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, format_table, tabulate
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 
-CACHED_ATTENTION = {"ttft_reduction": 0.87, "prefill_speedup": 7.8}
+PAPER_TTFT, PAPER_GAIN = 0.87, 7.8  # CachedAttention's: how much less, how much faster
 NO_CACHE, DEVICE, HOST, DISK = "no cache", "device", "host", "disk, restarted"
 CHAT_SIDES = (NO_CACHE, DEVICE, HOST, DISK)
 
@@ -91,25 +91,18 @@ class ChatResult(Result):
     def __str__(self) -> str:
         """Two tables: each side over all turns, and each turn's TTFT."""
         spec = self.spec
-        rows = [
-            (
-                f"{name} (turns {side.first_turn_counted}-{spec.num_turns})",
-                f"{1000 * side.mean_ttft:.0f}",
-                f"{1000 * side.p99_ttft:.0f}",
-                f"{side.ttft_reduction:.0%}",
-                f"{side.prefill_throughput:.0f}",
-                f"{side.prefill_speedup:.1f}x",
-                f"{side.prefill_tokens_computed} of {side.prefill_tokens_offered}",
-            )
+        sides = {
+            f"{name} (turns {side.first_turn_counted}-{spec.num_turns})": side
             for name, side in self.sides.items()
-        ]
-        paper = CACHED_ATTENTION
-        rows.append(("CachedAttention's paper, up to", "", "", f"{paper['ttft_reduction']:.0%}",
-                     "", f"{paper['prefill_speedup']}x", ""))  # fmt: skip
-        header = (
-            "chat", "mean TTFT ms", "p99 TTFT ms", "TTFT less", "prefill tokens/s",
-            "prefill speed-up", "prefill tokens computed",
-        )  # fmt: skip
+        }
+        table = tabulate("chat", {**sides, "CachedAttention's paper, up to": None}, {
+            "mean TTFT ms": lambda side: f"{1000 * side.mean_ttft:.0f}" if side else "",
+            "p99 TTFT ms": lambda side: f"{1000 * side.p99_ttft:.0f}" if side else "",
+            "TTFT less": lambda side: f"{side.ttft_reduction if side else PAPER_TTFT:.0%}",
+            "prefill tokens/s": lambda side: f"{side.prefill_throughput:.0f}" if side else "",
+            "prefill speed-up": lambda side: f"{side.prefill_speedup if side else PAPER_GAIN:.1f}x",
+            "prefill tokens computed": lambda side: side.computed() if side else "",
+        })  # fmt: skip
         per_turn = [
             (str(turn + 1), *(f"{1000 * mine[turn].mean_ttft:.0f}" for mine in self.turns.values()))
             for turn in range(spec.num_turns)
@@ -121,7 +114,7 @@ class ChatResult(Result):
         return (
             f"{spec.num_sessions} sessions of {spec.num_turns} turns, {spec.message_len} new "
             f"tokens and {spec.answer_len} answered per turn; the device has room for two "
-            f"sessions\n{format_table(header, rows)}\n\n"
+            f"sessions\n{table}\n\n"
             f"{format_table(('mean TTFT ms of turn', *self.turns), per_turn)}\n"
             f"restarted before turn {spec.restart_turn + 1}; answers beside those of {NO_CACHE}: "
             f"{same}"

@@ -31,7 +31,7 @@ import numpy as np
 from jaxserve.bench.settings import ChunkedPrefillSpec
 from jaxserve.bench.sides import Sides, differing_answers, identity, token_source
 from jaxserve.bench.stepping import Driver, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, tabulate
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 
@@ -62,27 +62,21 @@ class ChunkedPrefillResult(Result):
 
     def __str__(self) -> str:
         spec, against = self.spec, self.sides[PREFILL_FIRST].largest_gap
-        rows = [
-            (
-                f"tpot {self.tpot_ms:.0f} ms" if name == TPOT else name,
-                f"{1000 * side.steady_gap:.0f}",
-                f"{1000 * side.mean_gap:.0f}",
-                f"{1000 * side.largest_gap:.0f}",
-                f"{1000 * side.worst_gap:.0f}",
-                f"{against / side.largest_gap:.1f}x",
-                f"{1000 * side.ttft:.0f}",
-            )
-            for name, side in self.sides.items()
-        ]
-        header = (
-            "side", "steady gap ms", "mean gap ms", "largest gap ms", "worst round's",
-            "smaller by", "prompt's TTFT ms",
-        )  # fmt: skip
+        names = {TPOT: f"tpot {self.tpot_ms:.0f} ms"}
+        sides = {names.get(name, name): side for name, side in self.sides.items()}
+        table = tabulate("side", sides, {
+            "steady gap ms": lambda side: f"{1000 * side.steady_gap:.0f}",
+            "mean gap ms": lambda side: f"{1000 * side.mean_gap:.0f}",
+            "largest gap ms": lambda side: f"{1000 * side.largest_gap:.0f}",
+            "worst round's": lambda side: f"{1000 * side.worst_gap:.0f}",
+            "smaller by": lambda side: f"{against / side.largest_gap:.1f}x",
+            "prompt's TTFT ms": lambda side: f"{1000 * side.ttft:.0f}",
+        })  # fmt: skip
         differing = sum(self.differing_answers.values())
         same = identity(differing, self.num_answers * len(self.differing_answers))
         return (
             f"{spec.num_streams} streams decode, a prompt of {spec.prompt_len} tokens arrives; "
-            f"medians of {spec.rounds} rounds\n{format_table(header, rows)}\n"
+            f"medians of {spec.rounds} rounds\n{table}\n"
             f"answers beside those of the first side, as far as both came: {same}"
         )
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxserve.bench.settings import FairnessSpec
 from jaxserve.bench.sides import Sides, differing_answers, identity, token_source
 from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, tabulate
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.outputs import ModelInfo
@@ -65,27 +65,19 @@ class FairnessResult(Result):
 
     def __str__(self) -> str:
         spec, sides = self.spec, self.sides
-        rows = [
-            (
-                name,
-                f"{side.difference:.0f}",
-                f"{side.difference / self.bound:.2f}",
-                f"{side.light_service / side.backlogged_seconds:.0f}",
-                f"{side.heavy_service / side.backlogged_seconds:.0f}",
-                f"{side.backlogged_seconds / spec.rounds:.1f}",
-                f"{side.token_throughput:.1f}",
-            )
-            for name, side in sides.items()
-        ]
-        header = (
-            "policy", "difference in service", "of the bound", "light per s", "heavy per s",
-            "both backlogged s", "tokens/s",
-        )  # fmt: skip
+        table = tabulate("policy", sides, {
+            "difference in service": lambda side: f"{side.difference:.0f}",
+            "of the bound": lambda side: f"{side.difference / self.bound:.2f}",
+            "light per s": lambda side: f"{side.light_service / side.backlogged_seconds:.0f}",
+            "heavy per s": lambda side: f"{side.heavy_service / side.backlogged_seconds:.0f}",
+            "both backlogged s": lambda side: f"{side.backlogged_seconds / spec.rounds:.1f}",
+            "tokens/s": lambda side: f"{side.token_throughput:.1f}",
+        })  # fmt: skip
         vtc, fcfs = (sides[name].token_throughput for name in POLICIES)
         return (
             f"two tenants, {spec.light_requests} and {spec.light_requests * spec.ratio} requests "
             f"of {spec.input_len} tokens in and {spec.output_len} out, {spec.rounds} rounds; the "
-            f"proven bound is {self.bound:.0f} weighted tokens\n{format_table(header, rows)}\n"
+            f"proven bound is {self.bound:.0f} weighted tokens\n{table}\n"
             f"vtc's throughput is {vtc / fcfs:.1%} of fcfs's; "
             f"{identity(self.differing_answers, self.num_answers)}"
         )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jaxserve.bench.random_schemas import Schema, SchemaSource
 from jaxserve.bench.settings import GrammarSpec
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, tabulate
 from jaxserve.core.errors import ConfigError, InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.request import FinishReason
@@ -69,16 +69,12 @@ class GrammarResult(Result):
     def __str__(self) -> str:
         share = 100 * self.valid / self.finished if self.finished else 0.0
         sides = {"with grammars": self.with_grammars, "without": self.without}
-        rows = [
-            [
-                name,
-                f"{side.output_tokens}",
-                f"{side.seconds:.2f}",
-                f"{side.output_tokens_per_second:.1f}",
-                f"{side.seconds_per_step * 1000:.2f}",
-            ]
-            for name, side in sides.items()
-        ]
+        table = tabulate("", sides, {
+            "tokens": lambda side: side.output_tokens,
+            "seconds": lambda side: f"{side.seconds:.2f}",
+            "tokens/s": lambda side: f"{side.output_tokens_per_second:.1f}",
+            "ms/step": lambda side: f"{side.seconds_per_step * 1000:.2f}",
+        })  # fmt: skip
         ratio = self.with_grammars.output_tokens_per_second / self.without.output_tokens_per_second
         return (
             f"{self.num_schemas} schemas, {self.refused} refused; {self.cut} answers cut by "
@@ -86,7 +82,7 @@ class GrammarResult(Result):
             f"{self.valid} fit their schema: {share:.2f} %\n"
             f"compiling a schema: {self.compile_ms_mean:.2f} ms in the mean, "
             f"{self.compile_ms_p99:.2f} ms at p99\n\n"
-            f"{format_table(['', 'tokens', 'seconds', 'tokens/s', 'ms/step'], rows)}\n"
+            f"{table}\n"
             f"throughput with grammars: {100 * ratio:.1f} % of that without"
         )
 

@@ -46,7 +46,7 @@ from jaxserve.bench.prompts import tokenize_prompts
 from jaxserve.bench.settings import LEARNED, PoliciesSpec, side_options
 from jaxserve.bench.sides import Sides, differing_answers, identity, ttfts
 from jaxserve.bench.stepping import RunResult, SteppedRecord, TimedRequest
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, tabulate
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
@@ -108,27 +108,21 @@ class PoliciesResult(Result):
 
     def __str__(self) -> str:
         spec, sides, lens = self.spec, self.sides, self.output_lens
-        rows = [
-            (
-                name,
-                f"{side.mean_latency:.2f}",
-                f"{side.of_first_side:.2f}",
-                f"{side.p99_latency:.2f}",
-                f"{side.mean_ttft:.2f}",
-                f"{side.p99_ttft:.2f}",
-                f"{side.slo_attainment:.0%}",
-                f"{side.interactive_slo_attainment:.0%}",
-                str(side.preemptions),
-                str(side.shed),
-                f"{side.output_throughput:.1f}",
-                "-" if (tau := side.prediction_kendall_tau) is None else f"{tau:.2f}",
-            )
-            for name, side in sides.items()
-        ]
-        header = (
-            "policy", "mean latency s", f"of {spec.sides[0]}'s", "p99 s", "mean TTFT s",
-            "p99 TTFT s", "SLO met", "interactive", "preempted", "shed", "output tokens/s", "tau",
-        )  # fmt: skip
+        table = tabulate("policy", sides, {
+            "mean latency s": lambda side: f"{side.mean_latency:.2f}",
+            f"of {spec.sides[0]}'s": lambda side: f"{side.of_first_side:.2f}",
+            "p99 s": lambda side: f"{side.p99_latency:.2f}",
+            "mean TTFT s": lambda side: f"{side.mean_ttft:.2f}",
+            "p99 TTFT s": lambda side: f"{side.p99_ttft:.2f}",
+            "SLO met": lambda side: f"{side.slo_attainment:.0%}",
+            "interactive": lambda side: f"{side.interactive_slo_attainment:.0%}",
+            "preempted": lambda side: side.preemptions,
+            "shed": lambda side: side.shed,
+            "output tokens/s": lambda side: f"{side.output_throughput:.1f}",
+            "tau": lambda side: (
+                "-" if (tau := side.prediction_kendall_tau) is None else f"{tau:.2f}"
+            ),
+        })  # fmt: skip
         same = identity(
             sum(side.differing_answers for side in sides.values()),
             sum(side.num_answers for side in sides.values()),
@@ -140,7 +134,7 @@ class PoliciesResult(Result):
             f"{np.median(lens):.0f}\n"
             f"targets: TTFT {spec.ttft_target:g} s (interactive half) or "
             f"{RELAXED * spec.ttft_target:g} s, TPOT {1000 * spec.tpot_target:g} ms\n"
-            f"{format_table(header, rows)}\n"
+            f"{table}\n"
             f"{same}; the first pass took {self.repeated_first_pass:.2f} times as long when it "
             f"was repeated at the end"
         )

@@ -32,7 +32,7 @@ from jaxserve.bench.sides import (
     token_source,
 )
 from jaxserve.bench.stepping import Driver, RunResult, SteppedRecord, TimedRequest, greedy
-from jaxserve.bench.tables import Result, format_table
+from jaxserve.bench.tables import Result, tabulate
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.config import EngineConfig
 
@@ -61,26 +61,18 @@ class SharedResult(Result):
 
     def __str__(self) -> str:
         spec = self.spec
-        rows = [
-            (
-                name,
-                f"{1000 * side.mean_ttft:.0f}",
-                f"{1000 * side.p99_ttft:.0f}",
-                f"{side.token_throughput:.1f}",
-                f"{side.output_throughput:.1f}",
-                f"{side.prefill_tokens_computed} of {side.prefill_tokens_offered}",
-            )
-            for name, side in self.sides.items()
-        ]
-        header = (
-            "shared prompt", "mean TTFT ms", "p99 TTFT ms", "tokens/s", "output tokens/s",
-            "prefill tokens computed",
-        )  # fmt: skip
+        table = tabulate("shared prompt", self.sides, {
+            "mean TTFT ms": lambda side: f"{1000 * side.mean_ttft:.0f}",
+            "p99 TTFT ms": lambda side: f"{1000 * side.p99_ttft:.0f}",
+            "tokens/s": lambda side: f"{side.token_throughput:.1f}",
+            "output tokens/s": lambda side: f"{side.output_throughput:.1f}",
+            "prefill tokens computed": PrefillFigures.computed,
+        })  # fmt: skip
         at = "all at once" if spec.request_rate is None else f"{spec.request_rate:g} per second"
         return (
             f"{spec.num_requests} requests, {at}, a system prompt of {spec.prefix_len} tokens, "
             f"{spec.suffix_len} of their own, {spec.output_len} answered; {spec.rounds} rounds\n"
-            f"{format_table(header, rows)}\n"
+            f"{table}\n"
             f"TTFT down {self.ttft_reduction:.0%}, throughput {self.speedup:.2f}x; "
             f"{identity(self.differing_answers, self.num_answers)}"
         )

@@ -100,6 +100,10 @@ class PrefillFigures:
     prefill_tokens_offered: int
     prefill_tokens_computed: int
 
+    def computed(self) -> str:
+        """How many prompt tokens were computed, in words."""
+        return f"{self.prefill_tokens_computed} of {self.prefill_tokens_offered}"
+
 
 def prefill_figures(records: Sequence[SteppedRecord]) -> PrefillFigures:
     """What became of the records' prompts."""
