@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 from collections.abc import Sequence
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -27,6 +28,8 @@ def model_info(engine: AsyncEngine) -> pb.GetModelInfoResponse:
         vocab_size=info.vocab_size,
         eos_token_ids=info.eos_token_ids,
         bos_token_id=tokenizer.bos_token_id or 0,
+        # Gateways fill them into requests, by the names that vLLM has, too.
+        default_sampling_params_json=json.dumps(dict(info.default_sampling_params)),
     )
 
 

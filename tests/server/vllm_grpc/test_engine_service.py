@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,14 @@ def test_facts_and_health_from_warming_up_to_draining(make_engine, serving) -> N
             ):
                 code, details = await refusal(early)
                 assert code is CODES.UNAVAILABLE and "warming up" in details
-            await s.server.attach(make_engine())
+            await s.server.attach(make_engine(default_sampling_params={"top_k": 3}))
             assert await s.health("vllm.grpc.engine.VllmEngine") == "SERVING"
             assert (await stub.HealthCheck(pb.HealthCheckRequest())).healthy
             info = await stub.GetModelInfo(pb.GetModelInfoRequest())
             assert (info.served_model_name, info.is_generation) == ("fake", True)
             assert (info.max_context_length, info.vocab_size) == (512, 258)
             assert (list(info.eos_token_ids), info.bos_token_id) == ([257], 256)
+            assert json.loads(info.default_sampling_params_json) == {"top_k": 3}
             server = await stub.GetServerInfo(pb.GetServerInfoRequest())
             assert (server.block_size, server.max_num_seqs) == (4, 16)
             assert (server.model_dtype, server.kv_cache_dtype) == ("int32", "none")
