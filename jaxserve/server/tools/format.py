@@ -50,14 +50,17 @@ class ToolFormat(abc.ABC):
         return lark(f"start: {self._calls(is_parallel)}", self._call_rules(tools))
 
     def or_else(self, answer: Grammar, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
-        """The same, or else an answer of this grammar.
+        """An answer that is calls, as `forced` has them, or else of this grammar.
+
+        Where both are JSON from the first character on it is one call at most, since llguidance
+        tells them apart as alternatives of one JSON schema only.
 
         Raises:
-            InvalidRequest: both would be JSON from the first character on, which llguidance
-                cannot tell apart.
+            InvalidRequest: it is too long, or has JSON as a part of a grammar of Lark.
         """
-        has_json = answer.kind.startswith("json") or "%json" in answer.source
-        if has_json and not self.marks.anywhere:
+        if answer.kind.startswith("json") and not self.marks.anywhere:
+            return lark(f"start: {self._json_call_or(answer, tools)}")
+        if "%json" in answer.source and not self.marks.anywhere:
             raise InvalidRequest(
                 "with this model an answer cannot be either a tool call or JSON of a given form: "
                 "set tool_choice to none or required",
@@ -65,6 +68,23 @@ class ToolFormat(abc.ABC):
             )
         calls = self._calls(is_parallel)
         return lark(f"start: {calls} | answer", self._call_rules(tools), answer_rules(answer))
+
+    def _json_call_or(self, answer: Grammar, tools: Sequence[Tool]) -> str:
+        """In Lark, one call that is a JSON object, or an answer of a JSON grammar."""
+        schema = json.loads(answer.json_rule().removeprefix("%json "))
+        layout = schema.pop("x-guidance")
+        key = self.call_parts[1].strip('", :')
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, key: _resource(_arguments(tool), i)},
+                "required": ["name", key],
+                "additionalProperties": False,
+            }
+            for i, tool in enumerate(tools)
+        ]
+        either = {"anyOf": [*calls, _resource(schema, len(tools))], "x-guidance": layout}
+        return f"%json {json.dumps(either)}"
 
     @abc.abstractmethod
     def auto(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
@@ -116,6 +136,12 @@ def _arguments(tool: Tool) -> dict[str, Any]:
     except InvalidRequest as error:
         raise InvalidRequest(f"the tool {tool.name!r}: {error}", param="tools") from error
     return {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_LAYOUT}}
+
+
+def _resource(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A schema inside of another, as one of its own, within which its `$ref`s stay."""
+    rest = {key: value for key, value in schema.items() if key != "x-guidance"}
+    return {"$id": f"urn:schema:{number}", **rest}
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:

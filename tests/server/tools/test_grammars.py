@@ -98,15 +98,46 @@ GRAMMARS = [
 @pytest.mark.parametrize(("grammar", "good", "bad"), GRAMMARS)
 def test_calls_or_an_answer_of_its_own_grammar(name: str, grammar: Grammar, good: str, bad: str):
     form = tool_format(name, chat_template=None, family="")
-    if grammar.kind == "json_schema" and not form.marks.anywhere:
-        with pytest.raises(InvalidRequest, match="either a tool call or JSON"):
-            form.or_else(grammar, TOOLS, is_parallel=False)
-        return
     both = form.or_else(grammar, TOOLS, is_parallel=False)
     assert accepts(both, good)
     assert accepts(both, form.written_call("get", {}))
     assert not accepts(both, bad)
     assert not accepts(both, form.written_call("get", {"a": 1}))
+
+
+def place(name: str) -> dict[str, Any]:
+    return {
+        "type": "object", "properties": {"at": {"$ref": "#/$defs/place"}}, "required": ["at"],
+        "additionalProperties": False, "$defs": {"place": {"const": name}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TOOL_FORMATS))
+def test_definitions_stay_apart(name: str):
+    form = tool_format(name, chat_template=None, family="")
+    tools = read_tools([function(a, place(a)) for a in "bc"], RequestLimits())
+    own = Grammar("json_schema", json.dumps(place("a")))
+    for both in (
+        form.or_else(own, tools, is_parallel=False),
+        form.or_else(own, tools, is_parallel=True),
+    ):
+        assert accepts(both, '{"at": "a"}')
+        assert not accepts(both, '{"at": "b"}')
+        for tool in "bc":
+            for at in "abc":
+                written = form.written_call(tool, {"at": at})
+                assert accepts(both, written) == (tool == at)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma"])
+def test_any_object_or_a_call(name: str):
+    form = tool_format(name, chat_template=None, family="")
+    both = form.or_else(Grammar("json_object"), TOOLS, is_parallel=True)
+    assert accepts(both, '{"a": [1]}')
+    assert accepts(both, form.written_call("get_weather", {"city": "Paris"}))
+    assert not accepts(both, "[1]")
+    with pytest.raises(InvalidRequest, match="either a tool call or JSON"):
+        form.or_else(Grammar("lark", 'start: %json {"type": "null"}'), TOOLS, is_parallel=True)
 
 
 def test_a_schema_that_is_no_json():
