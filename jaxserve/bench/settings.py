@@ -462,6 +462,26 @@ class LatencySpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartupSpec(Spec):
+    """How often a server is started."""
+
+    num_iters_cold: int = setting(3, "Starts with an empty compilation cache.")
+    num_iters_warm: int = setting(3, "Starts with a filled one.", range=NOT_NEGATIVE)
+    num_iters: int | None = setting(None, "Sets both.")
+    timeout: float = setting(600.0, "Seconds that one start may take.")
+
+    @property
+    def num_cold(self) -> int:
+        """Starts with an empty compilation cache."""
+        return self.num_iters or self.num_iters_cold
+
+    @property
+    def num_warm(self) -> int:
+        """Starts with a filled one."""
+        return self.num_iters or self.num_iters_warm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeSpec(Spec):
     """A running server, how it is loaded, and what is reported."""
 

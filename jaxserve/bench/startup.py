@@ -12,17 +12,32 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from jaxserve.bench.settings import StartupSpec
+from jaxserve.bench.tables import Result
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError, JaxserveError
+from jaxserve.core.errors import JaxserveError
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 STOP_SECONDS = 30.0
 _COMPILED = re.compile(r"^READY\b.*\bprograms_compiled=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTime:
+    """A stage of a start.
+
+    Attributes:
+        took: seconds; what threads took together, for the stages of single programs.
+        done_at: seconds after the process began.
+    """
+
+    took: float
+    done_at: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +52,71 @@ class Startup:
 
     seconds: float
     programs_compiled: int
-    stages: Mapping[str, "StageTime"] = dataclasses.field(default_factory=dict)
+    stages: Mapping[str, StageTime] = dataclasses.field(default_factory=dict)
 
 
-class StageTime(NamedTuple):
-    """A stage of a start.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartupResult(Result):
+    """What `vllm bench startup` writes, plus stages and programs compiled; None: no such starts.
 
     Attributes:
-        took: seconds; what threads took together, for the stages of single programs.
-        done_at: seconds after the process began.
+        cold_stages, warm_stages: means over the starts, by name in order.
     """
 
-    took: float
-    done_at: float
+    avg_cold_startup_time: float
+    cold_startup_times: list[float]
+    cold_startup_percentiles: dict[str, float]
+    cold_programs_compiled: list[int]
+    cold_stages: dict[str, StageTime]
+    avg_warm_startup_time: float | None = None
+    warm_startup_times: list[float] | None = None
+    warm_startup_percentiles: dict[str, float] | None = None
+    warm_programs_compiled: list[int] | None = None
+    warm_stages: dict[str, StageTime] | None = None
+
+    @classmethod
+    def of(cls, cold: Sequence[Startup], warm: Sequence[Startup]) -> "StartupResult":
+        """The figures of some cold starts, and of warm ones if there were any."""
+        fields: dict[str, Any] = {}
+        for phase, starts in (("cold", cold), ("warm", warm)):
+            if not starts:
+                continue
+            seconds = np.array([start.seconds for start in starts])
+            fields[f"avg_{phase}_startup_time"] = float(seconds.mean())
+            fields[f"{phase}_startup_times"] = seconds.tolist()
+            fields[f"{phase}_startup_percentiles"] = {
+                str(p): float(np.percentile(seconds, p)) for p in PERCENTILES
+            }
+            fields[f"{phase}_programs_compiled"] = [start.programs_compiled for start in starts]
+            fields[f"{phase}_stages"] = {
+                name: StageTime(
+                    *np.mean(
+                        [dataclasses.astuple(s.stages[name]) for s in starts if name in s.stages],
+                        axis=0,
+                    ).tolist()
+                )
+                for name in starts[-1].stages
+            }
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        lines = ["=" * 60, "STARTUP TIME BENCHMARK RESULTS", "=" * 60]
+        fields = vars(self)
+        for phase in ("cold", "warm"):
+            if fields[f"avg_{phase}_startup_time"] is None:
+                continue
+            compiled = ", ".join(map(str, fields[f"{phase}_programs_compiled"]))
+            lines += [
+                f"\n{phase.upper()} STARTUP:",
+                f"Avg startup time: {fields[f'avg_{phase}_startup_time']:.2f} seconds",
+                f"Programs compiled: {compiled}",
+                "Startup time percentiles:",
+                *(f"  {p}%: {v:.2f} seconds"
+                  for p, v in fields[f"{phase}_startup_percentiles"].items()),
+                *(f"  {name:<20} took {each.took:6.2f} s, done at {each.done_at:6.2f} s"
+                  for name, each in fields[f"{phase}_stages"].items()),
+            ]  # fmt: skip
+        return "\n".join([*lines, "=" * 60])
 
 
 def serve_command(config: EngineConfig, cache_dir: Path) -> list[str]:
@@ -125,75 +192,20 @@ def _stopped_at_the_end(process: subprocess.Popen, timeout: float) -> Iterator[I
         process.wait()
 
 
-def run_startups(
-    config: EngineConfig,
-    *,
-    num_iters_cold: int,
-    num_iters_warm: int,
-    timeout: float,
-    progress: bool = True,
-) -> dict[str, list[Startup]]:
+def run_startups(config: EngineConfig, spec: StartupSpec, *, progress: bool) -> StartupResult:
     """Cold starts, each with an empty compilation cache, then warm ones with the last one's.
 
     Raises:
-        ConfigError: no iterations.
         JaxserveError: the server does not start.
     """
-    if num_iters_cold < 1 or num_iters_warm < 0:
-        raise ConfigError("there must be at least one cold start")
-    results: dict[str, list[Startup]] = {"cold": [], "warm": []}
+    starts: list[Startup] = []
     with (
         tempfile.TemporaryDirectory(prefix="jaxserve-startup-") as base,
-        tqdm(total=num_iters_cold + num_iters_warm, unit="start", disable=not progress) as bar,
+        tqdm(total=spec.num_cold + spec.num_warm, unit="start", disable=not progress) as bar,
     ):
-        for index in range(num_iters_cold + num_iters_warm):
-            phase = "cold" if index < num_iters_cold else "warm"
-            bar.set_description(phase)
-            cache_dir = Path(base) / str(min(index, num_iters_cold - 1))
-            results[phase].append(
-                measure_startup(serve_command(config, cache_dir), timeout=timeout)
-            )
+        for index in range(spec.num_cold + spec.num_warm):
+            bar.set_description("cold" if index < spec.num_cold else "warm")
+            cache_dir = Path(base) / str(min(index, spec.num_cold - 1))
+            starts.append(measure_startup(serve_command(config, cache_dir), timeout=spec.timeout))
             bar.update()
-    return results
-
-
-def summarize_startups(results: dict[str, list[Startup]]) -> dict[str, Any]:
-    """JSON fields, named as in `vllm bench startup`, plus stages and programs compiled."""
-    fields: dict[str, Any] = {}
-    for phase, starts in results.items():
-        if not starts:
-            continue
-        seconds = np.array([start.seconds for start in starts])
-        fields[f"avg_{phase}_startup_time"] = float(seconds.mean())
-        fields[f"{phase}_startup_times"] = seconds.tolist()
-        fields[f"{phase}_startup_percentiles"] = {
-            str(p): float(np.percentile(seconds, p)) for p in PERCENTILES
-        }
-        fields[f"{phase}_programs_compiled"] = [start.programs_compiled for start in starts]
-        fields[f"{phase}_stages"] = {
-            name: StageTime(
-                *np.mean([start.stages[name] for start in starts if name in start.stages], axis=0)
-            )._asdict()
-            for name in starts[-1].stages
-        }
-    return fields
-
-
-def format_startups(fields: dict[str, Any]) -> str:
-    """What `vllm bench startup` prints, plus stages and programs compiled."""
-    lines = ["=" * 60, "STARTUP TIME BENCHMARK RESULTS", "=" * 60]
-    for phase in ("cold", "warm"):
-        if f"avg_{phase}_startup_time" not in fields:
-            continue
-        compiled = ", ".join(map(str, fields[f"{phase}_programs_compiled"]))
-        lines += [
-            f"\n{phase.upper()} STARTUP:",
-            f"Avg startup time: {fields[f'avg_{phase}_startup_time']:.2f} seconds",
-            f"Programs compiled: {compiled}",
-            "Startup time percentiles:",
-            *(f"  {p}%: {v:.2f} seconds"
-              for p, v in fields[f"{phase}_startup_percentiles"].items()),
-            *(f"  {name:<20} took {each['took']:6.2f} s, done at {each['done_at']:6.2f} s"
-              for name, each in fields.get(f"{phase}_stages", {}).items()),
-        ]  # fmt: skip
-    return "\n".join([*lines, "=" * 60])
+    return StartupResult.of(starts[: spec.num_cold], starts[spec.num_cold :])

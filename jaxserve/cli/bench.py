@@ -17,11 +17,11 @@ from jaxserve.cli.bench_engine import (
     latency,
     padding,
     peers,
+    startup,
     steps,
     throughput,
 )
 from jaxserve.cli.bench_serve import serve
-from jaxserve.cli.bench_startup import startup
 
 
 @click.group()

@@ -13,6 +13,7 @@ from jaxserve.bench.settings import (
     HostCostSpec,
     LatencySpec,
     PaddingSpec,
+    StartupSpec,
     StepsSpec,
     ThroughputSpec,
     WorkloadSpec,
@@ -66,6 +67,14 @@ def latency(config: EngineConfig, spec: LatencySpec, progress: bool) -> "Result"
         items = build_workload(dataset, info.vocab_size, info.eos_token_ids).items
         require_room(items, info.max_model_len)
         return measure_latency(llm, items, spec, progress=progress)
+
+
+@benchmark([name for name in ALL if name != "compilation_cache_dir"], spec=StartupSpec)
+def startup(config: EngineConfig, spec: StartupSpec, progress: bool) -> "Result":
+    """Seconds from process start to READY, and programs compiled, cold and warm."""
+    from jaxserve.bench.startup import run_startups
+
+    return run_startups(config, spec, progress=progress)
 
 
 @benchmark(

@@ -28,10 +28,6 @@ REPLAYED = (  # page_size, too, but where a benchmark has several
 )  # fmt: skip
 BATCH = (*MODEL, "max_num_seqs", "max_num_batched_tokens", "overlap")
 
-output_json_option = click.option(
-    "--output-json", type=click.Path(path_type=Path, dir_okay=False), default=None,
-    help="Write the results as JSON, too.",
-)  # fmt: skip
 disable_tqdm_option = click.option("--disable-tqdm", is_flag=True, help="Show no progress bar.")
 
 
@@ -64,7 +60,10 @@ def benchmark(
                 sys.exit(1)
 
         command: Callable[..., Any] = disable_tqdm_option(run)
-        command = output_json_option(command)
+        command = click.option(
+            "--output-json", type=click.Path(path_type=Path, dir_okay=False), default=None,
+            help="Write the results as JSON, too.",
+        )(command)  # fmt: skip
         for parameter, spec in reversed(specs.items()):
             command = settings_options(spec, parameter)(command)
         if engine:
@@ -84,9 +83,3 @@ def write_json(path: Path | None, fields: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(fields, indent=4, default=str) + "\n", encoding="utf-8")
-
-
-def number(flag: str, default: Any, help: str, kind: Any = int) -> Callable[..., Any]:
-    """An option that takes a number; a default of None is not shown."""
-    shown = default is not None
-    return click.option(flag, type=kind, default=default, show_default=shown, help=help)

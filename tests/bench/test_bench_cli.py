@@ -49,7 +49,7 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         (["chunked-prefill", "m", "--budgets", "8"], "leaves too little room"),
         (["prefix-cache", "m", "--part", "chat", "--num-sessions", "2"], "at least 3 sessions"),
         (["prefix-cache", "m", "--part", "shared", "--rounds", "0"], "rounds must be positive"),
-        (["startup", "m", "--num-iters", "0"], "at least one cold start"),
+        (["startup", "m", "--num-iters", "0"], "num_iters must be positive"),
     ],
 )
 def test_bad_options_end_with_a_message(arguments: list[str], message: str) -> None:

@@ -1,15 +1,18 @@
 """`bench startup` against little programs that pretend to be the server."""
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from jaxserve.bench import startup
+from jaxserve.bench.settings import StartupSpec
 from jaxserve.bench.startup import (
     StageTime,
     Startup,
-    format_startups,
+    StartupResult,
     measure_startup,
     serve_command,
 )
@@ -74,14 +77,13 @@ def test_warm_starts_use_the_last_cold_ones_cache(monkeypatch: pytest.MonkeyPatc
         return Startup(1.0, 0) if known else Startup(9.0, 5, STAGES)
 
     monkeypatch.setattr(startup, "measure_startup", fake)
-    results = startup.run_startups(
-        EngineConfig(), num_iters_cold=2, num_iters_warm=3, timeout=1, progress=False
-    )
-    assert results == {"cold": [Startup(9.0, 5, STAGES)] * 2, "warm": [Startup(1.0, 0)] * 3}
-    fields = startup.summarize_startups(results)
-    assert fields["avg_cold_startup_time"] == 9 and fields["warm_programs_compiled"] == [0, 0, 0]
+    spec = StartupSpec(num_iters_cold=2, num_iters_warm=3, timeout=1)
+    result = startup.run_startups(EngineConfig(), spec, progress=False)
+    assert result == StartupResult.of([Startup(9.0, 5, STAGES)] * 2, [Startup(1.0, 0)] * 3)
+    assert result.avg_cold_startup_time == 9 and result.warm_programs_compiled == [0, 0, 0]
+    fields = json.loads(json.dumps(dataclasses.asdict(result)))
     assert fields["cold_stages"] == {"weights": {"took": 2.0, "done_at": 3.0}}
-    text = format_startups(fields)
+    text = str(result)
     assert "weights              took   2.00 s, done at   3.00 s" in text
     assert "Avg startup time: 9.00 seconds\nPrograms compiled: 5, 5" in text
     assert "WARM STARTUP:\nAvg startup time: 1.00 seconds\nPrograms compiled: 0, 0, 0" in text
