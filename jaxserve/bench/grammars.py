@@ -201,7 +201,7 @@ def _ask(engine: "Engine", schema: Schema, spec: GrammarSpec, index: int) -> _Re
 
 
 def _freed(request: _Request, answer: _Answer) -> _Request:
-    """The same without a grammar: as many tokens as it got with one."""
+    """The request without its grammar: as many tokens as it got with one."""
     params = dataclasses.replace(
         request.params, grammar=None, ignore_eos=True, max_tokens=max(answer.num_tokens, 1)
     )

@@ -38,7 +38,7 @@ class DiskTier:
     then contents are written, then the new header. A process killed at any point thus leaves the
     page or a free slot. A machine that loses power may keep later writes without earlier ones;
     that is what the contents' CRC-32 is for, verified each time a page is read. It guards
-    against accidents, not against somebody who may write to the directory (only its owner may).
+    against accidents, not against a user who may write to the directory (only its owner may).
     CRC-32 ran at 6 GB/s where BLAKE2b did 1.2. So nothing needs to wait for the disk (fsync).
 
     Pages are read through a memory map. They are not written through it: a store to a mapped
@@ -52,7 +52,7 @@ class DiskTier:
         directory: made if need be, readable by its owner only; for one process at a time. Each
             fingerprint has a file of its own in it, and other files are left alone.
         page_bytes: size of a page's contents.
-        fingerprint: whatever makes equal keys mean equal contents: model, dtype, page size, ...
+        fingerprint: all that makes equal keys mean equal contents: model, dtype, page size, ...
         max_bytes: size that the file may grow to.
 
     Raises:
@@ -130,7 +130,7 @@ class DiskTier:
         return zlib.crc32(out.data) == self._checksums[slot]
 
     def erase(self, slot: int) -> None:
-        """See to it that the slot holds nothing after a restart.
+        """Make sure that the slot holds nothing after a restart.
 
         Raises:
             OSError: the disk is broken.

@@ -52,7 +52,7 @@ class KvEvent(NamedTuple):
 
 
 class EventLog:
-    """Takes events from any thread and hands them to whoever subscribed.
+    """Takes events from any thread and hands them to subscribers.
 
     Without a subscriber an event costs one look at an empty tuple: it is neither built nor
     numbered. So a subscriber knows nothing of the time before; what is held when it comes must

@@ -49,6 +49,6 @@ class HostTier:
     def view(self, slot: int) -> np.ndarray:
         """A slot's memory, uint8 [page_bytes].
 
-        Whoever reads or writes it sees to it that the slot stays theirs meanwhile.
+        The caller sees to it that the slot stays its own while it reads or writes.
         """
         return self._pages[slot]

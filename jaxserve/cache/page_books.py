@@ -14,7 +14,7 @@ _MARGIN_PART, _MARGIN_PAGES = 8, 64
 class PageBooks:
     """All states of all pages of a `PageStore`, and every change between them.
 
-    No contents, lock or thread: whoever copies a page calls a `begin_` method, copies without
+    No contents, lock or thread: what copies a page calls a `begin_` method, copies without
     the store's lock, and then calls the `end_` method. In between the page is in transfer, and
     the slots that it is about are not given to another. New pages go to host memory, or to disk
     if there is none.
@@ -66,7 +66,7 @@ class PageBooks:
     # Announced pages
 
     def expect(self, key: bytes) -> bool:
-        """See `PageStore.expect`."""
+        """Reserve a slot for a page that is about to be saved; whether there was one to give."""
         if key in self.held or key in self._doomed:
             self._touch(key)
             return False
@@ -100,14 +100,18 @@ class PageBooks:
     # Which pages stay
 
     def pin(self, keys: Iterable[bytes]) -> None:
-        """See `PageStore.pin`."""
+        """Keep pages from being evicted, until as many calls of `unpin`."""
         for key in keys:
             self._pins[key] += 1
             self._host.pin(key)
             self._disk.pin(key)
 
     def unpin(self, keys: Iterable[bytes]) -> None:
-        """See `PageStore.unpin`."""
+        """Take back one `pin` of each page.
+
+        Raises:
+            ValueError: a page is not pinned.
+        """
         for key in keys:
             if key not in self._pins:
                 raise ValueError(f"page {key.hex()} is not pinned")
@@ -118,7 +122,7 @@ class PageBooks:
                 self._disk.unpin(key)
 
     def drop(self, key: bytes) -> None:
-        """Forget a page, as soon as nobody copies it; from now on it is not held any more."""
+        """Forget a page, once no copy of it is under way; from now on it is not held any more."""
         if key in self.expected and key not in self._filling:
             self.end_fill(key, is_stored=False)
         elif key in self.held:
@@ -145,7 +149,7 @@ class PageBooks:
         return wanted
 
     def end_fetch(self, wanted: Sequence[bytes]) -> None:
-        """Somebody is done with what `begin_fetch` returned."""
+        """A reader is done with what `begin_fetch` returned."""
         for key in wanted:
             self._users[key] -= 1
             if not self._users[key]:
@@ -249,7 +253,7 @@ class PageBooks:
         for tier, slots in self._slots.items():
             slots.check(num_taken[tier], set(self._pins))
         counts = (*self._pins.values(), *self._users.values())
-        assert all(count > 0 for count in counts), "a pin or a fetch that nobody has"
+        assert all(count > 0 for count in counts), "a pin or a fetch without an owner"
         on_host = set(self._host.keys())
         assert self._unsaved <= on_host, "a page to save that is not here"
         assert self._filling <= self.expected.keys(), "contents for an unexpected page"

@@ -2,7 +2,7 @@
 
 A page's key is a hash of its parent's key and its own tokens (chained page hashes, as in vLLM's
 automatic prefix caching), and the first parent is a hash of a salt. So equal keys mean equal KV:
-the same tokens after the same tokens, for somebody with whom they may be shared.
+the same tokens after the same tokens, for a tenant with whom they may be shared.
 """
 
 import hashlib

@@ -28,8 +28,8 @@ class PagePool:
           ^                 |                            |
           +--free, no key---+      evicted by allocate---+--> used
 
-    A page gets its key (see `cache/page_keys.py`) by `publish`; from then on nobody writes it
-    and everybody whose tokens lead to the same key may share it. This is automatic prefix
+    A page gets its key (see `cache/page_keys.py`) by `publish`; from then on it is not written
+    and every request whose tokens lead to the same key may share it. This is automatic prefix
     caching with reference counts (PagedAttention: Kwon et al., SOSP 2023; hashed pages as in
     vLLM), evicted least recently used first and, of one request, from the last page to the
     first, so that no page goes before the pages that can only be found behind it.
@@ -102,7 +102,7 @@ class PagePool:
         """A new step is being planned: all that was planned before will be done before it.
 
         So what was published may be copied, the pages given up as duplicates may be handed out,
-        and what was evicted without anybody asking is forgotten: it will be overwritten.
+        and what was evicted without a copy being asked for is forgotten: it will be overwritten.
         """
         if self._resting:
             self._free += self._resting
@@ -264,7 +264,7 @@ class PagePool:
 
         Args:
             page: used, with one reference and without a key. Its first slots hold `tokens`, or
-                will when the steps planned so far are done, and nobody writes them again.
+                will when the steps planned so far are done, and they are not written again.
             parent: key of the page before (or of the root).
             tokens: what the first slots hold.
 
@@ -300,7 +300,7 @@ class PagePool:
         """Pages (and their keys) that `allocate` evicted since the last call or `begin_step`.
 
         Their contents are there until the step being planned runs. Each page comes once. Tails do
-        not come, since nobody could ask for them by key, nor do pages that were published in this
+        not come, since none could ask for them by key, nor do pages that were published in this
         very step: they hold nothing yet.
         """
         if not self._evicted:

@@ -107,7 +107,7 @@ class PageStore:
     def expect(self, key: bytes) -> bool:
         """Reserve room for a page that is about to be saved, evicting another if need be.
 
-        `put` or `cancel` must follow; until then whoever fetches the page waits.
+        `put` or `cancel` must follow; until then a fetch of the page waits.
 
         Returns:
             False if there is nothing to save: the page is held or expected already, or there is

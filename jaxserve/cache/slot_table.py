@@ -26,7 +26,7 @@ class SlotTable:
 
     @property
     def num_free(self) -> int:
-        """Slots that nobody has."""
+        """Slots that hold no page."""
         return len(self._free)
 
     @property

@@ -1,4 +1,4 @@
-"""What an engine tells, and asks, whoever keeps count of what tenants use."""
+"""What an engine tells, and asks, the front end that counts what tenants use."""
 
 from typing import Protocol
 
@@ -17,7 +17,7 @@ class Accounts(Protocol):
     """Decides whether a tenant may have another request run."""
 
     def enter(self, tenant: str, num_prompt_tokens: int) -> Account | None:
-        """Let a request in; None if nobody counts what it uses.
+        """Let a request in; None if its use is not counted.
 
         Raises:
             RateLimited: its tenant has used up its share.

@@ -41,7 +41,7 @@ class PromptStates(abc.ABC):
 
     @abc.abstractmethod
     def _take(self, start: int, hidden: np.ndarray) -> None:
-        """The same, of states that are new."""
+        """Take in states that are new, of the tokens from position `start` on."""
 
 
 class PromptScorer(PromptStates):

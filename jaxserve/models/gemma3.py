@@ -17,7 +17,7 @@ class Gemma3Layer(Layer):
         self.post_mlp_norm = param(rngs, (config.hidden_size,), None)
 
     def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
-        """See `Layer.finish`."""
+        """What follows attention: both blocks are normalised before and after."""
         config, eps = self.config, self.config.norm_eps
         x = x + rms_norm(linear(attended, self.o[...]), self.post_attention_norm[...], eps)
         normed = rms_norm(x, self.mlp_norm[...], eps)

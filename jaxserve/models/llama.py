@@ -10,7 +10,7 @@ class LlamaLayer(Layer):
     """Pre-norm attention and a gated MLP, each on its own residual."""
 
     def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
-        """See `Layer.finish`."""
+        """What follows attention: its output projection, then the MLP."""
         config = self.config
         x = x + linear(attended, self.o[...])
         normed = rms_norm(x, self.mlp_norm[...], config.norm_eps)

@@ -68,7 +68,7 @@ class LengthPredictor(Protocol):
         ...
 
     def finished(self, request: Request) -> None:
-        """A request ended, for whatever reason; learn from it, later and elsewhere."""
+        """A request ended, in any way; learn from it, later and elsewhere."""
         ...
 
     def metrics(self) -> PredictorMetrics:
@@ -106,7 +106,7 @@ class NoPredictor:
         return PredictorMetrics()
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """There is nothing to close."""
 
 
 class OraclePredictor:
@@ -148,7 +148,7 @@ class OraclePredictor:
         return self._errors.metrics()
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """There is nothing to close."""
 
 
 ANSWERED = (FinishReason.STOP, FinishReason.LENGTH)  # ends that say how long an answer was

@@ -75,7 +75,7 @@ def apply_weights(weights: Weights, features: np.ndarray) -> np.ndarray:
 
 
 def rescale(weights: Weights, old: Scale, new: Scale) -> Weights:
-    """The same function of the features (but for clipping) when their scale changes."""
+    """Weights that make of newly scaled features what the old ones did, but for clipping."""
     shift = ((new.mean - old.mean) / old.deviation) @ weights.first
     first = weights.first * (new.deviation / old.deviation)[:, None]
     return weights._replace(first=first, first_bias=weights.first_bias + shift)

@@ -262,7 +262,7 @@ class LearnedPredictor:
                     started = time.perf_counter()
                     if not self._train():
                         break
-                    # Whoever serves has the rest of the time.
+                    # Serving has the rest of the time.
                     self._closing.wait((time.perf_counter() - started) * (1 / DUTY - 1))
                     self._take_in(block=False)
                 if self._unsaved >= SAVE_EVERY:
@@ -326,7 +326,7 @@ class LearnedPredictor:
                     {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
                 )
             self._variance, self._mean = float(arrays["variance"]), float(arrays["mean"])
-        except Exception as error:  # whatever is in the file, the server starts
+        except Exception as error:  # a bad file must not keep the server from starting
             log.warning("ignoring what a length predictor learned (%s): %s", self._path, error)
 
 

@@ -56,7 +56,7 @@ def _draw_gumbels(logits: jax.Array, rows: SamplingRows) -> jax.Array:
 
 
 def _draw_by_sums(logits: jax.Array, rows: SamplingRows) -> jax.Array:
-    """The same by inversion: a block of the vocabulary by one random number, then its token.
+    """A draw from softmax(logits) by inversion: a block by one random number, then its token.
 
     Two random numbers per row: those of Gumbel noise, one per token, take a CPU longer than all
     attention does.
@@ -93,7 +93,7 @@ def _argmax_plain(x: jax.Array) -> jax.Array:
 
 
 def _argmax_by_blocks(x: jax.Array) -> jax.Array:
-    """The same by blocks of the vocabulary: their maxima, the best block, the best inside it.
+    """`_argmax` by blocks of the vocabulary: their maxima, the best block, the best inside it.
 
     XLA:CPU vectorises a maximum, but not an argmax.
     """

@@ -45,7 +45,7 @@ class Admission:
         self._page_size = page_size
         self._traits = policy.traits
         self._just_preempted: set[int] = set()
-        self._late: list[Request] = []
+        self._given_up: list[Request] = []
 
     def begin_step(self, now: float) -> None:
         """Forget the last step, and look again at some of those that wait."""
@@ -54,7 +54,7 @@ class Admission:
             self.waiting.refresh(now, _REFRESHED_PER_STEP, self.look_up)
 
     def make_room(self, now: float) -> None:
-        """Before anybody is served: stop those whose turn is over, and start who takes it."""
+        """Before any is served: stop requests whose turn is over, and start those that take it."""
         if not len(self.waiting):
             return
         if self._slice_tokens is not None:
@@ -62,18 +62,18 @@ class Admission:
         if self._traits.displaces:
             self._displace(now)
 
-    def take_late(self) -> list[Request]:
-        """Requests that were given up, and wait no more, since the last call."""
-        late, self._late = self._late, []
-        return late
+    def take_given_up(self) -> list[Request]:
+        """Requests that were shed, and wait no more, since the last call."""
+        given_up, self._given_up = self._given_up, []
+        return given_up
 
     # Starting.
 
     def admit(self, now: float) -> None:
         """Start waiting requests, strictly in policy order, so that none is overtaken for ever.
 
-        Whoever starts must find pages for all its tokens, not only for its first chunk, beside
-        what is owed to the running ones. Alone on a shard it always does (see `add`).
+        A request that starts must find pages for all its tokens, not only for its first chunk,
+        beside what is owed to the running ones. Alone on a shard it always does (see `add`).
         """
         if not len(self.waiting) or not any(shard.free_slots for shard in self._shards):
             return
@@ -90,17 +90,17 @@ class Admission:
             shard.owe(request)
 
     def _next(self, now: float) -> Ranked | None:
-        """The first in line, if it can start at all; those that come too late are shed."""
+        """The first in line, if it can start at all; those that the policy gives up are not."""
         while (entry := self.waiting.peek(now)) is not None:
             request = entry.request
             # Recomputing a preempted request takes the values of its tokens, all of them.
             if request.num_pending_tokens or request.key in self._just_preempted:
                 return None
-            late = self._traits.sheds and not request.num_output_tokens
-            if not (late and self._policy.sheds(request, now)):
+            may_shed = self._traits.sheds and not request.num_output_tokens
+            if not (may_shed and self._policy.sheds(request, now)):
                 return entry
             self.waiting.discard(request)
-            self._late.append(request)
+            self._given_up.append(request)
         return None
 
     def _start(self, entry: Ranked, now: float) -> Shard | None:
@@ -123,12 +123,12 @@ class Admission:
                 self.cache_counts.queried_tokens += request.num_tokens
                 self.cache_counts.device_hit_tokens += request.num_computed_tokens
                 if request.load_ticket is None:
-                    self.has_caught_up(shard, request)
+                    self.begin_computing(shard, request)
                 return shard
         return None
 
-    def has_caught_up(self, shard: Shard, request: Request) -> None:
-        """A request has got all that the caches held of it, and goes on from there."""
+    def begin_computing(self, shard: Shard, request: Request) -> None:
+        """Let a request go on from what the caches held of it, all of which it has now."""
         shard.pages.drop_swapped(request)
         request.num_cached_tokens = request.num_computed_tokens
         if request.num_reused_tokens is None:
@@ -179,7 +179,7 @@ class Admission:
     def _end_slices(self, slice_tokens: int, now: float) -> None:
         """Let requests make room that have had their slice: slice-level scheduling (SLS).
 
-        Not for those who would come after them again; and whoever is overdue has no slices.
+        Not for those that would come after them again; and overdue requests have no slices.
         """
         for shard in self._shards:
             for entry in map(Ranked._make, reversed(shard.ranks[:])):

@@ -1,4 +1,4 @@
-"""From options to a scheduler, whatever device it plans for: one place that puts it together."""
+"""From options to a scheduler, for any device: one place that puts it together."""
 
 from collections.abc import Sequence
 

@@ -38,7 +38,7 @@ class Load(NamedTuple):
     Attributes:
         request: who asked for them; it may have ended since.
         shard: whose pages they are.
-        pages: the pages; they are nobody else's until the load is done.
+        pages: the pages; they are no other request's until the load is done.
         started: when, in seconds.
     """
 

@@ -39,8 +39,8 @@ class Ranking:
     """Ranks requests by a policy, and by how long they have waited without progress.
 
     A request overdue goes before all that are not, those among themselves by arrival, until it
-    is finished: whatever the policy prefers, nobody waits for ever (FastServe and LTR promote
-    starving requests likewise).
+    is finished: so none waits for ever, under any policy (FastServe and LTR promote
+    starving requests, too).
 
     Args:
         policy: the order of all others.
@@ -83,7 +83,7 @@ class Ranking:
             running: in any order.
             now: seconds.
         """
-        if not (self._promote_late(running, now) or self._reranks):
+        if not (self._promote_overdue(running, now) or self._reranks):
             return None
         requests = running
         ranks: list[Rank] = [self.rank(request, now) for request in running if request.is_overdue]
@@ -100,13 +100,13 @@ class Ranking:
         ranks.sort()
         return ranks
 
-    def _promote_late(self, requests: list[Request], now: float) -> bool:
+    def _promote_overdue(self, requests: list[Request], now: float) -> bool:
         """Make those overdue that have waited too long; whether there were any."""
         timeout = self._timeout
         # As a rule there are none, and the one that waited longest tells.
         if min(map(_LAST_PROGRESS, requests), default=now) + timeout > now:
             return False
-        late = [r for r in requests if not r.is_overdue and r.last_progress + timeout <= now]
-        for request in late:
+        overdue = [r for r in requests if not r.is_overdue and r.last_progress + timeout <= now]
+        for request in overdue:
             request.is_overdue = True
-        return bool(late)
+        return bool(overdue)

@@ -191,7 +191,7 @@ class Scheduler:
             shard.begin_step(max(budget, 1), self._admission.ranking, now)
         self._admission.make_room(now)
         self._serve_all(now)
-        for request in self._admission.take_late():
+        for request in self._admission.take_given_up():
             self._finish(request, FinishReason.SHED)
             self._shed.append(request)
         for shard in self._shards:
@@ -229,8 +229,8 @@ class Scheduler:
     def _serve_one(self, shard: Shard, request: Request, now: float) -> None:
         """Give a running request its row, at the cost of requests after it in policy order.
 
-        Nobody is preempted for a request that comes later than all without a row: it sits
-        out this step and keeps its pages until somebody before it wants them. The first in
+        None is preempted for a request that comes later than all without a row: it sits
+        out this step and keeps its pages until one before it wants them. The first in
         order thus always gets its row, or all the others have theirs: each plan makes progress.
         """
         wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
@@ -293,7 +293,7 @@ class Scheduler:
         before = request.num_computed_tokens
         shard.pages.finish_load(request, load.pages, done.num_pages)
         self._admission.cache_counts.store_hit_tokens += request.num_computed_tokens - before
-        self._admission.has_caught_up(shard, request)
+        self._admission.begin_computing(shard, request)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""

@@ -19,7 +19,7 @@ class Shard:
         rows: rows planned for the current step.
         budget: tokens the current step may still take here.
         owed: pages that the running requests will soon ask for; admission leaves them alone. None:
-            not counted, and only counted when somebody could start.
+            not counted, and only counted when a request could start.
         is_short: a running request went without all the pages it wanted in this step.
     """
 
@@ -145,7 +145,7 @@ class Shard:
         """Take slot and pages from a request that was running here.
 
         Launched steps may still read and write the pages and the slot. That is safe: the device
-        runs steps in order, so whoever gets them next can only touch them in a later step.
+        runs steps in order, so the next owner can only touch them in a later step.
         """
         if self.owed is not None:
             self.owed -= self.pages_owed(request)
@@ -236,7 +236,7 @@ class Shard:
             self.pages.publish(request)
 
     def add_decodes(self, requests: Iterator[Request], now: float) -> Request | None:
-        """The same for one more token of each answer, up to one that takes more than that.
+        """Plan one more token of each answer, up to a request that takes more than that.
 
         Nearly all rows of a busy server are of this kind, and hundreds are made every step: so
         this does without what they never need, and without calls.
@@ -286,7 +286,7 @@ class Shard:
         """Verify that slots are owned once, and pages by those who may; O(pages), for tests.
 
         Args:
-            abandoned: pages that are being filled for nobody any more.
+            abandoned: pages that are being filled for a request that has ended.
 
         Raises:
             AssertionError: they are not.

@@ -22,7 +22,7 @@ class TokenBudget(Protocol):
 
 
 class FixedBudget:
-    """The same for every step: Sarathi-Serve's token budget (Agrawal et al., OSDI 2024).
+    """One number for every step: Sarathi-Serve's token budget (Agrawal et al., OSDI 2024).
 
     Args:
         max_tokens: of one step.

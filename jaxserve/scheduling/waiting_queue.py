@@ -75,7 +75,7 @@ class WaitingQueue:
         return self._live.get(entry.key) is entry
 
     def peek(self, now: float) -> Ranked | None:
-        """The first in order, or None when nobody waits."""
+        """The first in order, or None when none waits."""
         self._age(now)
         if (entry := self._top(self._overdue)) is not None:
             return entry

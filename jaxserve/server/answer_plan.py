@@ -22,10 +22,10 @@ _NO_LIMIT = 2**31 - 1
 
 
 def check_parsers(tool_call_parser: str, reasoning_parser: str) -> None:
-    """See that there are parsers of these names.
+    """Refuse parsers that do not exist.
 
     Raises:
-        ConfigError: there are not.
+        ConfigError: there is none of that name.
     """
     tool_format(tool_call_parser, chat_template=None, family="")
     think_format(reasoning_parser)

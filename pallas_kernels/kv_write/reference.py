@@ -10,7 +10,7 @@ from pallas_kernels.paged_batch import PagedBatch, to_pool
 def kv_write(
     kv_pages: jax.Array, k: jax.Array, v: jax.Array, batch: PagedBatch, *, layer: int | jax.Array
 ) -> jax.Array:
-    """See `pallas_kernels.kv_write.kv_write`."""
+    """`pallas_kernels.kv_write.kv_write` as its specification says it."""
     page_size = kv_pages.shape[4]
     position, row, valid = batch.positions(k.shape[0])
 

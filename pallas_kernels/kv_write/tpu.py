@@ -56,7 +56,7 @@ def kv_write(
     layer: int | jax.Array,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
-    """See `pallas_kernels.kv_write.kv_write`.
+    """`pallas_kernels.kv_write.kv_write` as a Pallas kernel for TPUs.
 
     Args:
         interpret: run in the TPU interpreter, on any platform.

@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """See `pallas_kernels.linear.linear`; more than MOST_TOKENS tokens are left to XLA.
+    """`pallas_kernels.linear.linear` on a CPU; more than MOST_TOKENS tokens are left to XLA.
 
     Raises:
         ValueError: the weight or the activations are not float32.

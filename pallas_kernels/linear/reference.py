@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """See `pallas_kernels.linear.linear`; computed in the widest type that JAX is set to."""
+    """`pallas_kernels.linear.linear`, computed in the widest type that JAX is set to."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.tensordot(
         x.astype(wide), jnp.moveaxis(weight.astype(wide), range(1 - x.ndim, 0), range(x.ndim - 1)),

@@ -10,7 +10,7 @@ WEIGHT_FIRST_TOKENS = 64
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """See `pallas_kernels.linear.linear`."""
+    """`pallas_kernels.linear.linear` in plain XLA."""
     on_cpu = _weight_first if x.shape[0] <= WEIGHT_FIRST_TOKENS else _flattened
     return lax.platform_dependent(x, weight, cpu=on_cpu, default=_activations_first)
 
@@ -22,7 +22,7 @@ def _activations_first(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The same with rows of weights as the left operand.
+    """The product with rows of weights as the left operand.
 
     XLA:CPU's matmul of a few columns of activations is up to 2x faster this way round; the
     barrier keeps XLA from turning it back when it sees the transpose.
@@ -34,7 +34,7 @@ def _weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _flattened(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The same as a product of matrices.
+    """The product as one of matrices.
 
     XLA:CPU copies a transpose of every weight of more dimensions. Elsewhere it does not, and
     merged dimensions could not be split over a mesh.

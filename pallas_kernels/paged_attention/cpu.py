@@ -47,7 +47,7 @@ def paged_attention(
     soft_cap: float | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.paged_attention.paged_attention`; window and layer may be traced.
+    """`pallas_kernels.paged_attention.paged_attention` on a CPU; window and layer may be traced.
 
     Raises:
         ValueError: the pool is of another type than float32 or bfloat16.

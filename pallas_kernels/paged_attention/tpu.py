@@ -51,7 +51,7 @@ def paged_attention(
     interpret: bool | pltpu.InterpretParams = False,
     block_sizes: tuning.BlockSizes | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.paged_attention.paged_attention`.
+    """`pallas_kernels.paged_attention.paged_attention` as a Pallas kernel for TPUs.
 
     Args:
         interpret: run in the TPU interpreter, on any platform.

@@ -66,7 +66,7 @@ def paged_attention(
     soft_cap: float | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.paged_attention.paged_attention`."""
+    """`pallas_kernels.paged_attention.paged_attention` in plain XLA."""
     num_tokens, num_heads, head_dim = q.shape
     kv_heads = kv_pages.shape[3]
     rules = _Rules(scale, sliding_window, soft_cap, return_lse)

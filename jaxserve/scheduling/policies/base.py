@@ -147,4 +147,4 @@ class Policy(ABC):
         """
 
     def finished(self, request: Request) -> None:  # noqa: B027
-        """A request ended, for whatever reason; forget what was kept of it."""
+        """A request ended, in any way; forget what was kept of it."""

@@ -19,7 +19,7 @@ class BatchPrefix(Policy):
     steps. The ratio is that of a group's first request, by powers of two: a rank that moved as
     the group grows would tear the group apart.
 
-    For offline batches; but a group that never ends must not starve the others. So whatever comes
+    For offline batches; but a group that never ends must not starve the others. So what comes
     later than BATCH_SECONDS after the first request of a batch begins another, and batches are
     served in turn. Every request then has a bounded number before it, and the starvation timeout,
     which would break up the groups of a long batch, is not needed.

@@ -5,7 +5,7 @@ from jaxserve.scheduling.policies.base import Policy, Priority, Traits
 
 
 class LongestPrefixMatch(Policy):
-    """Whoever finds most of its prompt in the cache goes first, while it still is there.
+    """The request that finds most of its prompt in the cache goes first, while it still is there.
 
     The cache-aware order of SGLang (Zheng et al., NeurIPS 2024): on a prefix tree it visits
     requests nearly depth first, and so reuses each cached prefix before it is evicted. What is

@@ -15,13 +15,14 @@ class LearnedRank(Policy):
     length, as the predictor `rank` learns it. A score is of the whole answer and does not shrink
     as it is produced, which also keeps two requests from displacing each other in turn.
 
-    The paper promotes whoever has starved for a number of steps; here the starvation timeout does.
+    The paper promotes requests that have starved for a number of steps; here the starvation
+    timeout does.
     """
 
     traits = Traits(wants_predictions=True, displaces=True)
 
     def priority(self, request: Request, now: float) -> float:
-        """The predicted score; whoever has none comes last."""
+        """The predicted score; a request without one comes last."""
         predicted = request.predicted_len
         return math.inf if predicted is None else predicted
 

@@ -16,6 +16,6 @@ class ShortestJobFirst(Policy):
     traits = Traits(wants_predictions=True)
 
     def priority(self, request: Request, now: float) -> Priority:
-        """Predicted answer tokens; whoever has no prediction comes last."""
+        """Predicted answer tokens; a request without a prediction comes last."""
         predicted = request.predicted_len
         return math.inf if predicted is None else predicted

@@ -60,5 +60,5 @@ class PlainText:
         return []
 
     def finish_reason(self, reason: str) -> str:
-        """The same."""
+        """The engine's reason, unchanged."""
         return reason

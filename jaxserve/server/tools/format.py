@@ -88,7 +88,7 @@ class ToolFormat(abc.ABC):
 
     @abc.abstractmethod
     def auto(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
-        """The same, or any text; beside calls too, where the format has that."""
+        """Calls of these tools or any text; text beside calls, where the format has that."""
 
     def _calls(self, is_parallel: bool) -> str:
         """In Lark, one call or several."""
