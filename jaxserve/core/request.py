@@ -78,7 +78,7 @@ class Request:
     load_ticket: int | None = None  # its pages are on their way from the page store
     swapped_keys: list[bytes] = dataclasses.field(default_factory=list)  # of its pages there
     num_swapped_tokens: int = 0  # that those hold
-    num_cached_tokens: int = 0  # found in the cache when last looked; an estimate while waiting
+    cached_estimate: int = 0  # tokens that a cache had when last looked, and those it gave
     num_reused_tokens: int | None = None  # those it did not compute when it first ran
 
     # What policies go by.

@@ -130,7 +130,7 @@ class Admission:
     def begin_computing(self, shard: Shard, request: Request) -> None:
         """Let a request go on from what the caches held of it, all of which it has now."""
         shard.pages.drop_swapped(request)
-        request.num_cached_tokens = request.num_computed_tokens
+        request.cached_estimate = request.num_computed_tokens
         if request.num_reused_tokens is None:
             request.num_reused_tokens = min(
                 request.num_computed_tokens, len(request.prompt_token_ids)
@@ -141,7 +141,7 @@ class Admission:
         if request.wants_hidden:
             return
         most = max(len(shard.pool.match(request.page_keys)) for shard in self._shards)
-        request.num_cached_tokens = most * self._page_size
+        request.cached_estimate = most * self._page_size
 
     # Stopping.
 

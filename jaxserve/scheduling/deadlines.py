@@ -78,6 +78,6 @@ class Deadlines:
 
     def _prompt_due(self, request: Request, book: _Book) -> float:
         """When the rest of a prompt must be begun for its first token to come in time."""
-        computed, cached = request.num_computed_tokens, request.num_cached_tokens
+        computed, cached = request.num_computed_tokens, request.cached_estimate
         missing = len(request.prompt_token_ids) - (computed if computed > cached else cached)
         return book.ttft_deadline - self._pace.seconds_for(missing)

@@ -42,10 +42,10 @@ def test_prompt_tokens_cost_one_and_answer_tokens_two_over_the_weight() -> None:
 def test_cached_tokens_and_tokens_computed_again_are_free() -> None:
     accounts = TenantAccounts({})
     request = arrive(accounts, "a")
-    request.num_computed_tokens = request.num_cached_tokens = 4
+    request.num_computed_tokens = request.cached_estimate = 4
     serve(accounts, request, 3)
     assert accounts.counter("a") == 3
-    request.num_computed_tokens = request.num_cached_tokens = 0  # preempted, and nothing cached
+    request.num_computed_tokens = request.cached_estimate = 0  # preempted, and nothing cached
     serve(accounts, request, 9)
     assert accounts.counter("a") == 3 + 2
     serve(accounts, request, 1)

@@ -16,4 +16,4 @@ class LongestPrefixMatch(Policy):
 
     def priority(self, request: Request, now: float) -> Priority:
         """Minus the prompt tokens that are in the cache."""
-        return -request.num_cached_tokens
+        return -request.cached_estimate

@@ -41,7 +41,7 @@ def random_request(rng: random.Random, now: float) -> Request:
         ttft_target=rng.choice([None, 1.0, 30.0]),
         tpot_target=rng.choice([None, 0.5, 3.0]),
     )
-    request.num_cached_tokens = rng.randrange(len(request.prompt_token_ids))
+    request.cached_estimate = rng.randrange(len(request.prompt_token_ids))
     request.prompt_token_ids[0] = rng.randrange(4)
     extend_keys(request.page_keys, root_key(), request.prompt_token_ids, 4)
     return request
@@ -94,7 +94,7 @@ def victim_among_favourites(name: str, starvation_timeout: float) -> float:
     """When a request is done that every policy likes less than an endless stream of others."""
 
     def prepared(request: Request, *, token: int, cached: int) -> Request:
-        request.num_cached_tokens = cached
+        request.cached_estimate = cached
         extend_keys(request.page_keys, root_key(), [token] * 8, 8)
         return request
 

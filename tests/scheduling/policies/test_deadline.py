@@ -50,7 +50,7 @@ def test_a_long_prompt_must_start_earlier_and_a_cached_one_need_not() -> None:
     learn_pace(policy, tokens=100, seconds=2.0)
     assert policy.priority(arrive(policy, prompt_len=200), 0.0) == (0.0, pytest.approx(6.0))
     cached = arrive(policy, prompt_len=200)
-    cached.num_cached_tokens = 100
+    cached.cached_estimate = 100
     assert policy.priority(cached, 0.0) == (0.0, pytest.approx(8.0))
     # However short, a step is a step.
     assert policy.priority(arrive(policy, prompt_len=1), 0.0) == (0.0, pytest.approx(8.0))

@@ -113,9 +113,9 @@ def test_srtf_counts_an_outlived_prediction_as_about_to_end() -> None:
 def test_lpm_prefers_what_is_cached_now() -> None:
     policy, requests = make_policy("lpm"), [make_request(100) for _ in range(4)]
     for request, cached in zip(requests, (0, 64, 32, 64), strict=True):
-        request.num_cached_tokens = cached
+        request.cached_estimate = cached
     assert policy.traits.refreshes
     assert ordered(policy, requests) == [1, 3, 2, 0]
-    requests[0].num_cached_tokens = 96  # somebody computed it meanwhile
-    requests[1].num_cached_tokens = 0  # and this was evicted
+    requests[0].cached_estimate = 96  # somebody computed it meanwhile
+    requests[1].cached_estimate = 0  # and this was evicted
     assert ordered(policy, requests) == [0, 3, 2, 1]
