@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest, QueueFull
-from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
+from jaxserve.core.plain_values import integer, integers, listed, string
+from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.vllm_names import engine_options
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.interrupts import whole
 from jaxserve.llm_results import (
     CompletionOutput,
     EmbeddingOutput,
@@ -113,6 +115,7 @@ class LLM:
         Raises:
             InvalidRequest: a prompt cannot be served; the others are not answered either.
         """
+        n = integer("n", n)
         if n < 1:
             raise InvalidRequest(f"n must be at least 1, got {n}")
         results = [self._result(prompt, n) for prompt in _as_list(prompts)]
@@ -154,10 +157,11 @@ class LLM:
                 the text.
             chat_template_kwargs: more variables for the chat template.
         """
-        chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        given = listed("messages", messages)
+        chats = [given] if given and isinstance(given[0], Mapping) else given
         ids = [
             self.tokenizer.apply_chat_template(
-                chat,  # type: ignore[arg-type]
+                listed("messages", chat),
                 tools=tools,
                 chat_template_kwargs=chat_template_kwargs,
             )
@@ -216,7 +220,7 @@ class LLM:
             InvalidRequest: the prompt cannot be served.
         """
         result = self._result(prompt, 0)
-        params = sampling_params or self.get_default_sampling_params()
+        [params] = _one_each(sampling_params, self.get_default_sampling_params(), 1)
         deltas: deque[TokenDelta] = deque()
         with self._requests({result.request_id: deltas.append}):
             self._engine.add(
@@ -232,9 +236,10 @@ class LLM:
 
     def _result(self, prompt: Prompt, n: int) -> RequestOutput:
         if isinstance(prompt, str):
-            text, ids = prompt, self.tokenizer.encode(prompt)
+            text, ids = prompt, self.tokenizer.encode(string("prompt", prompt))
         elif isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
-            text, ids = prompt.get("prompt"), list(prompt["prompt_token_ids"])
+            text = prompt.get("prompt")
+            ids = integers("prompt_token_ids", prompt["prompt_token_ids"])
         else:
             raise InvalidRequest("a prompt is a string or {'prompt_token_ids': [...]}")
         self._num_requests += 1
@@ -259,7 +264,8 @@ class LLM:
 
         with bar, self._requests({request.name: taker(request) for request in requests}):
             for request in requests:
-                self._add_when_room(request)
+                with whole():
+                    self._add_when_room(request)
             while unfinished:
                 self._step()
 
@@ -284,8 +290,9 @@ class LLM:
                 self._step()
 
     def _step(self) -> None:
-        for delta in self._engine.step(time.monotonic()):
-            self._takers[delta.request_id](delta)
+        with whole():
+            for delta in self._engine.step(time.monotonic()):
+                self._takers[delta.request_id](delta)
 
 
 class _Request(NamedTuple):
@@ -297,16 +304,15 @@ class _Request(NamedTuple):
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    return [prompts] if isinstance(prompts, str | Mapping) else prompts
+    return [prompts] if isinstance(prompts, str | Mapping) else listed("prompts", prompts)
 
 
 def _of_answer(params: SamplingParams, index: int) -> SamplingParams:
     """The params of a prompt's answer of that index."""
     if not index:
         return params
-    seed = None if params.seed is None else (params.seed + index) % (MAX_SEED + 1)
     # The first one's are everybody's.
-    return dataclasses.replace(params, seed=seed, prompt_logprobs=None)
+    return dataclasses.replace(params.of_answer(index), prompt_logprobs=None)
 
 
 def _embedded(output: EmbeddingOutput, delta: TokenDelta) -> None:
@@ -317,7 +323,10 @@ def _embedded(output: EmbeddingOutput, delta: TokenDelta) -> None:
 def _one_each(given: T | Sequence[T] | None, default: T, count: int) -> list[T]:
     if given is None or isinstance(given, type(default)):
         return [default if given is None else given] * count
-    if len(given) != count:
-        name = "sampling_params" if isinstance(default, SamplingParams) else "service_params"
-        raise InvalidRequest(f"{len(given)} {name} for {count} prompts")
-    return list(given)
+    name = "sampling_params" if isinstance(default, SamplingParams) else "service_params"
+    each = listed(name, given)
+    if not all(isinstance(one, type(default)) for one in each):
+        raise InvalidRequest(f"{name} must be {type(default).__name__}, one or a list", param=name)
+    if len(each) != count:
+        raise InvalidRequest(f"{len(each)} {name} for {count} prompts")
+    return each

@@ -3,10 +3,14 @@
 import asyncio
 import dataclasses
 import itertools
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import jaxserve
 from jaxserve import LLM, Grammar, SamplingParams
@@ -239,8 +243,102 @@ def test_embeddings(llm: LLM) -> None:
     assert abs(vectors[0] @ vectors[2]) < 0.99
     (alone,) = llm.embed("x" * 100, use_tqdm=False)
     np.testing.assert_allclose(alone.outputs.embedding, vectors[2], atol=1e-5)
-    with pytest.raises(InvalidRequest, match="leaves no room"):
-        llm.embed(["fine", "x" * 600], use_tqdm=False)
+    with pytest.raises(InvalidRequest, match="more than fits in the context of 512"):
+        llm.embed(["fine", {"prompt_token_ids": [1] * 513}], use_tqdm=False)
+    (whole,) = llm.embed({"prompt_token_ids": [1] * 512}, use_tqdm=False)
+    assert np.linalg.norm(whole.outputs.embedding) == pytest.approx(1)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-1, 300),
+    st.floats(),
+    st.text(max_size=3),
+    st.characters(categories=["Cs"]),
+    st.binary(max_size=2),
+    st.sampled_from(
+        [2**200, 1j, np.int64(3), np.float32(1.0), np.bool_(True), np.array([1, 2]), object(),
+         np.array([1.5]), np.array(3), {"prompt_token_ids": np.array([1, 2])}]
+    ),
+)  # fmt: skip
+ODDS = st.recursive(
+    ODD,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.one_of(st.integers(-1, 300), st.text(max_size=2)), inner, max_size=2),
+        st.builds(lambda value: {"prompt_token_ids": value}, inner),
+    ),
+    max_leaves=4,
+)
+FIELDS = [field.name for field in dataclasses.fields(SamplingParams)]
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(FIELDS), ODDS)
+def test_odd_params_are_served_or_refused(llm: LLM, field: str, value: Any) -> None:
+    try:
+        fields: Any = {"max_tokens": 2, field: value}
+        params = SamplingParams(**fields)
+        llm.generate({"prompt_token_ids": [1, 2]}, params, use_tqdm=False)
+    except InvalidRequest:
+        pass
+    assert llm.load().num_used_pages == 0
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(["generate", "embed", "chat", "n", "sampling_params"]), ODDS)
+def test_odd_prompts_are_served_or_refused(llm: LLM, call: str, value: Any) -> None:
+    two = SamplingParams(max_tokens=2)
+    try:
+        if call in ("n", "sampling_params"):
+            size = {"n": min(value, 3) if type(value) is int else value}
+            more: Any = size if call == "n" else {call: value}
+            llm.generate({"prompt_token_ids": [1]}, use_tqdm=False, **more)
+        elif call == "embed":
+            llm.embed(value, use_tqdm=False)
+        else:
+            getattr(llm, call)(value, two, use_tqdm=False)
+    except InvalidRequest:
+        pass
+    assert llm.load().num_used_pages == 0
+
+
+def test_integers_of_numpy_are_integers(llm: LLM) -> None:
+    plain = llm.generate({"prompt_token_ids": [1, 2, 3]}, GREEDY, use_tqdm=False)
+    given: Any = {
+        "temperature": np.float32(0), "max_tokens": np.int64(8), "ignore_eos": np.bool_(True),
+    }  # fmt: skip
+    params = SamplingParams(**given)
+    by_array = llm.generate({"prompt_token_ids": np.array([1, 2, 3])}, params, use_tqdm=False)
+    assert by_array[0].outputs[0].token_ids == plain[0].outputs[0].token_ids
+    for wrong in ([1.0], np.array([1.0]), [True], "12", [[1]]):
+        with pytest.raises(InvalidRequest, match="prompt_token_ids must be"):
+            llm.generate({"prompt_token_ids": wrong}, GREEDY, use_tqdm=False)
+    given = {"logprobs": 1.5}
+    with pytest.raises(InvalidRequest, match=r"logprobs must be an integer, got 1\.5"):
+        SamplingParams(**given)
+
+
+def test_ctrl_c_leaves_an_engine_that_serves(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = llm._engine.executor.collect
+
+    def interrupted(handle: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return collect(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._engine.executor, "collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("hi", GREEDY, use_tqdm=False)
+    assert llm.generate("hi", GREEDY, use_tqdm=False)[0].finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_calls_that_do_not_say_sample_as_the_model_advises(monkeypatch) -> None:

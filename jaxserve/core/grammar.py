@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.json_schema import enforceable_schema
+from jaxserve.core.plain_values import boolean, string
 
 KINDS = ("json_object", "json_schema", "regex", "lark", "choice")
 MAX_GRAMMAR_CHARS = 2**18
@@ -38,6 +39,10 @@ class Grammar:
     whitespace: str | None = None
 
     def __post_init__(self) -> None:
+        string("source", self.source)
+        boolean("is_strict", self.is_strict)
+        if self.whitespace is not None:
+            string("whitespace", self.whitespace)
         if self.kind not in KINDS:
             raise InvalidRequest(f"a grammar is one of {', '.join(KINDS)}, not {self.kind!r}")
         if len(self.source) > MAX_GRAMMAR_CHARS:

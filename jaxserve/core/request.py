@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import itertools
 
+from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 
@@ -57,6 +58,7 @@ class Request:
     max_tokens: int  # resolved: params.max_tokens, cut to what the context allows
     seed: int = 0  # resolved: params.seed, or one drawn at arrival; uint32
     arrival_time: float = 0.0
+    is_answered: bool = True  # False: an embedding's, whose one token is never looked at
     wants_hidden: bool = False  # its prompt's hidden states, so none of it comes from a cache
     key: int = dataclasses.field(default_factory=lambda: next(_keys))  # never reused
 
@@ -98,6 +100,30 @@ class Request:
             len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens
         )
         self.max_num_tokens = len(self.prompt_token_ids) + self.max_tokens
+
+    def fit(self, max_model_len: int) -> None:
+        """Cut the answer to what the context has room for.
+
+        Raises:
+            InvalidRequest: the prompt is empty or leaves no room, or no token is asked for.
+        """
+        prompt_len = len(self.prompt_token_ids)
+        if prompt_len < 1:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if self.max_tokens < 1:
+            raise InvalidRequest(
+                f"max_tokens must be at least 1, got {self.max_tokens}", param="max_tokens"
+            )
+        room = max_model_len - prompt_len + (not self.is_answered)
+        if room < 1:
+            why = "leaves no room to answer" if self.is_answered else "is more than fits"
+            raise InvalidRequest(
+                f"the prompt has {prompt_len} tokens, which {why} in the context of "
+                f"{max_model_len}",
+                param="prompt",
+            )
+        self.max_tokens = min(self.max_tokens, room)
+        self.max_num_tokens = prompt_len + self.max_tokens
 
     @property
     def num_output_tokens(self) -> int:

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
+from jaxserve.core.plain_values import boolean, integer, integers, listed, number, string
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
@@ -14,6 +16,14 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300  # entries, as in OpenAI's API
 MAX_BAD_WORDS = 64
 MAX_STRING_CHARS = 4096  # of a stop string or a bad word: the engine's thread goes through them
+
+
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+_INTEGERS = ("top_k", "min_tokens")
+_MAYBE_INTEGERS = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
+_BOOLEANS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,12 @@ class ThinkingBudget:
     begins_inside: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("start_ids", "end_ids"):
+            object.__setattr__(self, field, tuple(integers(field, getattr(self, field))))
+            _check_token_ids(field, getattr(self, field))
+        budget = integer("thinking_token_budget", self.max_tokens)
+        object.__setattr__(self, "max_tokens", budget)
+        object.__setattr__(self, "begins_inside", boolean("begins_inside", self.begins_inside))
         if self.max_tokens < 0:
             raise InvalidRequest(
                 f"thinking_token_budget must not be negative, got {self.max_tokens}",
@@ -110,14 +126,9 @@ class SamplingParams:
     thinking: ThinkingBudget | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._freeze()
-        for field in (
-            "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-            "frequency_penalty",
-        ):  # fmt: skip
+        stop = self.stop
+        for field in _NUMBERS:
             if not math.isfinite(getattr(self, field)):
                 raise InvalidRequest(f"{field} must be a finite number", param=field)
         if not 0 <= self.temperature <= 100:
@@ -142,7 +153,7 @@ class SamplingParams:
             raise InvalidRequest(
                 f"at most {MAX_STOP_STRINGS} stop strings, got {len(stop)}", param="stop"
             )
-        if any(not isinstance(s, str) or not s for s in stop):
+        if not all(stop):
             raise InvalidRequest("stop strings must be non-empty strings", param="stop")
         _check_lengths("stop", stop)
         _check_token_ids("stop_token_ids", self.stop_token_ids)
@@ -150,14 +161,29 @@ class SamplingParams:
         self._check_logprobs()
 
     def _freeze(self) -> None:
-        """Lists and mappings become tuples."""
-        bias = self.logit_bias
-        if isinstance(bias, Mapping):
-            bias = tuple((int(token), float(value)) for token, value in bias.items())
-        object.__setattr__(self, "logit_bias", tuple(bias))
-        object.__setattr__(self, "bad_words", tuple(self.bad_words))
+        """Every field gets its plain type; lists and mappings become tuples."""
+        plain: dict[str, Any] = {}
+        for field in _NUMBERS:
+            plain[field] = number(field, getattr(self, field))
+        for field in _INTEGERS:
+            plain[field] = integer(field, getattr(self, field))
+        for field in _BOOLEANS:
+            plain[field] = boolean(field, getattr(self, field))
+        for field in _MAYBE_INTEGERS:
+            if getattr(self, field) is not None:
+                plain[field] = integer(field, getattr(self, field))
+        for field in ("stop", "bad_words"):
+            plain[field] = _strings(field, getattr(self, field))
+        plain["stop_token_ids"] = tuple(integers("stop_token_ids", self.stop_token_ids))
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            allowed = integers("allowed_token_ids", self.allowed_token_ids)
+            plain["allowed_token_ids"] = tuple(allowed)
+        plain["logit_bias"] = _biases(self.logit_bias)
+        for field, kind in (("grammar", Grammar), ("thinking", ThinkingBudget)):
+            if not isinstance(getattr(self, field), kind | None):
+                raise InvalidRequest(f"{field} must be a {kind.__name__}", param=field)
+        for field, value in plain.items():
+            object.__setattr__(self, field, value)
 
     def _check_shaping(self) -> None:
         if self.min_tokens < 0:
@@ -197,7 +223,7 @@ class SamplingParams:
             raise InvalidRequest(
                 f"at most {MAX_BAD_WORDS} bad_words, got {len(self.bad_words)}", param="bad_words"
             )
-        if any(not isinstance(word, str) or not word for word in self.bad_words):
+        if not all(self.bad_words):
             raise InvalidRequest("bad_words must be non-empty strings", param="bad_words")
         _check_lengths("bad_words", self.bad_words)
 
@@ -240,10 +266,37 @@ class SamplingParams:
             or self.thinking is not None
         )
 
+    def of_answer(self, index: int) -> "SamplingParams":
+        """Those of one of several answers: with a seed, each one has its own, counted on."""
+        if self.seed is None or not index:
+            return self
+        return dataclasses.replace(self, seed=(self.seed + index) & MAX_SEED)
+
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+
+def _strings(field: str, values: Any) -> tuple[str, ...]:
+    """One string or several."""
+    if isinstance(values, str):
+        values = (values,)
+    return tuple(string(field, each) for each in listed(field, values))
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """`logit_bias` as pairs, from a mapping, whose keys JSON makes strings, or from pairs."""
+    pairs = listed("logit_bias", given.items() if isinstance(given, Mapping) else given)
+    biases: list[tuple[int, float]] = []
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidRequest("logit_bias must map tokens to numbers", param="logit_bias")
+        token, value = pair
+        if isinstance(token, str) and token.isascii() and token.isdecimal() and len(token) < 20:
+            token = int(token)
+        biases.append((integer("logit_bias", token), number("logit_bias", value)))
+    return tuple(biases)
 
 
 def _check_lengths(field: str, strings: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.plain_values import integer, number, string
 
 MAX_NAME_CHARS = 256
 MAX_PRIORITY = 2**31 - 1
@@ -34,16 +35,20 @@ class ServiceParams:
 
     def __post_init__(self) -> None:
         for field in ("tenant", "cache_salt", "traceparent"):
-            if len(getattr(self, field)) > MAX_NAME_CHARS:
+            if len(string(field, getattr(self, field))) > MAX_NAME_CHARS:
                 raise InvalidRequest(
                     f"{field} must have at most {MAX_NAME_CHARS} characters", param=field
                 )
+        object.__setattr__(self, "priority", integer("priority", self.priority))
         if abs(self.priority) > MAX_PRIORITY:
             raise InvalidRequest(
                 f"priority must be an int32, got {self.priority}", param="priority"
             )
         for field in ("ttft_target", "tpot_target"):
             value = getattr(self, field)
+            if value is not None:
+                value = number(field, value)
+                object.__setattr__(self, field, value)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InvalidRequest(
                     f"{field} must be a positive number of seconds, got {value}", param=field

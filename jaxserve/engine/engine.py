@@ -11,6 +11,7 @@ from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.at_exit import close_at_exit
 from jaxserve.core.errors import InvalidRequest, JaxserveError
+from jaxserve.core.plain_values import integers
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
@@ -168,8 +169,9 @@ class Engine:
             EngineDead: a step has failed, or the engine is closed.
         """
         self._lifeline.check()
-        prompt = list(prompt_token_ids)
-        self._check_prompt(prompt)
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(f"sampling params are SamplingParams, not {type(params).__name__}")
+        prompt = self._tokens(prompt_token_ids)
         rules = rules or self.rule_maker.make(params)
         request = self._request(request_id, prompt, params, service, now)
         request.predicted_len = self.predictor.predict(request)
@@ -190,9 +192,8 @@ class Engine:
         Args, Raises: see `add`.
         """
         self._lifeline.check()
-        prompt = list(prompt_token_ids)
-        self._check_prompt(prompt)
-        request = self._request(request_id, prompt, _EMBEDDING, service, now)
+        prompt = self._tokens(prompt_token_ids)
+        request = self._request(request_id, prompt, _EMBEDDING, service, now, is_answered=False)
         request.predicted_len = 1.0  # known, and nothing that a predictor should learn from
         self._queue(EmbeddingStream(request, PromptPooler(prompt, self._pooling)))
 
@@ -203,18 +204,23 @@ class Engine:
         params: SamplingParams,
         service: ServiceParams | None,
         now: float,
+        *,
+        is_answered: bool = True,
     ) -> Request:
-        room = self.info.max_model_len - len(prompt)
+        limit = self.info.max_model_len
         seed = self._seeds.getrandbits(32) if params.seed is None else params.seed
-        return Request(
+        request = Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
             service=service or ServiceParams(),
-            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            max_tokens=limit if params.max_tokens is None else params.max_tokens,
+            is_answered=is_answered,
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
+        request.fit(limit)
+        return request
 
     def _queue(self, stream: RequestStream) -> None:
         request = stream.request
@@ -226,21 +232,16 @@ class Engine:
         self._num_prompt_tokens += len(request.prompt_token_ids)
         self._streams[request.key] = stream
 
-    def _check_prompt(self, prompt: list[int]) -> None:
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if len(prompt) >= self.info.max_model_len:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, which leaves no room to answer in the "
-                f"context of {self.info.max_model_len}",
-                param="prompt",
-            )
-        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
+    def _tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """A prompt's tokens, which are the vocabulary's."""
+        prompt = integers("prompt_token_ids", token_ids)
+        if prompt and (min(prompt) < 0 or max(prompt) >= self.info.vocab_size):
             raise InvalidRequest(
                 f"prompt token ids must be in [0, {self.info.vocab_size}), "
                 f"got {min(prompt)}..{max(prompt)}",
                 param="prompt",
             )
+        return prompt
 
     def abort(self, request_id: str) -> TokenDelta | None:
         """End a request now and free what it holds; its last delta, or None if unknown."""

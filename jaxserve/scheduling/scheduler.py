@@ -102,7 +102,7 @@ class Scheduler:
     # Requests come and go.
 
     def add(self, request: Request) -> None:
-        """Queue a new request.
+        """Queue a new request, cut to the context.
 
         Raises:
             QueueFull: `max_waiting` requests wait already.
@@ -114,9 +114,6 @@ class Scheduler:
         if len(self._waiting) >= self._max_waiting:
             raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later")
         now = request.last_progress = request.arrival_time
-        prompt_len = len(request.prompt_token_ids)
-        request.max_tokens = min(request.max_tokens, self._max_model_len - prompt_len)
-        request.max_num_tokens = prompt_len + request.max_tokens
         self._shards[0].pages.update_keys(request)
         if self._policy.traits.refreshes:
             self._admission.look_up(request)
@@ -137,21 +134,9 @@ class Scheduler:
         return True
 
     def _require_servable(self, request: Request) -> None:
-        prompt_len = len(request.prompt_token_ids)
-        if prompt_len < 1:
-            raise InvalidRequest("the prompt has no tokens", param="prompt")
-        if request.max_tokens < 1:
-            raise InvalidRequest(
-                f"max_tokens must be at least 1, got {request.max_tokens}", param="max_tokens"
-            )
-        if prompt_len > self._max_model_len - 1:
-            raise InvalidRequest(
-                f"the prompt has {prompt_len} tokens; at most {self._max_model_len - 1} leave room "
-                f"for an answer in the context of {self._max_model_len}",
-                param="prompt",
-            )
+        request.fit(self._max_model_len)
         # The last token of an answer is never fed back, so it needs no KV.
-        kv_tokens = min(prompt_len + request.max_tokens, self._max_model_len) - 1
+        kv_tokens = request.max_num_tokens - 1
         capacity = self._smallest_pool * self._page_size
         if kv_tokens > capacity:
             raise InvalidRequest(

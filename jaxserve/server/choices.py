@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 
-from jaxserve.core.sampling_params import MAX_SEED, SamplingParams
+from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import TokenDelta
@@ -42,7 +41,7 @@ async def generate_choices(
     Raises:
         What `AsyncEngine.generate` raises, of any of the requests; the others are aborted.
     """
-    requests = [(prompt, _nth_params(params, j)) for prompt in prompts for j in range(n)]
+    requests = [(prompt, params.of_answer(j)) for prompt in prompts for j in range(n)]
     for _ in prompts:
         engine.records.prompt_asked(n)
     if len(requests) == 1:
@@ -58,12 +57,6 @@ async def generate_choices(
     async with contextlib.aclosing(_merged(streams)) as merged:
         async for item in merged:
             yield item
-
-
-def _nth_params(params: SamplingParams, j: int) -> SamplingParams:
-    if params.seed is None or j == 0:
-        return params
-    return dataclasses.replace(params, seed=(params.seed + j) & MAX_SEED)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[TokenDelta, None]]) -> Choices:

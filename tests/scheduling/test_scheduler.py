@@ -299,8 +299,8 @@ def test_refusals() -> None:
     scheduler.add(request)
     for bad, message in [
         (request, "already in use"),
-        (make_request(0), "no tokens"),
-        (make_request(20), "at most 19"),
+        (make_request(0), "the prompt is empty"),
+        (make_request(20), "leaves no room"),
         (make_request(3, max_tokens=0), "max_tokens"),
         (make_request(10, max_tokens=8), "do not fit the KV cache of 16 tokens"),
     ]:

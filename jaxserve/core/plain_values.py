@@ -1,0 +1,108 @@
+"""What callers hand in, as plain ints, floats, booleans and strings, or refused by name.
+
+NumPy's (and JAX's) integers count as integers wherever one is asked for; a boolean never does, and
+a float does not, not even one without a fraction: it is most likely an array of the wrong type.
+"""
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jaxserve.core.errors import InvalidRequest
+
+_SHOWN_CHARS = 60
+
+
+def integer(field: str, value: Any) -> int:
+    """An integer of any size.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if type(value) is int:
+        return value
+    if not isinstance(value, bool | np.bool_):
+        try:
+            return operator.index(value)
+        except TypeError:  # a float, say, or an array of several
+            pass
+    _refuse(field, "an integer", value)
+
+
+def number(field: str, value: Any) -> float:
+    """A float, from any real number; it may be infinite or NaN.
+
+    Raises:
+        InvalidRequest: it is no number, or too large for a float.
+    """
+    if type(value) is float:
+        return value
+    if not isinstance(value, bool | np.bool_ | str | bytes | complex):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    _refuse(field, "a number", value)
+
+
+def boolean(field: str, value: Any) -> bool:
+    """A boolean.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not isinstance(value, bool | np.bool_):
+        _refuse(field, "true or false", value)
+    return bool(value)
+
+
+def string(field: str, value: Any) -> str:
+    """A string that can be written as UTF-8.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not isinstance(value, str):
+        _refuse(field, "a string", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{field} is not valid Unicode", param=field) from None
+    return value
+
+
+def listed(field: str, values: Any) -> list[Any]:
+    """The elements of a sequence or an array; not of a string or a mapping.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not isinstance(values, str | bytes | Mapping) and isinstance(values, Iterable):
+        try:
+            return list(values)
+        except TypeError:  # an array without axes
+            pass
+    _refuse(field, "a list", values)
+
+
+def integers(field: str, values: Any) -> list[int]:
+    """A list of integers, also from an array of them.
+
+    Raises:
+        InvalidRequest: it is none, or an element is no integer.
+    """
+    items = listed(field, values)
+    if set(map(type, items)) <= {int}:
+        return items
+    return [integer(field, item) for item in items]
+
+
+def _refuse(field: str, wanted: str, value: Any) -> NoReturn:
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARS:
+        shown = shown[:_SHOWN_CHARS] + "..."
+    raise InvalidRequest(
+        f"{field} must be {wanted}, got {shown} ({type(value).__name__})", param=field
+    )
