@@ -277,7 +277,7 @@ FIELDS = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(FIELDS), ODDS)
 def test_odd_params_are_served_or_refused(llm: LLM, field: str, value: Any) -> None:
@@ -291,7 +291,7 @@ def test_odd_params_are_served_or_refused(llm: LLM, field: str, value: Any) -> N
 
 
 @settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(["generate", "embed", "chat", "n", "sampling_params"]), ODDS)
 def test_odd_prompts_are_served_or_refused(llm: LLM, call: str, value: Any) -> None:
