@@ -20,14 +20,14 @@ done
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 scripts/make_venv.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-has_gpu_interpreter=true  # of Pallas: JAX 0.11 has it, which takes Python 3.12
-python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))' || has_gpu_interpreter=false
+is_newest=true  # JAX: from 0.11 on, which takes Python 3.12, it interprets GPU kernels
+python -c 'import jax, sys; sys.exit(jax.__version_info__ < (0, 11))' || is_newest=false
 # While one core lints, the other makes the environments below and compiles the CPU's kernels, which
 # every worker would otherwise do by itself.
 if $is_all; then
   {
     scripts/make_venv.sh test,aot .venv-aot
-    $has_gpu_interpreter || scripts/make_venv.sh test .venv-jax011 3.12 || true  # looked at below
+    $is_newest || scripts/make_venv.sh test .venv-newest 3.12 || true  # looked at below
   } &
   making=$!
   python -c 'from pallas_kernels import linear, paged_attention
@@ -46,15 +46,16 @@ $is_all || exit 0  # they have had them
 wait "$making"
 run_tests .venv-aot --dist worksteal "$@" tests/aot tests/pallas_kernels/*aot*.py
 
-# Where the tests above had no interpreter of GPU kernels, those of them run once more.
-gpu_tests=(tests/pallas_kernels/test_*gpu.py tests/engine/test_kernels.py::test_gpu_kernels)
-! $has_gpu_interpreter || exit 0
+# Where the tests above had an older JAX, those that differ run once more with the newest.
+newest_tests=(tests/pallas_kernels/test_*gpu.py tests/pallas_kernels/test_tpu_interpreter.py
+  tests/engine/test_kernels.py::test_gpu_kernels)
+! $is_newest || exit 0
 made=0
-scripts/make_venv.sh test .venv-jax011 3.12 || made=$?
+scripts/make_venv.sh test .venv-newest 3.12 || made=$?
 if ((made == 3)); then
-  echo "NOT RUN: the GPU kernels' numerics (${gpu_tests[*]}) take JAX 0.11 and so Python 3.12." >&2
+  echo "NOT RUN: the GPU kernels' numerics (${newest_tests[*]}) take Python 3.12." >&2
   exit 0
 elif ((made)); then
   exit "$made"
 fi
-run_tests .venv-jax011 --dist worksteal "$@" "${gpu_tests[@]}"
+run_tests .venv-newest --dist worksteal "$@" "${newest_tests[@]}"

@@ -6,8 +6,8 @@ started, so a busy pool costs speed and never stops anything. A helper that is d
 for the next call's job (`waiting_room`).
 
 The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX 0.10, 0.4 in
-0.11, alike in all that is read here): structs of 8-byte words, by whose numbers they are
-addressed.
+0.11, 0.5 in 0.12, alike in all that is read here): structs of 8-byte words, by whose numbers they
+are addressed.
 """
 
 import functools

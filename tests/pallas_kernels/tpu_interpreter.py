@@ -16,8 +16,11 @@ def strict(num_cores: int = 1) -> pltpu.InterpretParams:
 
 
 def assert_no_race(*results: jax.Array) -> None:
-    """Fail if the kernel that made `results`, the last one that ran, had a race."""
+    """Fail if the kernel that made `results`, the last one that ran, had a race.
+
+    From JAX 0.12 on the kernel itself raises a RuntimeError that says where; before, this does.
+    """
     jax.block_until_ready(results)
     races = interpret_pallas_call.races
     assert races is not None, "no kernel has run with race detection"
-    assert not races.races_found
+    assert not races.races_found, "the kernel had a race"
