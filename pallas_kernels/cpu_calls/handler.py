@@ -10,11 +10,13 @@ The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX
 are addressed.
 """
 
+import ctypes
 import functools
 import os
 from typing import Any
 
 import jax
+import llvmlite.binding as llvm
 from numba import cfunc, njit, types
 
 from pallas_kernels.cpu_calls.memory import (
@@ -40,8 +42,11 @@ _API_VERSION, _SCHEDULE, _NUM_THREADS = 4, 17, 18
 _API_WORDS = 19
 _kept: list[Any] = []  # the machine code lives as long as these
 # Words of a job.
-_REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _DO = range(6)
+_REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _TABLE = range(6)
 _JOB_WORDS = 6
+# Words of a call's table: its three functions, `_help_out`, and the waiting room with its slots.
+_BEGIN, _DO, _END, _HELPER, _ROOM, _NUM_SLOTS = range(6)
+_TABLE_WORDS = 6
 
 
 @njit(forceinline=True)
@@ -122,12 +127,13 @@ def _schedule(frame: int, task: int, job: int) -> None:
 def _work(job: int) -> None:
     """Take items of a job until there are none."""
     fields = words(job, _JOB_WORDS)
+    do = words(fields[_TABLE], _TABLE_WORDS)[_DO]
     while True:
         # Counted down: who comes too late learns it from this number alone.
         item = fetch_add(job + 8 * _REMAINING, -1) - 1
         if item < 0:
             return
-        call_at(fields[_DO], fields[_FRAME], fields[_MEMORY], item)
+        call_at(do, fields[_FRAME], fields[_MEMORY], item)
         fetch_add(job + 8 * _UNFINISHED, -1)
 
 
@@ -139,10 +145,47 @@ def _let_go(job: int) -> None:
 
 
 # The three functions that make a custom call, for `make_handler`. As C functions their machine code
-# comes from a file (`code_cache`); what joins them is small, and compiled anew.
+# comes from a file (`code_cache`), as does that of what joins them: addresses are in a table.
 begins = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
 does = functools.partial(cfunc, types.int64(types.int64, types.int64, types.int64), cache=True)
 ends = functools.partial(cfunc, types.int64(types.int64, types.int64), cache=True)
+
+
+@cfunc(types.int64(types.int64), cache=True)
+def _help_out(job):  # type: ignore[no-untyped-def]
+    """What a thread of XLA's pool does for a job, and for those that come soon after."""
+    table = words(words(job, _JOB_WORDS)[_TABLE], _TABLE_WORDS)
+    room, num_slots = table[_ROOM], table[_NUM_SLOTS]
+    while job:
+        _work(job)
+        _let_go(job)
+        job = wait_for_job(room, num_slots)
+    return 0
+
+
+@cfunc(types.int64(types.int64, types.int64), cache=True)
+def _handle(frame, table_at):  # type: ignore[no-untyped-def]
+    """A call from XLA."""
+    if words(frame, _FRAME_WORDS)[_EXTENSION]:
+        _tell_version(frame)
+        return 0
+    table = words(table_at, _TABLE_WORDS)
+    job = allocate(8 * _JOB_WORDS)
+    fields = words(job, _JOB_WORDS)
+    fields[_MEMORY] = 0
+    count = call_at(table[_BEGIN], frame, job + 8 * _MEMORY)
+    helpers = min(num_threads(frame), count) - 1 if count > 1 else 0
+    fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
+    fields[_FRAME], fields[_TABLE] = frame, table_at
+    for _ in range(hand_over(table[_ROOM], table[_NUM_SLOTS], job, helpers), helpers):
+        _schedule(frame, table[_HELPER], job)
+    _work(job)
+    while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
+        give_way()
+    call_at(table[_END], frame, fields[_MEMORY])
+    release(fields[_MEMORY])
+    _let_go(job)
+    return 0
 
 
 @functools.cache
@@ -163,43 +206,34 @@ def make_handler(begin: Any, do: Any, end: Any) -> Any:
         end: made by `ends()` of a function (frame, memory) -> 0, after all items.
 
     Returns:
-        A Numba `cfunc`.
+        As `ctypes` has C functions.
     """
-    begin_at, do_at, end_at = begin.address, do.address, end.address
-    room, num_slots = _waiting_room()
+    helper: Any = _help_out
+    handle: Any = _handle
+    table = (ctypes.c_int64 * _TABLE_WORDS)(
+        begin.address, do.address, end.address, helper.address, *_waiting_room()
+    )
+    # Threads that look at it outlive the interpreter: it is never freed.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))
+    _kept.extend((begin, do, end))
+    return _bound(handle.address, ctypes.addressof(table))
 
-    @cfunc(types.void(types.int64))
-    def help_out(job: int) -> None:
-        while job:
-            _work(job)
-            _let_go(job)
-            job = wait_for_job(room, num_slots)
 
-    helper: Any = help_out.address
-
-    @cfunc(types.int64(types.int64))
-    def handle(frame: int) -> int:
-        if words(frame, _FRAME_WORDS)[_EXTENSION]:
-            _tell_version(frame)
-            return 0
-        job = allocate(8 * _JOB_WORDS)
-        fields = words(job, _JOB_WORDS)
-        fields[_MEMORY] = 0
-        count = call_at(begin_at, frame, job + 8 * _MEMORY)
-        helpers = min(num_threads(frame), count) - 1 if count > 1 else 0
-        fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
-        fields[_FRAME], fields[_DO] = frame, do_at
-        for _ in range(hand_over(room, num_slots, job, helpers), helpers):
-            _schedule(frame, helper, job)
-        _work(job)
-        while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
-            give_way()
-        call_at(end_at, frame, fields[_MEMORY])
-        release(fields[_MEMORY])
-        _let_go(job)
-        return 0
-
-    return handle
+def _bound(function: int, argument: int) -> Any:
+    """The C function of one int64 that calls another one with a second argument."""
+    module = llvm.parse_assembly(f"""
+        define i64 @bound(i64 %frame) {{
+          %function = inttoptr i64 {function} to ptr
+          %result = call i64 %function(i64 %frame, i64 {argument})
+          ret i64 %result
+        }}
+    """)
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    compiler = llvm.create_mcjit_compiler(module, machine)
+    compiler.finalize_object()
+    _kept.append(compiler)
+    signature = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+    return signature(compiler.get_function_address("bound"))
 
 
 def register(name: str, handler: Any) -> None:
@@ -210,4 +244,4 @@ def register(name: str, handler: Any) -> None:
         handler: what `make_handler` gave.
     """
     _kept.append(handler)
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
