@@ -14,12 +14,13 @@ from jaxserve.core.errors import EngineDead, InvalidRequest, StepHung
 from jaxserve.engine.async_engine import ENGINE_THREAD, AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.app import make_app
+from jaxserve.server.http.connections import AcceptErrors
 from jaxserve.server.http.server import HttpServer
 from jaxserve.server.metrics.app import make_metrics_app
 from jaxserve.server.metrics.endpoint import metrics_router
 from jaxserve.server.observability import Observability, ObservabilityOptions
 from jaxserve.server.security.admin import ADMIN_HOST, make_admin_app
-from jaxserve.server.security.options import SecurityOptions, allow_many_files
+from jaxserve.server.security.options import SecurityOptions, connections_within
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.signals import Signals
@@ -77,7 +78,10 @@ async def serve(
     started = time.monotonic()
     signals = Signals()
     security = security or SecurityOptions()
-    allow_many_files()
+    ports = (options.port, options.http_port, options.metrics_port or None, security.admin_port)
+    room = connections_within(options.max_connections, sum(port is not None for port in ports))
+    options = dataclasses.replace(options, max_connections=room)
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     sys.setswitchinterval(_SWITCH_SECONDS)
     context = ServerContext(
         security.limits,

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -198,10 +199,11 @@ main(["serve", "m", "--port", "0", "--http-port", "0", *sys.argv[2:]])
 
 
 @contextlib.contextmanager
-def process_of(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+def process_of(program: str, *args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", textwrap.dedent(program), *args]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+    options = {"stdout": subprocess.PIPE, "text": True, "env": env, **options}
+    with subprocess.Popen(command, **options) as process:
         try:
             yield process
         finally:
@@ -325,3 +327,41 @@ def test_the_watchdog_counts_no_time_between_steps_and_none_it_did_not_see(make_
     assert [watchdog.look(200.0) for _ in range(3)] == [None, None, 400.0]
     engine.pulse.longest = 100.0  # as a step of a large model on a small machine
     assert watchdog.limit == 2000.0 and watchdog.look(200.0) is None
+
+
+CROWDED = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+from jaxserve.server.security import options
+options.OTHER_FILES = int(sys.argv[1])
+from jaxserve.server.serve import serve
+from jaxserve.server.server import ServerOptions
+from jaxserve.testing.fake_engine import fake_engine
+
+asyncio.run(serve(fake_engine, ServerOptions(port=0, http_port=0)))
+"""
+
+
+@pytest.mark.parametrize("other_files", ["64", "0"], ids=["bounded", "exhausted"])
+def test_more_clients_than_files(other_files: str) -> None:
+    """One that comes before the crowd is served all the while, and the log stays short."""
+    with process_of(CROWDED, other_files, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        line = process.stdout.readline().split()
+        http = next(part for part in line if part.startswith("http=")).split("=")[1]
+        with grpc.insecure_channel(line[1]) as channel, contextlib.ExitStack() as crowd:
+            load = jaxserve_pb2_grpc.JaxserveStub(channel).GetLoad
+            load(pb.GetLoadRequest(), timeout=PATIENCE)
+            for address in (http, line[1]):
+                host, port = address.split(":")
+                for _ in range(150):
+                    client = crowd.enter_context(socket.socket())
+                    client.setblocking(False)
+                    client.connect_ex((host, int(port)))
+                load(pb.GetLoadRequest(), timeout=PATIENCE)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(PATIENCE) == 0
+    assert "--max-connections is" in said
+    assert "no connection can be taken" in said or other_files == "64"
+    assert "Traceback" not in said and len(said) < 8192

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import socket
+import time
 from typing import Any
 
 import h11
@@ -12,6 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 _LONGEST_PERIOD = 1.0
+_TELL_SECONDS = 60.0
+_NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A client that may be gone is asked after this time, then after twice that, and so on.
 _FIRST_PROBE_SECONDS = 0.25
 _LONGEST_PROBE_SECONDS = 4.0
@@ -53,6 +57,8 @@ class Connections:
         self.limits = limits
         self.open: set[Connection] = set()
         self.num_cut = 0
+        self.num_refused = 0
+        self._tell_at = 0.0
 
     def connection(self, **uvicorns: Any) -> "Connection":
         """A protocol for uvicorn, which calls this for each connection."""
@@ -67,6 +73,15 @@ class Connections:
             await asyncio.sleep(period)
             self.look_over(loop.time())
 
+    def tell_refusal(self) -> None:
+        """Log that there are too many connections; once in a while, not for each."""
+        self.num_refused += 1
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL_SECONDS
+            most = self.limits.max_connections
+            log.warning("there are %d connections already: refused %d", most, self.num_refused)
+
     def look_over(self, now: float) -> None:
         """Cut off who has stood still for too long."""
         for connection in list(self.open):
@@ -75,6 +90,27 @@ class Connections:
                 log.info("cut off %s: %s", connection.client, reason)
                 self.num_cut += 1
                 connection.transport.abort()
+
+
+class AcceptErrors:
+    """An event loop's exception handler, to which having no files left is one line at times.
+
+    asyncio tries again after a second, and tells of every single failure with a traceback.
+    """
+
+    def __init__(self) -> None:
+        self._tell_at = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle what asyncio tells."""
+        error = context.get("exception")
+        if isinstance(error, ValueError) and str(error) == "Invalid file descriptor: -1":
+            return  # asyncio's next try, with a port that was closed meanwhile
+        if not (isinstance(error, OSError) and error.errno in _NO_FILES):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._tell_at:
+            self._tell_at = loop.time() + _TELL_SECONDS
+            log.error("no connection can be taken: %s (ulimit -n)", error.strerror)
 
 
 class _CountedTransport(asyncio.Transport):
@@ -151,7 +187,7 @@ class Connection(H11Protocol):
         self._is_refused = len(others) >= limits.max_connections
         others.add(self)
         if self._is_refused:
-            log.warning("there are %d connections already: refused one", limits.max_connections)
+            self._others.tell_refusal()
             self.transport.write(_BUSY)
             self.transport.close()
         else:

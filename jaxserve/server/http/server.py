@@ -20,6 +20,8 @@ from jaxserve.server.server import ServerOptions
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+# Connections taken in one go. Where there are no files left for any, asyncio tries so many times.
+_ACCEPTS = 32
 _MAX_HEADER_BYTES = 16 * 1024
 _STOP_SECONDS = 0.5
 _LAST_RESORT_SECONDS = 10  # for tasks that do not end with their connection
@@ -63,7 +65,7 @@ class HttpServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                backlog=_BACKLOG,
+                backlog=_ACCEPTS,
                 timeout_graceful_shutdown=_LAST_RESORT_SECONDS + math.ceil(options.grace_period),
             ),
         )
@@ -99,6 +101,8 @@ class HttpServer:
         self._watch = asyncio.create_task(self._connections.watch())
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0)
+        if not self._serving.done():
+            listener.listen(_BACKLOG)  # what the kernel keeps, which asyncio takes for the other
 
     async def stop(self, grace: float = _STOP_SECONDS) -> None:
         """Close the port; answers still under way after `grace` seconds are cut off."""

@@ -2,13 +2,19 @@
 
 import contextlib
 import dataclasses
+import logging
 import resource
+import sys
 from pathlib import Path
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tenants import TenantLimits
+
+log = logging.getLogger(__name__)
+
+OTHER_FILES = 64  # weights, caches, logs, sockets of the process itself, clients being refused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,29 @@ class SecurityOptions:
         return None if self.api_keys is None else ApiKeys(self.api_keys, self.tenant_limits)
 
 
-def allow_many_files() -> None:
-    """Let this process have as many connections open as its user may give it."""
+def allow_many_files() -> int:
+    """Let this process have as many files open as its user may give it; how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # then fewer connections it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(max_connections: int, num_ports: int) -> int:
+    """Connections to each of some ports for which there are files, `max_connections` at most.
+
+    Without this a process that has none left can neither take nor refuse anybody. Says so in the
+    log if they are fewer.
+    """
+    files = allow_many_files()
+    room = max(1, (files - OTHER_FILES) // max(num_ports, 1))
+    if room < max_connections:
+        log.warning(
+            "this process may have %d files open (ulimit -n): --max-connections is %d, not %d",
+            files,
+            room,
+            max_connections,
+        )
+    return min(room, max_connections)
