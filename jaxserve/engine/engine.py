@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,7 @@ class Engine:
         predictor: foretells the lengths of answers, for policies that go by them.
         num_shards: data shards of the mesh.
         buckets: what the executor pads steps to, for the records; None if it does not.
+        ready_buckets: says which of them are compiled by now; by default all.
         store: KV pages off the device, for `load`.
         events: where the caches tell what pages come and go.
         profiler: records what the executor's devices do; None if nothing does.
@@ -96,6 +97,7 @@ class Engine:
         predictor: LengthPredictor | None = None,
         num_shards: int = 1,
         buckets: Buckets | None = None,
+        ready_buckets: Callable[[], Buckets] | None = None,
         store: PageStore | None = None,
         events: EventLog | None = None,
         profiler: Profiler | None = None,
@@ -113,7 +115,7 @@ class Engine:
         self.predictor = predictor or NoPredictor()
         self.histogram = StepHistogram(num_shards)
         self.kv_events = events or EventLog()
-        self.records = EngineRecords(buckets, num_shards)
+        self.records = EngineRecords(buckets, num_shards, ready_buckets=ready_buckets)
         self.profiles = ProfileCapture(profiler)
         self._store = store
         self.rule_maker = RuleMaker(tokenizer, info.vocab_size, info.eos_token_ids, json_whitespace)

@@ -191,19 +191,24 @@ class EngineRecords:
 
     Args:
         buckets: what steps are padded to; None for an executor that does not pad.
+        ready_buckets: says which of them are there by now; by default all.
         num_shards: data shards of the mesh.
         capacity: how many steps, and how many requests, are remembered.
 
     Attributes:
         observers: told of every step and request from when they are added; see `observe`.
-        padded_to: tells which of the buckets are there now; may be set.
     """
 
     def __init__(
-        self, buckets: Buckets | None = None, num_shards: int = 1, capacity: int = CAPACITY
+        self,
+        buckets: Buckets | None = None,
+        num_shards: int = 1,
+        capacity: int = CAPACITY,
+        *,
+        ready_buckets: Callable[[], Buckets] | None = None,
     ) -> None:
         self._buckets = buckets
-        self.padded_to: Callable[[], Buckets | None] = lambda: buckets
+        self._ready_buckets = ready_buckets or (lambda: buckets)
         self._num_shards = num_shards
         self._lock = threading.Lock()
         self._steps: deque[StepRecord] = deque(maxlen=capacity)
@@ -316,7 +321,7 @@ class EngineRecords:
                 self._drop(observer)
 
     def _padded(self, tokens: int, sampled: int) -> tuple[int, int]:
-        buckets = self.padded_to()
+        buckets = self._ready_buckets()
         if buckets is None:
             return tokens * self._num_shards, sampled * self._num_shards
         token_bucket = pick(buckets.tokens, tokens)

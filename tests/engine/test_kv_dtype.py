@@ -12,7 +12,7 @@ import pytest
 from jaxserve import LLM
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.engine import build as build_module
+from jaxserve.engine import blueprint
 from jaxserve.engine.engine import Engine
 from tests.engine.harness import greedy, maker, prompts, run, tokens
 from tests.models.numpy_reference import NumpyModel
@@ -128,6 +128,6 @@ def test_what_no_kernel_takes_is_refused(options: dict[str, str], message: str) 
     fields = {"dtype": "float32", "kv_cache_dtype": "bfloat16"} | options
     config = EngineConfig(**fields)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
-        build_module._attention(
+        blueprint._attention(
             config, model, rules, np.dtype(fields["dtype"]), np.dtype(fields["kv_cache_dtype"])
         )
