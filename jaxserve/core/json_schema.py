@@ -33,6 +33,8 @@ _LOOK_AROUND = re.compile(r"\(\?<?[=!]|\\[1-9bB]|\(\?P=")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # Up to here every integer is a double, in which llguidance keeps bounds; integers end at 2^63.
 _EXACT, _INT64 = 2**53, 2**63 - 1
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_MOST = 2**31 - 1  # of anything in an answer
 
 
 def enforceable_schema(schema: Mapping[str, Any], *, is_strict: bool) -> dict[str, Any]:
@@ -67,16 +69,24 @@ class _Rewriter:
         self._root = root
         self._is_strict = is_strict
 
-    def rewritten(self, schema: Any, where: str) -> Any:
-        """A schema and all inside it; `where` is its place, for messages."""
+    def rewritten(self, schema: Any, where: str, *, is_joined: bool = False) -> Any:
+        """A schema and all inside it.
+
+        Args:
+            schema: a schema, or what stands in its place.
+            where: its place, for messages.
+            is_joined: it holds beside others that name properties.
+        """
         if not isinstance(schema, Mapping):
             return schema
         node = dict(schema)
         if isinstance(node.get("format"), str) and node["format"] not in FORMATS:
             del node["format"]
         _check_numbers(node, where)
+        _settle_counts(node)
         self._bound(node, where)
         self._name_properties(node)
+        self._bound_properties(node, where, is_joined=is_joined)
         self._spell_unique(node)
         if node.get("unevaluatedProperties") is False and not any(k in node for k in _COMBINATORS):
             node.setdefault("additionalProperties", False)
@@ -93,10 +103,13 @@ class _Rewriter:
         for key in _ONE:
             if isinstance(node.get(key), Mapping):
                 node[key] = self.rewritten(node[key], f"{where}{key}.")
+        is_joined = self._names_properties(node)
         for key in _LISTS:
             if isinstance(node.get(key), list):
                 node[key] = [
-                    self.rewritten(inner, f"{where}{key}[{i}].")
+                    self.rewritten(
+                        inner, f"{where}{key}[{i}].", is_joined=is_joined and key in _COMBINATORS
+                    )
                     for i, inner in enumerate(node[key])
                 ]
         for key in _NAMED:
@@ -166,6 +179,52 @@ class _Rewriter:
         node["additionalProperties"] = False
         del node["propertyNames"]
 
+    def _bound_properties(self, node: dict[str, Any], where: str, *, is_joined: bool) -> None:
+        """Say the number of properties by their names, where llguidance cannot count them.
+
+        It counts if all that have a name are required, or up to one of those that are not.
+        """
+        least, most = (node.get(key) for key in ("minProperties", "maxProperties"))
+        counts = [count for count in (least, most) if count is not None]
+        if not counts or any(type(count) is not int or count < 0 for count in counts):
+            return  # nonsense is named by llguidance
+        known = node.get("properties")
+        known = dict(known) if isinstance(known, Mapping) else {}
+        required = node.get("required")
+        required = [n for n in required if isinstance(n, str)] if isinstance(required, list) else []
+        names = [name for name, value in known.items() if value is not False]
+        is_own = not is_joined and not any(key in node for key in _COMBINATORS)
+        is_closed = is_own and node.get("additionalProperties") is False
+        is_closed = is_closed and not node.get("patternProperties")
+        if least is not None and least <= len(set(required)):
+            least = None
+        if is_closed and (least or 0) >= len(names) and not set(required) - set(names):
+            if least is not None and least > len(names):
+                raise _refusal(f"{where}minProperties {least}", "is more than its properties")
+            required, least = names, None
+            node["required"] = names
+        if is_closed and most is not None and most >= len(names):
+            most = None
+        elif is_own and most == len(set(required)) and not set(required) - set(names):
+            known, most = {name: known[name] for name in required}, None
+            node |= {"properties": known, "additionalProperties": False}
+            node.pop("patternProperties", None)
+        is_named = bool(set(known) - set(required)) if is_own else self._names_properties(node)
+        is_counted = is_closed and not required and (least or 0) <= 1 and most in (None, 1)
+        for key, count in (("minProperties", least), ("maxProperties", most)):
+            if count is None:
+                node.pop(key, None)
+            elif (is_joined or is_named) and not is_counted:
+                self._leave_out(node, key, where)
+
+    def _names_properties(self, node: Mapping[str, Any]) -> bool:
+        """Whether a schema, or one that holds beside it, names properties."""
+        branches = [node, self._resolved({"$ref": node.get("$ref")})]
+        for key in ("allOf", "anyOf", "oneOf"):
+            if isinstance(node.get(key), list):
+                branches += map(self._resolved, node[key])
+        return any(isinstance(some, Mapping) and some.get("properties") for some in branches)
+
     def _spell_unique(self, node: dict[str, Any]) -> None:
         """Spell out all lists of different items, in the order of the items, if these are few."""
         if node.get("uniqueItems") is not True or "prefixItems" in node:
@@ -202,6 +261,16 @@ def _check_numbers(node: dict[str, Any], where: str) -> None:
             continue
         if abs(value) > _INT64 or int(float(value)) != value:
             raise _refusal(f"{where}{value}", "has more digits than can be enforced")
+
+
+def _settle_counts(node: dict[str, Any]) -> None:
+    """Make whole numbers integers, and leave out what no answer is long enough to exceed."""
+    for key in _COUNTS:
+        value = node.get(key)
+        if isinstance(value, float) and value.is_integer():
+            node[key] = value = int(value)
+        if isinstance(value, int) and value > _MOST and key.startswith("max"):
+            del node[key]
 
 
 def _says_nothing(key: str, value: Any, node: Mapping[str, Any]) -> bool:

@@ -56,7 +56,7 @@ class Everything(pydantic.BaseModel):
     raw: bytes
     numbers: set[int]
     colors: frozenset[Color]
-    by_name: dict[Literal["a", "b"], int]
+    by_name: Annotated[dict[Literal["a", "b"], int], pydantic.Field(max_length=2)]
     by_color: dict[Color, int]
     by_pattern: dict[Annotated[str, pydantic.Field(pattern="^x")], int]
     by_length: dict[Annotated[str, pydantic.Field(min_length=2)], int]
@@ -164,6 +164,8 @@ def test_bounds_of_numbers_that_say_nothing() -> None:
         ({"type": "string", "pattern": "^(?!a)"}, "pattern with look-around"),
         ({"properties": {"x": {"anyOf": [{"not": {}}]}}}, r"properties.x.anyOf\[0\].not"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"properties": {"a": {}, "b": {}}, "minProperties": 1}, "minProperties"),
+        ({"properties": {"a": {}}, "allOf": [{"maxProperties": 2}]}, r"allOf\[0\].maxProperties"),
     ],
 )
 def test_what_no_grammar_enforces(schema: dict[str, Any], keyword: str) -> None:
@@ -197,6 +199,29 @@ def test_names_and_sets_are_spelled_out() -> None:
     assert fitting(some, ["[]", "[1]", '[1, "a"]', "[1, 1]"], is_strict=True) == ["[1]", '[1, "a"]']
 
 
+@pytest.mark.parametrize(
+    ("fields", "allowed"),
+    [
+        ({"maxProperties": 2}, "0 a b ab"),
+        ({"maxProperties": 1}, "0 a b"),
+        ({"maxProperties": 0}, "0"),
+        ({"minProperties": 1.0, "maxProperties": 2**70}, "a b ab"),
+        ({"minProperties": 2, "maxProperties": 2}, "ab"),
+        ({"minProperties": 1, "maxProperties": 1, "required": ["b"]}, "b"),
+        ({"minProperties": 1, "maxProperties": 2, "required": ["a"]}, "a ab"),
+        ({"maxProperties": 1, "required": ["a"], "additionalProperties": True}, "a"),
+    ],
+)
+def test_properties_are_counted(fields: dict[str, Any], allowed: str) -> None:
+    named = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    schema = {"type": "object", "properties": named, "additionalProperties": False, **fields}
+    texts = {"0": "{}", "a": '{"a": 1}', "b": '{"b": 1}', "ab": '{"a": 1, "b": 1}', "c": '{"c": 1}'}
+    right = [texts[name] for name in allowed.split()]
+    assert fitting(schema, list(texts.values()), is_strict=True) == right
+    with pytest.raises(InvalidRequest, match="minProperties"):
+        fitting(schema | {"minProperties": 3}, [])
+
+
 def test_values_and_the_given_schema_are_left_alone() -> None:
     schema = {"const": {"format": "path", "not": 1}, "examples": [{"uniqueItems": True}]}
     assert enforceable_schema(schema, is_strict=True) == schema
@@ -216,7 +241,8 @@ KEYWORDS = sorted({
     "properties", "patternProperties", "additionalProperties", "propertyNames", "minLength",
     "pattern", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
     "multipleOf", "anyOf", "oneOf", "not", "if", "then", "$ref", "$defs", "x-guidance", "contains",
-    "unevaluatedProperties", "dependentRequired", "minContains", "required",
+    "unevaluatedProperties", "dependentRequired", "minContains", "required", "minProperties",
+    "maxProperties", "allOf",
 })  # fmt: skip
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.just(10**400),
