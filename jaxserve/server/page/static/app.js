@@ -4,7 +4,7 @@ import { setUpChat } from "./chat.js";
 import { setUpEngine } from "./engine.js";
 import { byId } from "./format.js";
 import { Live } from "./live.js";
-import { setUpSettings } from "./settings.js";
+import { setUpSettings, showDefaults } from "./settings.js";
 import { setUpTokenTips } from "./tokens.js";
 
 function setUpTheme() {
@@ -61,6 +61,7 @@ setUpTabs();
 setUpTokenTips();
 setUpChat(() => live.modelName);
 setUpEngine(live);
+live.onChange.push(() => showDefaults(live.now?.model?.default_sampling_params));
 document.addEventListener("keychange", () => live.pollSoon());
 document.addEventListener("keyneeded", () => byId("api-key").focus());
 live.start();

@@ -3,23 +3,23 @@
 
 import { byId, el } from "./format.js";
 
-// An empty number is left out of the request: the server's own default applies.
+// An empty number is left out of the request: the model's or the server's default applies. `neutral`
+// is the default of a model that has none of its own.
 const NUMBERS = [
-  { id: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, initial: 0.7, range: true },
-  { id: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.01, initial: 0.95, range: true },
-  { id: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, initial: 0, range: true },
-  { id: "top_k", label: "Top-k (0: all)", min: 0, max: 100000, step: 1, initial: 0 },
+  { id: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, neutral: 1, range: true },
+  { id: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.01, neutral: 1, range: true },
+  { id: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, neutral: 0, range: true },
+  { id: "top_k", label: "Top-k (0: all)", min: 0, max: 100000, step: 1, neutral: 0 },
   { id: "max_tokens", label: "Max tokens", min: 1, max: 1000000, step: 1, initial: 256 },
-  { id: "seed", label: "Seed", min: 0, max: 4294967295, step: 1, initial: "", hint: "random" },
-  { id: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.05, initial: 1, range: true },
-  { id: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, initial: 0, range: true },
-  { id: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, initial: 0, range: true },
+  { id: "seed", label: "Seed", min: 0, max: 4294967295, step: 1, hint: "random" },
+  { id: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.05, neutral: 1, range: true },
+  { id: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, neutral: 0, range: true },
+  { id: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, neutral: 0, range: true },
 ];
-// Left out where they change nothing, so that a copied request shows what was chosen.
-const NEUTRAL = { top_p: 1, min_p: 0, top_k: 0, repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 };
 const INITIAL = { system: "", stop: "", schema: "", logprobs: true, tint: true, top_logprobs: 5 };
-for (const { id, initial } of NUMBERS) INITIAL[id] = initial;
+for (const { id, initial } of NUMBERS) INITIAL[id] = initial ?? "";
 const STORED = "jaxserve.settings";
+let modelDefaults = {};
 
 /** Build the controls, restore what was chosen last, and keep what changes. */
 export function setUpSettings() {
@@ -48,14 +48,31 @@ export function setUpSettings() {
   });
 }
 
-function control({ id, label, min, max, step, hint, range }) {
-  const number = el("input", { type: "number", id, min, max, step, placeholder: hint ?? "default" });
+/** Show, where nothing was chosen, what the served model is sampled with. */
+export function showDefaults(defaults) {
+  modelDefaults = defaults ?? {};
+  for (const { id, hint } of NUMBERS) {
+    byId(id).placeholder = hint ?? defaultOf(id) ?? "default";
+    placeSlider(id);
+  }
+}
+
+const defaultOf = (id) => modelDefaults[id] ?? NUMBERS.find((number) => number.id === id)?.neutral;
+
+function placeSlider(id) {
+  const slider = byId(`${id}-range`);
+  if (slider) slider.value = byId(id).value === "" ? defaultOf(id) : byId(id).value;
+}
+
+function control({ id, label, min, max, step, hint, neutral, range }) {
+  const placeholder = hint ?? neutral ?? "default";
+  const number = el("input", { type: "number", id, min, max, step, placeholder });
   const head = el("div", { className: "field inline" }, el("label", { htmlFor: id }, label), number);
   if (!range) return head;
   const slider = el("input", { type: "range", min, max, step, "aria-label": `${label}, slider` });
   slider.id = `${id}-range`;
   slider.addEventListener("input", () => (number.value = slider.value));
-  number.addEventListener("input", () => (slider.value = number.value));
+  number.addEventListener("input", () => placeSlider(id));
   return el("div", { className: "ranged" }, head, slider);
 }
 
@@ -65,8 +82,7 @@ function fill(values) {
     if (!input || !(id in INITIAL)) continue;
     if (input.type === "checkbox") input.checked = Boolean(value);
     else input.value = value;
-    const slider = byId(`${id}-range`);
-    if (slider) slider.value = value;
+    placeSlider(id);
   }
   showTint();
   checkSchema();
@@ -122,7 +138,7 @@ export function requestBody(model, messages) {
   for (const { id, label } of NUMBERS) {
     const input = byId(id);
     if (input.validity.badInput) throw new Error(`${label} is not a number.`);
-    if (input.value === "" || Number(input.value) === NEUTRAL[id]) continue;
+    if (input.value === "") continue;
     body[id] = Number(input.value);
   }
   const stop = byId("stop").value.split("\n").filter(Boolean);
