@@ -299,7 +299,8 @@ def test_settings_reach_the_request_and_outlive_a_reload(browser: Browser, serve
         expect(page.locator(".message.model .meta")).to_contain_text("complete")
         assert bodies[0] | {"messages": []} == {
             "model": "fake", "messages": [], "stream": True,
-            "stream_options": {"include_usage": True}, "max_tokens": 20, "logprobs": True, "top_logprobs": 5,
+            "stream_options": {"include_usage": True}, "max_tokens": 20, "logprobs": True,
+            "top_logprobs": 5,
         }  # fmt: skip
         values = {
             "temperature": 0.2, "top_p": 0.5, "min_p": 0.1, "top_k": 40, "seed": 7,
@@ -324,6 +325,20 @@ def test_settings_reach_the_request_and_outlive_a_reload(browser: Browser, serve
         page.get_by_role("button", name="Reset").click()
         expect(page.locator("#temperature")).to_have_value("")
         expect(page.locator("#schema")).to_have_value("")
+
+
+def test_the_models_defaults_are_shown_and_left_to_the_server(browser: Browser, page_server):
+    advised = {"temperature": 0.25, "top_k": 7}
+    server = page_server({**LETTERS, "default_sampling_params": advised})
+    with opened(browser, server.url) as (page, _):
+        for name, shown in (("temperature", "0.25"), ("top_k", "7"), ("top_p", "1")):
+            expect(page.locator(f"#{name}")).to_have_attribute("placeholder", shown)
+            expect(page.locator(f"#{name}")).to_have_value("")
+        expect(page.locator("#temperature-range")).to_have_value("0.25")
+        bodies = scripted(page, [chunk({"content": "x"}, end="stop")])
+        say(page)
+        answered(page)
+        assert not {"temperature", "top_k", "top_p"} & bodies[0].keys()
 
 
 def test_api_keys(browser: Browser, page_server: Callable, tmp_path: Path):
