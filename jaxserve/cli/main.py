@@ -40,9 +40,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except JaxserveError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_status
-            raise shown from error
+            click.ClickException(str(error)).show()
+            ctx.exit(error.exit_status)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

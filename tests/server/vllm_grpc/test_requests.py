@@ -34,10 +34,11 @@ def test_the_models_defaults_hold_where_a_field_can_be_unset() -> None:
     """0 keeps all tokens by top_k and min_p: these two say something always."""
     advised = {"temperature": 0.5, "top_p": 0.75, "top_k": 9, "repetition_penalty": 1.5}
     info = fake_sync_engine(max_model_len=16, default_sampling_params=advised).info
-    for given, expected in (
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {"temperature": 0.5, "top_p": 0.75, "repetition_penalty": 1.5}),
         ({"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}, {}),
-    ):
+    ]
+    for given, expected in cases:
         request = pb.GenerateRequest(
             sampling_params=pb.SamplingParams(**given),
             tokenized=pb.TokenizedInput(input_ids=[1]),
