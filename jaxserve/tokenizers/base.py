@@ -12,7 +12,7 @@ from jaxserve.core.json_values import is_too_deep
 from jaxserve.tokenizers.chat import ChatTemplate
 from jaxserve.tokenizers.control_marks import ControlMarks
 from jaxserve.tokenizers.messages import template_messages
-from jaxserve.tokenizers.settings import TokenizerSettings, write_settings
+from jaxserve.tokenizers.settings import TokenizerSettings, settings_config, write_settings
 
 # Models write such tags inside of a turn (<think>, <tool_call>), and templates look for them.
 _TAG = re.compile(r"</?[\w-]+>")
@@ -200,8 +200,14 @@ class Tokenizer(abc.ABC):
         """Write files from which `load_tokenizer(directory)` makes an equal tokenizer."""
         directory.mkdir(parents=True, exist_ok=True)
         self._save_vocabulary(directory)
-        extra = self._extra_config()
-        write_settings(directory, self.settings, lambda i: self._piece_bytes(i).decode(), extra)
+        write_settings(directory, self.settings, self._token_name, self._extra_config())
+
+    def config(self) -> dict[str, object]:
+        """What `save` writes as tokenizer_config.json: special tokens by name, chat template."""
+        return settings_config(self.settings, self._token_name, self._extra_config())
+
+    def _token_name(self, token_id: int) -> str:
+        return self._piece_bytes(token_id).decode()
 
     def _compiled(self, source: str) -> ChatTemplate:
         if source not in self._templates:

@@ -143,13 +143,12 @@ def read_settings(
     )
 
 
-def write_settings(
-    directory: Path,
+def settings_config(
     settings: TokenizerSettings,
     id_to_token: Callable[[int], str],
     extra: Mapping[str, object],
-) -> None:
-    """Write what `read_settings` reads, beside a vocabulary file that is already there."""
+) -> dict[str, object]:
+    """The content of a tokenizer_config.json that says the settings, and `extra`."""
     config: dict[str, object] = dict(extra)
     bos, eos = settings.bos_token_id, settings.eos_token_ids
     if bos is not None:
@@ -171,9 +170,21 @@ def write_settings(
     own = {name: t for name, t in settings.special_tokens.items() if name not in _TOKENS}
     if own:
         config["extra_special_tokens"] = own
+    return config
+
+
+def write_settings(
+    directory: Path,
+    settings: TokenizerSettings,
+    id_to_token: Callable[[int], str],
+    extra: Mapping[str, object],
+) -> None:
+    """Write what `read_settings` reads, beside a vocabulary file that is already there."""
+    bos, eos = settings.bos_token_id, settings.eos_token_ids
     # tokenizer_config.json has room for one EOS only; generation_config.json takes a list.
     generation = read_json(directory / "generation_config.json")
     generation |= {"bos_token_id": bos, "eos_token_id": list(eos)}
+    config = settings_config(settings, id_to_token, extra)
     _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "generation_config.json", generation)
     # Templates left here by another model would win over those just written.

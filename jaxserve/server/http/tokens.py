@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, as vLLM has them."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, as vLLM has them."""
 
 from typing import Any
 
@@ -75,6 +75,11 @@ def tokens_router(context: ServerContext) -> APIRouter:
             len(tokens), lambda: engine.tokenizer.decode(tokens, skip_special_tokens=False)
         )
         return json_response({"prompt": text})
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        """The tokenizer's configuration: its class, special tokens and chat template."""
+        return json_response(context.engine_for().tokenizer.config())
 
     return router
 

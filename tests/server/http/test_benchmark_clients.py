@@ -75,3 +75,13 @@ def test_lm_eval_generation(base_url: str) -> None:
     choices = response.json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1]
     assert all(choice["text"] for choice in choices)
+
+
+def test_lm_eval_remote_tokenizer(base_url: str) -> None:
+    """As `tokenizer_backend=remote` asks, whose special tokens are looked up by their names."""
+    info = httpx.get(f"{base_url}/tokenizer_info", trust_env=False).json()
+    assert "content" in info["chat_template"] and info["tokenizer_class"]
+    body = {"prompt": info["eos_token"], "add_special_tokens": False}
+    tokens = httpx.post(f"{base_url}/tokenize", json=body, trust_env=False).json()["tokens"]
+    text = httpx.post(f"{base_url}/detokenize", json={"tokens": tokens}, trust_env=False).json()
+    assert text == {"prompt": info["eos_token"]}
