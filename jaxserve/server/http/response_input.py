@@ -4,6 +4,7 @@ An item that a server made is history: whatever fields it has, null or not, it i
 it says. So the items of an answer can be sent back just as `openai` dumps them.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ from jaxserve.tokenizers.call_arguments import read_arguments
 from jaxserve.tokenizers.messages import split_content, template_message
 
 _OF_ITEMS = ("type", "id", "status", "phase")  # say nothing to a model
+
+# Tools that another server ran itself: what they were given, and what came of it.
+_HOSTED = {
+    "code_interpreter_call": (("code",), "outputs"),
+    "file_search_call": (("queries",), "results"),
+    "web_search_call": (("action",), "results"),
+}
 
 Message = dict[str, Any]
 
@@ -89,6 +97,20 @@ def _mcp_call(item: Mapping[str, Any], where: str) -> list[Message]:
     return [turn, result]
 
 
+def _hosted_call(item: Mapping[str, Any], where: str) -> list[Message]:
+    """A call of a tool that its server ran, under the tool's name; its result, if it is told."""
+    names, output = _HOSTED[item["type"]]
+    arguments = {name: item[name] for name in names if item.get(name) is not None}
+    call = {**item, "name": item["type"].removesuffix("_call")}
+    turn = _turn(call, where, arguments, id_name="id")
+    said = json.dumps(item[output], ensure_ascii=False) if item.get(output) else ""
+    return [turn, {"role": "tool", "tool_call_id": item["id"], "content": said}]
+
+
+def _no_message(item: Mapping[str, Any], where: str) -> list[Message]:
+    return []
+
+
 def _result(item: Mapping[str, Any], where: str) -> list[Message]:
     call_id = _string(item, "call_id", where)
     output = item.get("output")
@@ -104,6 +126,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], list[Message]]] = {
     "custom_tool_call": _custom_call,
     "custom_tool_call_output": _result,
     "mcp_call": _mcp_call,
+    "mcp_list_tools": _no_message,  # what could be called, not what was said
+    **dict.fromkeys(_HOSTED, _hosted_call),
 }
 
 

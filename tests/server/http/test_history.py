@@ -11,6 +11,8 @@ from typing import Any
 import openai
 import pytest
 
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.server.http.response_input import response_messages
 from jaxserve.testing.echo_model import EchoModel
 from jaxserve.testing.fake_engine import fake_engine
 
@@ -130,12 +132,24 @@ def test_items_of_other_servers(client: openai.OpenAI) -> None:
          "output": [{"type": "input_text", "text": "files"}]},
         {"type": "mcp_call", "id": "m1", "name": "ask", "arguments": "null", "output": "told",
          "server_label": "s"},
+        {"type": "mcp_list_tools", "id": "m2", "server_label": "s", "tools": [], "error": None},
+        {"type": "web_search_call", "id": "w1", "status": "completed",
+         "action": {"type": "search", "query": "q", "sources": None}},
+        {"type": "file_search_call", "id": "f1", "status": "completed", "queries": ["q"],
+         "results": [{"text": "found", "score": 0.5, "attributes": None}]},
+        {"type": "code_interpreter_call", "id": "i1", "status": "completed", "code": "1 + 1",
+         "container_id": "c", "outputs": [{"type": "logs", "logs": "2"}]},
         {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
          "content": [{"type": "refusal", "refusal": "No."}], "phase": None},
         USER,
     ]  # fmt: skip
     answer = client.responses.create(model="fake", input=history, temperature=0)
     assert answer.output_text == "Hi"
+    told = json.dumps(response_messages(history, None))
+    for said in ("web_search", '"query": "q"', "file_search", "found", "1 + 1", "logs", "files"):
+        assert json.dumps(said)[1:-1] in told or said in told
+    with pytest.raises(InvalidRequest, match=r"input\[0\].id must"):
+        response_messages([{"type": "web_search_call"}], None)
 
 
 @pytest.mark.parametrize(
