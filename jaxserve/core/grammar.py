@@ -39,7 +39,7 @@ class Grammar:
     whitespace: str | None = None
 
     def __post_init__(self) -> None:
-        string("source", self.source)
+        string("grammar", self.source)
         boolean("is_strict", self.is_strict)
         if self.whitespace is not None:
             string("whitespace", self.whitespace)

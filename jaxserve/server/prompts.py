@@ -1,7 +1,8 @@
 """A caller's prompt as token ids, whichever protocol it came by."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxserve.core.errors import InvalidRequest
@@ -39,9 +40,10 @@ async def text_token_ids(
     if not text:
         raise InvalidRequest("the prompt is empty", param=param)
     limits.check("max_prompt_chars", len(text), param)
-    return await off_loop(
-        len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    )
+    with _blaming(param):
+        return await off_loop(
+            len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
 
 
 def given_token_ids(ids: Sequence[int], max_model_len: int, *, param: str = "prompt") -> list[int]:
@@ -101,7 +103,8 @@ async def chat_prompt(
         )
 
     # Never here, however short it is: the template is a program, and takes what time it likes.
-    return await asyncio.to_thread(encode)
+    with _blaming("messages"):
+        return await asyncio.to_thread(encode)
 
 
 async def chat_token_ids(
@@ -125,3 +128,13 @@ async def chat_token_ids(
 async def off_loop(num_chars: int, encode: Callable[[], T]) -> T:
     """Call a function: here if there is little to do, else on a thread."""
     return await asyncio.to_thread(encode) if num_chars > MAX_INLINE_CHARS else encode()
+
+
+@contextlib.contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    """Name a parameter in errors raised within it that name none."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = error.param or param
+        raise

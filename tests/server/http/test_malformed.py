@@ -1,6 +1,7 @@
 """Bodies that are no requests at all."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -45,6 +46,26 @@ def test_the_place_of_an_error_is_named(base_url: str, prompt: object, param: st
     error = response.json()["error"]
     assert response.status_code == 400 and error["param"] == param, error
     assert error["message"].startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "guided_regex": "\ud800"},
+         "guided_regex"),
+        ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
+        ("/v1/responses", {"input": "\ud800"}, "input"),
+        ("/v1/embeddings", {"input": ["a", "\ud800"]}, "input"),
+        ("/tokenize", {"prompt": "\ud800"}, "prompt"),
+    ],
+)  # fmt: skip
+def test_whose_text_is_not_unicode(base_url: str, path: str, body: dict, param: str) -> None:
+    content = json.dumps(body).encode()
+    response = httpx.post(base_url + path, content=content, headers=JSON, trust_env=False)
+    error = response.json()["error"]
+    assert response.status_code == 400 and "not valid Unicode" in error["message"]
+    assert error["param"] == param, error
 
 
 def test_unknown_routes_methods_and_types(make_engine, serving) -> None:
