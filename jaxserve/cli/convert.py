@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jaxserve.cli.options import Command
 from jaxserve.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Examples:
 """  # \b keeps click from wrapping these lines
 
 
-@click.command(name="convert", epilog=EXAMPLES)
+@click.command(name="convert", cls=Command, epilog=EXAMPLES)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(

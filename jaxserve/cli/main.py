@@ -2,11 +2,8 @@
 
 import importlib
 import logging
-from typing import Any
 
 import click
-
-from jaxserve.core.errors import JaxserveError
 
 COMMANDS = {
     "serve": "Serve a model over gRPC and HTTP.",
@@ -34,14 +31,6 @@ class LazyGroup(click.Group):
         """Write the list of sub-commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a sub-command, with jaxserve's errors shown as messages."""
-        try:
-            return super().invoke(ctx)
-        except JaxserveError as error:
-            click.ClickException(str(error)).show()
-            ctx.exit(error.exit_status)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

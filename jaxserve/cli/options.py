@@ -50,7 +50,7 @@ class ListOf(click.ParamType):
 class Command(click.Command):
     """A command whose `--help` shows options under group headings, and that knows vLLM's names.
 
-    A `JaxserveError` ends it with the error's message and exit code 1, no traceback.
+    A `JaxserveError` ends it with the error's message and exit status, no traceback.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -68,7 +68,8 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except JaxserveError as error:
-            raise click.ClickException(str(error)) from error
+            click.ClickException(str(error)).show()
+            ctx.exit(error.exit_status)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then each group's under its title."""

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from jaxserve.cli.options import Command
+
 EXAMPLES = """\b
 Examples:
   jaxserve pull smollm2-135m
@@ -11,7 +13,7 @@ Examples:
 """  # \b keeps click from wrapping these lines
 
 
-@click.command(name="pull", epilog=EXAMPLES)
+@click.command(name="pull", cls=Command, epilog=EXAMPLES)
 @click.argument("model")
 @click.option(
     "--cache-dir",

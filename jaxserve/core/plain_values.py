@@ -5,10 +5,9 @@ a float does not, not even one without a fraction: it is most likely an array of
 """
 
 import operator
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
-
-import numpy as np
 
 from jaxserve.core.errors import InvalidRequest
 
@@ -23,7 +22,7 @@ def integer(field: str, value: Any) -> int:
     """
     if type(value) is int:
         return value
-    if not isinstance(value, bool | np.bool_):
+    if not _is_boolean(value):
         try:
             return operator.index(value)
         except TypeError:  # a float, say, or an array of several
@@ -39,7 +38,7 @@ def number(field: str, value: Any) -> float:
     """
     if type(value) is float:
         return value
-    if not isinstance(value, bool | np.bool_ | str | bytes | complex):
+    if not _is_boolean(value) and not isinstance(value, str | bytes | complex):
         try:
             return float(value)
         except (TypeError, ValueError, OverflowError):
@@ -53,7 +52,7 @@ def boolean(field: str, value: Any) -> bool:
     Raises:
         InvalidRequest: it is none.
     """
-    if not isinstance(value, bool | np.bool_):
+    if not _is_boolean(value):
         _refuse(field, "true or false", value)
     return bool(value)
 
@@ -97,6 +96,11 @@ def integers(field: str, values: Any) -> list[int]:
     if set(map(type, items)) <= {int}:
         return items
     return [integer(field, item) for item in items]
+
+
+def _is_boolean(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # not imported for this: `jaxserve --help` needs none
+    return isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_))
 
 
 def _refuse(field: str, wanted: str, value: Any) -> NoReturn:

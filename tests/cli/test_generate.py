@@ -35,6 +35,7 @@ def llm(model: Path, program_cache_dir: Path) -> LLM:
 def run(llm: LLM, model: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command on an engine that is there already."""
     monkeypatch.setattr("jaxserve.llm.LLM", lambda **_: llm)
+    monkeypatch.setattr(llm, "close", lambda: None)  # as the command does at its end
 
     def invoke(*arguments: str, input: str | None = None) -> Result:
         result = CliRunner().invoke(generate, [str(model), *arguments], input=input)
