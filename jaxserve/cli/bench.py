@@ -24,7 +24,21 @@ from jaxserve.cli.bench_engine import (
 from jaxserve.cli.bench_serve import serve
 
 
-@click.group()
+class _Benchmarks(click.Group):
+    """A group that lists its commands with the whole first paragraph of their help."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list, by name."""
+        rows = [(name, _summary(command)) for name, command in sorted(self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _summary(command: click.Command) -> str:
+    return " ".join((command.help or "").partition("\n\n")[0].split())
+
+
+@click.group(cls=_Benchmarks)
 def bench() -> None:
     """Measure throughput, latency, serving, start-up, and what single techniques buy."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jaxserve.cli.options import Command, GroupedOption, engine_options
+from jaxserve.cli.options import Command, GroupedOption, engine_options, in_flags, sentence
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest, JaxserveError
 from jaxserve.core.sampling_params import SamplingParams
@@ -49,12 +49,13 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             SamplingParams(**given)  # refused now, not after the model is loaded
         except JaxserveError as error:
-            raise click.UsageError(str(error)) from error
+            spelled = {name: f"--{name.replace('_', '-')}" for name in names}
+            raise click.UsageError(in_flags(str(error), spelled)) from error
         return function(*args, sampling=given, **kwargs)
 
     for name, (flag, kind, text) in reversed(list(zip(names, flags, strict=True))):
         with_params = click.option(
-            flag, f"sampling_{name}", cls=GroupedOption, group="sampling", help=text,
+            flag, f"sampling_{name}", cls=GroupedOption, group="sampling", help=sentence(text),
             type=None if kind is bool else kind, multiple=name == "stop", default=None,
         )(with_params)  # fmt: skip
     return with_params

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -28,6 +29,13 @@ class GroupedOption(click.Option):
     def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What stands in brackets after the help; a default given as text stands as it is."""
+        extra = super().get_help_extra(ctx)
+        if isinstance(self.show_default, str):  # which click puts in parentheses
+            extra["default"] = self.show_default
+        return extra
 
 
 class ListOf(click.ParamType):
@@ -76,7 +84,7 @@ class Command(click.Command):
         groups: dict[str | None, list[tuple[str, str]]] = {None: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):
                 groups.setdefault(getattr(parameter, "group", None), []).append(record)
         for group in sorted(groups, key=_group_order):
             if groups[group]:
@@ -140,8 +148,9 @@ def engine_options(
         if field.name != "model":
             with_config = _click_option(EngineConfig, field, default)(with_config)
         elif model_argument:
-            default = None if model_required else default
-            with_config = click.argument("model", required=model_required, default=default)(
+            # Click takes any default for a value that was given, None too.
+            attributes = {} if model_required else {"default": default}
+            with_config = click.argument("model", required=model_required, **attributes)(
                 with_config
             )
     return with_config
@@ -186,7 +195,22 @@ def _build(
     try:
         return kind(**{**others, **values})
     except JaxserveError as error:
-        raise click.UsageError(str(error)) from error
+        flags = {field.name: _flag(kind, field).split("/")[0] for field in offered}
+        raise click.UsageError(in_flags(str(error), flags)) from error
+
+
+def in_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message about settings with their names as they are given on a command line.
+
+    Args:
+        message: what is wrong; a name that is a common word is only known where it begins.
+        flags: the flag of every name.
+    """
+    first, space, rest = message.partition(" ")
+    names = [name for name in flags if "_" in name]
+    for name in sorted(names, key=len, reverse=True):
+        rest = re.sub(rf"(?<![\w-]){name}(?!\w)", flags[name], rest)
+    return flags.get(first, first) + space + rest
 
 
 def _fields() -> tuple[dataclasses.Field, ...]:
@@ -212,7 +236,7 @@ def _flag(kind: type, field: dataclasses.Field) -> str:
 def _click_option(kind: type, field: dataclasses.Field, default: Any) -> Callable[..., Any]:
     choices, hint = field.metadata["choices"], _types(kind)[field.name]
     attributes: dict[str, Any] = {"type": click.Choice(choices) if choices else hint}
-    shown = default is not None
+    shown: bool | str = default not in (None, "")
     if hint is bool:
         attributes["type"] = None
     elif hint is Path:
@@ -233,9 +257,14 @@ def _click_option(kind: type, field: dataclasses.Field, default: Any) -> Callabl
         group=field.metadata["group"],
         default=default,
         show_default=shown,
-        help=field.metadata["help"],
+        help=sentence(field.metadata["help"]),
         **attributes,
     )
+
+
+def sentence(help: str) -> str:
+    """A help text as a sentence, as `--help` shows them all."""
+    return help if help.endswith(".") else f"{help[0].upper()}{help[1:]}."
 
 
 def options_table() -> str:
@@ -255,6 +284,6 @@ def options_table() -> str:
         if isinstance(default, bool):
             default = "on" if default else "off"
         flag = f"`{_flag(EngineConfig, field)}`".replace("/", "` / `")
-        shown = "" if default is None else f"`{default}`"
+        shown = "" if default in (None, "") else f"`{default}`"
         lines.append(f"| {flag} | {shown} | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"

@@ -69,11 +69,18 @@ def likely_meant(unknown: str, command: click.Command, ctx: click.Context) -> li
     sharing = [flag for flag in flags if words & _words(flag)]
     sharing.sort(key=lambda flag: -len(words & _words(flag)))
     alike = difflib.get_close_matches(unknown, flags, cutoff=0.8)
+    if not words:  # common ones only, as in --max-len: those that have them all
+        parts = _parts(unknown)
+        alike = [flag for flag in flags if parts and parts <= _parts(flag)]
     return list(dict.fromkeys([*alike, *sharing]))[:3]
 
 
 def _words(flag: str) -> set[str]:
-    return set(flag.strip("-").replace("_", "-").split("-")) - _COMMON_WORDS
+    return _parts(flag) - _COMMON_WORDS
+
+
+def _parts(flag: str) -> set[str]:
+    return set(flag.strip("-").replace("_", "-").split("-"))
 
 
 def _options_of(command: click.Command, ctx: click.Context) -> tuple[set[str], set[str]]:

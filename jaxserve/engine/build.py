@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,11 +95,12 @@ def _load(
 ) -> tuple[Mapping[str, jax.Array], DeviceRunner]:
     """Weights, and a runner that is warm; its programs come while they are read."""
     config, lowering = plan.config, plan.lowering
+    kernels = threading.Event()
     loading = ProgramLoading(
         cache,
         step_jobs(lowering, stores=store is not None, copies=config.prefix_cache),
         all_first=config.ready == "all",
-        prepare=lambda: _prepare_kernels(plan),
+        prepare=lambda: _prepare_kernels(plan, kernels),
         counter=counter,
     )
     with contextlib.ExitStack() as undo:
@@ -106,27 +108,35 @@ def _load(
         with out_of_memory("weights and KV cache"), stage("weights", "weights loaded"):
             params = load_params(plan.checkpoint, lowering.params, progress=progress)
             runner = DeviceRunner(lowering, params, store, prefix_cache=config.prefix_cache)
-        _use(runner, loading, counter, progress)
+        _use(runner, loading, kernels, counter, progress)
         undo.pop_all()
     return params, runner
 
 
-def _prepare_kernels(plan: Blueprint) -> None:
+def _prepare_kernels(plan: Blueprint, done: threading.Event) -> None:
     backend = plan.lowering.program.backend
     with stage("kernels", "kernels ready"):
         paged_attention.prepare(backend.implementation)
         linear.prepare(backend.linear_implementation)
+    done.set()
 
 
 def _use(
-    runner: DeviceRunner, loading: ProgramLoading, counter: CompileCounter, progress: bool
+    runner: DeviceRunner,
+    loading: ProgramLoading,
+    kernels: threading.Event,
+    counter: CompileCounter,
+    progress: bool,
 ) -> None:
     started = time.monotonic()
 
     def describe() -> str:
+        if not kernels.is_set():  # compiled by a first start only
+            return "compiling or loading kernels"
         return "compiling programs" if counter.before_ready else "loading programs"
 
     with counting(describe, bar=progress) as show:
+        show(0, loading.num_needed)
         runner.use(loading, show)
     done = f"{loading.num_needed} programs ready, {counter.before_ready} of them compiled"
     stage_done("programs", done, time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,22 +36,38 @@ def counting(describe: Callable[[], str], *, bar: bool) -> Iterator[Callable[[in
     """Show how far a stage of many parts is: a bar on a terminal, else a log line now and then.
 
     Args:
-        describe: says what is being done, whenever it is shown.
+        describe: says what is being done, whenever it is shown; called from another thread, too.
         bar: whether there may be a bar.
 
     Returns:
         Takes how many parts are done, and how many there are.
     """
-    shown = time.monotonic()
+    counts = (0, 0)
+    over = threading.Event()
     with tqdm(desc=describe(), delay=1, disable=None if bar else True) as display:
 
         def show(done: int, total: int) -> None:
-            nonlocal shown
-            display.total, display.n = total, done
-            display.set_description(describe(), refresh=False)
-            display.refresh()
-            if display.disable and time.monotonic() - shown > _SECONDS_BETWEEN:
-                shown = time.monotonic()
-                log.info("%s: %d of %d", describe(), done, total)
+            nonlocal counts
+            counts = display.n, display.total = done, total
+            display.set_description(describe())
 
-        yield show
+        def go_on() -> None:
+            seconds = _SECONDS_BETWEEN if display.disable else 1.0
+            while not over.wait(seconds):
+                if display.disable:
+                    log.info("%s", _so_far(describe(), *counts))
+                else:
+                    display.set_description(describe())
+
+        # Parts may come late, and a caller that waits for the first says nothing.
+        ticking = threading.Thread(target=go_on, name="stage", daemon=True)
+        ticking.start()
+        try:
+            yield show
+        finally:
+            over.set()
+            ticking.join()
+
+
+def _so_far(what: str, done: int, total: int) -> str:
+    return f"{what}: {done} of {total}" if done else what

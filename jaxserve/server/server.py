@@ -191,7 +191,8 @@ class GrpcServer:
                 self.port = self._server.add_secure_port(self.address, credentials)
         except RuntimeError as error:
             raise ConfigError(
-                f"cannot listen on {self.address}: is the port taken, or the host not ours?"
+                f"cannot listen on {self.address}: is the port taken, or the host not ours? "
+                "--port 0 takes a free one"
             ) from error
         await self._server.start()
         self._watch = asyncio.create_task(self._streams.watch())

@@ -280,3 +280,19 @@ def test_a_presets_name_is_no_model(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not asked
     with pytest.raises(ModelNotFound, match=r"'llama-3\.1-8b' is the name of a preset.*--random-w"):
         resolve_model("llama-3.1-8b")
+
+
+def test_a_misspelt_name_suggests_what_was_meant(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name, meant in {"SmolLM2-135": "smollm2-135m", "llama3.1-8b": "llama-3.1-8b"}.items():
+        with pytest.raises(CheckpointError, match=rf"\nDid you mean {meant}"):
+            resolve_model(name)
+    with pytest.raises(CheckpointError) as caught:
+        resolve_model("nonsense")
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["./nothing", "/no/where", "~/nothing", "nothing.gguf"])
+def test_a_path_is_not_looked_for_on_the_hub(path):
+    with pytest.raises(ModelNotFound, match=f"there is no file or directory '{path}'"):
+        resolve_model(path)

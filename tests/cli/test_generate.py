@@ -100,8 +100,8 @@ def test_sampling_flags_reach_the_sampler(run: Run, llm: LLM) -> None:
         ((), "give one of"),
         (("--prompt", "a", "--chat", "b"), "give one of"),
         (("--prompt", "a", "--system", "b"), "--system goes with"),
-        (("--prompt", "a", "--top-p", "1.5"), "top_p must be in"),
-        (("--prompt", "a", "--page-size", "3"), "page_size must be a power of two"),
+        (("--prompt", "a", "--top-p", "1.5"), "--top-p must be in"),
+        (("--prompt", "a", "--page-size", "3"), "--page-size must be a power of two"),
     ],
 )
 def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -118,10 +118,10 @@ def test_any_dataclass_makes_flags(arguments: list[str], expected: Settings) -> 
 
 def test_flags_of_a_dataclass_say_what_they_take() -> None:
     text = " ".join(CliRunner().invoke(configured, ["--help"]).output.split())
-    assert "--sizes NUMBER,... Sizes. [default: (1,8)]" in text
+    assert "--sizes NUMBER,... Sizes. [default: 1,8]" in text
     assert "--num-tries INTEGER Tries. [default: 3]" in text
     for arguments, says in (
-        (["--num-tries", "6"], "num_tries must be in [1, 5], got 6"),
+        (["--num-tries", "6"], "--num-tries must be in [1, 5], got 6"),
         (["--sizes", "1,x"], "not a list of numbers"),
     ):
         result = CliRunner().invoke(configured, ["m", *arguments])
@@ -134,7 +134,7 @@ def test_flags_of_a_dataclass_say_what_they_take() -> None:
         (["--page-size", "12"], "power of two"),
         (["--dtype", "float8"], "float8"),
         (["--kv-cache-dtype", "fp8"], "fp8"),
-        (["--max-num-seqs", "0"], "max_num_seqs"),
+        (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1"),
         (["--num-pages", "many"], "many"),
     ],
 )
@@ -209,3 +209,26 @@ def test_an_unknown_command_is_refused() -> None:
 def test_version() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0 and result.output.startswith("jaxserve, version ")
+
+
+@pytest.mark.parametrize("command", ["serve", "generate", "bench throughput", "bench serve"])
+def test_help_lists_options_alone_and_defaults_as_they_are_given(command: str) -> None:
+    output = CliRunner().invoke(main, [*command.split(), "--help"]).output
+    assert "\n  MODEL\n" not in output and "--help" in output
+    assert 'default: ""' not in output and "default: (" not in output
+
+
+@pytest.mark.parametrize("command", ["serve", "generate --prompt a", "bench throughput"])
+def test_a_model_must_be_named(command: str) -> None:
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 2 and "Missing argument 'MODEL'" in result.output
+
+
+def test_messages_name_options_as_they_are_given() -> None:
+    with pytest.raises(RuntimeError, match="needs a --length-predictor"):
+        parse("m", "--admission", "predicted")
+
+
+def test_benchmarks_are_listed_with_their_whole_summary() -> None:
+    output = CliRunner().invoke(main, ["bench", "--help"]).output
+    assert "..." not in output.partition("Commands:")[2] and "Drive a running gRPC server" in output

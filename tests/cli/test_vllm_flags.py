@@ -85,6 +85,7 @@ def test_values_are_left_alone() -> None:
 def test_unknown_options_suggest_what_they_may_mean() -> None:
     assert refused("--max-seqs", "3").endswith("Did you mean --max-num-seqs?")
     assert "Did you mean --page-size?" in refused("--page-sizes", "3")
+    assert "Did you mean --max-model-len?" in refused("--max-len", "3")
     assert refused("--nonsense-size", "3").endswith("No such option '--nonsense-size'.")
 
 
