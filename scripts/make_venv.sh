@@ -54,7 +54,7 @@ if ! is_new_enough "$venv/bin/python" || [[ -n $made_in && $made_in != "$PWD" ]]
 elif [[ $made_from == "$project" ]] && has_extras "$made_extras"; then
   exit 0
 fi
-echo "installing jaxserve${extras:+[$extras]} into $venv" >&2
+echo "installing jaxserve${extras:+[$extras]} into $venv, which takes a few minutes" >&2
 rm -f "$stamp"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --editable ".${extras:+[$extras]}"
