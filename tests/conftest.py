@@ -18,6 +18,9 @@ from hypothesis import settings
 
 from jaxserve.checkpoints.pull import pull
 
+# A machine may be busy: no verdict depends on how long an example takes.
+settings.register_profile("any_speed", deadline=None)
+settings.load_profile("any_speed")
 # `--hypothesis-profile=fuzz`: many minutes of what the fuzz tests do for seconds.
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)
 settings.register_profile("rounds", max_examples=100, deadline=None)  # see scripts/fuzz.sh

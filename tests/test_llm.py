@@ -276,9 +276,7 @@ ODDS = st.recursive(
 FIELDS = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), ODDS)
 def test_odd_params_are_served_or_refused(llm: LLM, field: str, value: Any) -> None:
     try:
@@ -290,9 +288,7 @@ def test_odd_params_are_served_or_refused(llm: LLM, field: str, value: Any) -> N
     assert llm.load().num_used_pages == 0
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["generate", "embed", "chat", "n", "sampling_params"]), ODDS)
 def test_odd_prompts_are_served_or_refused(llm: LLM, call: str, value: Any) -> None:
     two = SamplingParams(max_tokens=2)

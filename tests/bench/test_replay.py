@@ -41,7 +41,7 @@ ITEMS = st.lists(
 ).map(in_order)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ITEMS)
 def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem]):
     time = VirtualTime()
@@ -71,7 +71,7 @@ def test_the_same_steps_at_the_same_times_as_the_engine(items: list[WorkloadItem
     assert replayed.busy_seconds == pytest.approx(steps_seconds)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(ITEMS)
 def test_overlap_computes_the_same_tokens(items: list[WorkloadItem]):
     """Preempted requests compute theirs again: with room for all, every token just once."""

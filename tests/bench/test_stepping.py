@@ -96,7 +96,7 @@ def test_what_an_engine_refuses_ends_the_run() -> None:
         driver.serve("x", [1], greedy(1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.floats(0, 60), st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=25

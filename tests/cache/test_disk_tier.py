@@ -259,9 +259,7 @@ def test_a_file_cut_short_keeps_what_is_whole(filled: tuple[Path, list[bytes]]) 
         tier.close()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 70 * STRIDE), st.binary(min_size=1, max_size=200)),
                 max_size=5))  # fmt: skip
 def test_garbage_is_never_a_page(

@@ -256,5 +256,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.told == {key_of(page.chain) for page in self.pages if page.chain}
 
 
-PoolMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50)
 test_any_calls_in_any_order = PoolMachine.TestCase

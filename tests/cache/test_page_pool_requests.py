@@ -158,7 +158,7 @@ class Server:
             assert parent in roots or parent in kept[:i], "a page outlived its parent"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), num_pages=st.integers(4, 30), prefix_cache=st.booleans())
 def test_everybody_reads_their_own_tokens(seed: int, num_pages: int, prefix_cache: bool) -> None:
     server = Server(seed, num_pages, prefix_cache)

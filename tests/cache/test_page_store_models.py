@@ -81,7 +81,7 @@ class HostModel:
         return misses[0] if misses else len(keys)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(operations)
 def test_host_memory_does_exactly_as_its_model(operations: list[tuple[str, list[bytes]]]) -> None:
     store, model = make_store(4), HostModel(4)
@@ -180,7 +180,7 @@ class LenientModel:
 
 
 @pytest.mark.parametrize("host_pages", [0, 1, 4])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operations=operations, disk_pages=st.integers(1, 5))
 def test_with_a_disk_pages_are_right_and_kept_over_a_restart(
     tmp_path_factory: pytest.TempPathFactory,

@@ -26,7 +26,7 @@ from jaxserve.tokenizers import load_tokenizer
 # `rounds` is scripts/fuzz.sh's, with a seed per round.
 NUM_EXAMPLES = {"fuzz": 20_000, "rounds": 100}.get(settings.get_current_profile_name(), 25)
 FUZZ = settings(
-    max_examples=NUM_EXAMPLES, deadline=None,
+    max_examples=NUM_EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 

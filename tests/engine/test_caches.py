@@ -11,7 +11,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.engine import Engine
 from tests.engine.harness import assert_idle, greedy, maker, prompts, run, tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE = 4
 TURNS = 5

@@ -158,7 +158,7 @@ def test_rules_that_exclude_each_other_end_the_request():
     assert_idle(under)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=5), st.integers(0, 999))
 def test_any_choice_can_be_made(options: list[str], seed: int):
     options = [o for o in options if o.encode("utf-8", "ignore").decode() == o] or ["x"]

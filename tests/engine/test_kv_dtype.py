@@ -17,7 +17,7 @@ from jaxserve.engine.engine import Engine
 from tests.engine.harness import greedy, maker, prompts, run, tokens
 from tests.models.numpy_reference import NumpyModel
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE = 4
 

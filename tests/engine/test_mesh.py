@@ -12,7 +12,7 @@ from jaxserve.engine.engine import Engine
 from tests.engine.harness import build, greedy, run, tokens
 from tests.models.numpy_reference import NumpyModel
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 REFERENCES = Path(__file__).parents[1] / "references"
 MESHES = ("tensor=2", "tensor=4", "data=2,tensor=2")
@@ -116,7 +116,6 @@ def test_data_shards_share_the_work(tiny_model: Callable[..., Path], program_cac
     assert engine.load().num_preemptions > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_smollm2(mesh: str, smollm2_gguf: Path, program_cache_dir: Path):
     """Nine query heads on three KV heads: attention is replicated, MLP and vocabulary split."""

@@ -20,7 +20,7 @@ from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from tests.engine.harness import build, greedy, run, tokens
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("compile_watches", "quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_watches", "quick_compiles")]
 
 LIMITS = dict(max_num_batched_tokens=4, max_num_seqs=2, token_buckets="1,4")
 NUM_BACKBONES = 2

@@ -19,7 +19,7 @@ from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from pallas_kernels.paged_batch import PagedBatch, to_pool
 from tests.models.numpy_reference import NumpyModel
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 # Odd sizes, no two alike where that can be, so that a wrong axis cannot pass.
 SIZES = {

@@ -72,7 +72,7 @@ def halve(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 SIZES = st.tuples(st.integers(1, 9), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 99))
 def test_multiply_add(sizes: tuple[int, int, int, int], seed: int):
     """Also inside wider arrays, whose other numbers are not touched."""
@@ -89,7 +89,7 @@ def test_multiply_add(sizes: tuple[int, int, int, int], seed: int):
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 99))
 def test_sums(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
     rows, count, vectors, margin = sizes
@@ -108,7 +108,7 @@ def test_sums(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 99))
 def test_dots(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
     rows, columns, vectors, margin = sizes

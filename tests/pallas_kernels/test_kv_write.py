@@ -77,7 +77,7 @@ def test_padding_writes_nothing(implementation: str):
     check([], layer=1, implementation=implementation)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_random_rows(data: st.DataObject, seed: int):
     budget, rows = TOKENS, []

@@ -16,7 +16,7 @@ from pallas_kernels.paged_batch import PagedBatch
 from tests.pallas_kernels.paged_case import GARBAGE
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 LAYERS, PAGES, ROWS, PAGES_PER_ROW = 3, 43, 17, 7
 
@@ -102,8 +102,7 @@ def test_padding_writes_nothing():
     check([])
 
 
-@pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 2**16), dtype=st.sampled_from(["float32", "bfloat16"]))
 def test_random_rows(data: st.DataObject, seed: int, dtype: str):
     budget, pages, rows = 83, PAGES, []

@@ -41,7 +41,7 @@ def test_axes(
     assert error(out, expected) < 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, MOST_TOKENS),
     outputs=st.integers(1, 150),

@@ -216,7 +216,7 @@ def ragged_rows(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 @ALL
 @pytest.mark.parametrize("window", [None, 13])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ragged_rows(), seed=st.integers(0, 2**16))
 def test_random_batches(
     implementation: str, window: int | None, rows: list[tuple[int, int]], seed: int

@@ -25,7 +25,7 @@ from tests.pallas_kernels.paged_case import (
 )
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}
 # Small, so that short rows make many turns: 13 query tokens, 32 positions, 16 at once.
@@ -82,7 +82,6 @@ def check(
     np.testing.assert_allclose(got, oracle_lse(case, **rules), rtol=0, atol=limit)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "window", "soft_cap"),
     [
@@ -117,7 +116,6 @@ def test_head_shapes(head_dim: int, kv_heads: int, group: int, page_size: int, d
     check(case, scale=head_dim**-0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("window", "dtype"), [(None, "float32"), (509, "bfloat16")])
 def test_long_contexts(window: int | None, dtype: str):
     """Block, chunk and tile borders fall inside and at the ends of rows; heuristic sizes."""
@@ -129,7 +127,6 @@ def test_long_contexts(window: int | None, dtype: str):
     check(case, scale=0.125, sliding_window=window, block_sizes=None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 19])
 def test_two_cores(window: int | None, monkeypatch: pytest.MonkeyPatch):
     """The cores of a v4 or v5p take query blocks in turn, and prefetch each for itself."""
@@ -271,9 +268,8 @@ def ragged_rows(draw: st.DrawFn) -> list[tuple[int, int]]:
     return rows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 13])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=ragged_rows(), seed=st.integers(0, 2**16))
 def test_random_batches(window: int | None, rows: list[tuple[int, int]], seed: int):
     case = make_case(

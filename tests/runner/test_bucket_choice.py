@@ -30,7 +30,7 @@ def dumb_cost(counts: dict[int, int], buckets: tuple[int, ...], cost: Cost = flo
     return sum(cost(pick(buckets, size)) for size in steps) / max(1, len(steps))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(COUNTS, st.integers(1, 5), st.lists(st.integers(0, 9), min_size=LIMIT, max_size=LIMIT))
 def test_no_other_buckets_cost_less(counts: dict[int, int], k: int, rises: list[int]):
     def cost(size: int) -> float:  # never falls, as of any device
@@ -46,7 +46,7 @@ def test_no_other_buckets_cost_less(counts: dict[int, int], k: int, rises: list[
     assert expected_cost(counts, chosen, cost) == pytest.approx(least)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(COUNTS, st.integers(1, 5))
 def test_padding_is_what_the_smallest_fitting_bucket_leaves_empty(counts: dict[int, int], k: int):
     buckets = choose_buckets(counts, limit=LIMIT, num_programs=k)

@@ -18,7 +18,7 @@ from jaxserve.runner.program_cache import CompileWatch
 from tests.runner.small_runner import SmallRunner
 from tests.runner.test_memory import model_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 
 @pytest.mark.parametrize(("order", "programs"), [(None, 0), ((0, 1, 2), 0), ((2, 0, 1), 1)])

@@ -81,7 +81,7 @@ def read_row(row: StepRow, fields: dict[str, np.ndarray], place: int) -> None:
     assert fields["top_p"][place] > 0  # 0 would keep no token at all
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plans())
 def test_round_trip(drawn: tuple[StepPlan, int]):
     plan, shards = drawn
@@ -122,7 +122,7 @@ def test_round_trip(drawn: tuple[StepPlan, int]):
         assert (np.diff(ends) >= 0).all(), "decode rows not sorted by context length"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     drawn=st.lists(plans(), min_size=3, max_size=3),
     order=st.lists(st.integers(0, 2), min_size=2, max_size=6),

@@ -369,9 +369,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.bench.close()
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None
-)
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 

@@ -31,7 +31,7 @@ def running(draw: st.DrawFn) -> Request:
 
 
 @pytest.mark.parametrize("admission", ["current", "predicted", "max"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(requests=st.lists(running(), max_size=4))
 def test_what_is_owed_to_all_is_what_is_owed_to_each(admission: str, requests: list[Request]):
     pages = RequestPages(0, PagePool(1), PAGE_SIZE, PageTraffic(None), prefix_cache=False)

@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.core.errors import ConfigError, InvalidRequest
@@ -126,7 +126,6 @@ def read(plan: AnswerPlan, pieces: list[str], *, is_cut: bool = False) -> list[A
     return events + reader.finish(is_cut=is_cut)
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(

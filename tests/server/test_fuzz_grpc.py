@@ -228,7 +228,6 @@ def wait_idle(engine: AsyncEngine) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @settings(
     max_examples=NUM_EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(data=st.data())

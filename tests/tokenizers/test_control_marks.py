@@ -153,7 +153,7 @@ def test_lengths_and_marks_of_the_callers_own():
 
 
 @given(st.text(st.sampled_from("<>[]|/eosXPAD \ufdd0\ufdd1\ufdd2\ufdd30123"), max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_comes_back_and_has_no_name(text: str):
     marks = ControlMarks(["<eos>", "<", "[X]", "PAD", "<|X|>"], ["<e>", "[]"], ["<X>"])
     marked = marks.mark(text)

@@ -66,7 +66,7 @@ def test_a_method_that_would_never_be_called_is_refused() -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_all_are_served_and_forgotten_whatever_happens(name: str, seed: int) -> None:
     rng = random.Random(seed)
     policy = make_policy(name)

@@ -88,7 +88,7 @@ def spread_while_backlogged(
 lengths = st.tuples(st.integers(1, 40), st.integers(1, 20))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     a=st.lists(lengths, min_size=5, max_size=30),
     b=st.lists(lengths, min_size=5, max_size=30),

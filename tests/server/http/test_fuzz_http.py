@@ -32,7 +32,6 @@ LIMITS = RequestLimits(max_n=3, max_prompts=5)
 GOOD_STATUSES = {200, 304, 400, 401, 403, 404, 405, 406, 413, 415, 422, 429, 501}
 FUZZ = settings(
     max_examples=NUM_EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.core.errors import ConfigError, InvalidRequest
@@ -47,7 +47,6 @@ def test_split(text: str, begun: str | None, thoughts: str, content: str):
     assert split(*text, begun=begun) == (thoughts, content)
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(["<think>", "</think>", "</", "<", "\n", " ", "Hm", "think>", "é"])

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.server.answer_events import AnswerEvent, CallArguments, CallBegin, Content
@@ -265,7 +265,6 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     parts=st.lists(FRAGMENTS | st.text(max_size=3), max_size=12),
@@ -290,7 +289,6 @@ def test_cuts_make_no_difference(
         assert content == text
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(TOOL_FORMATS)),
     calls=st.lists(
