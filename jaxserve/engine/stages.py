@@ -44,7 +44,7 @@ def counting(describe: Callable[[], str], *, bar: bool) -> Iterator[Callable[[in
     """
     counts = (0, 0)
     over = threading.Event()
-    with tqdm(desc=describe(), delay=1, disable=None if bar else True) as display:
+    with tqdm(desc=describe(), disable=None if bar else True) as display:
 
         def show(done: int, total: int) -> None:
             nonlocal counts
