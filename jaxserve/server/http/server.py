@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import math
@@ -92,7 +93,9 @@ class HttpServer:
         except OSError as error:
             message = f"cannot serve HTTP on {self.address}: {error}"
             if not (self._options.http_port_may_change and self.port):
-                raise ConfigError(message) from error
+                is_taken = error.errno == errno.EADDRINUSE
+                hint = "; --http-port 0 takes a free one" if is_taken else ""
+                raise ConfigError(message + hint) from error
             log.warning("%s; it takes a free port, unless --http-port names one", message)
             self.port = 0
             return await self.start()
