@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,15 @@ def test_integers_of_numpy_are_integers(llm: LLM) -> None:
         SamplingParams(**given)
 
 
+@pytest.fixture
+def default_ctrl_c() -> Iterator[None]:
+    """As in a terminal; a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_ctrl_c_leaves_an_engine_that_serves(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     collect = llm._engine.executor.collect
 

@@ -21,6 +21,7 @@ STATUS_CODES: dict[type[errors.JaxserveError], grpc.StatusCode] = {
     errors.RequestFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StreamStalled: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.StepHung: grpc.StatusCode.INTERNAL,
     errors.EngineDead: grpc.StatusCode.INTERNAL,
     errors.ConfigError: grpc.StatusCode.INTERNAL,
     errors.CheckpointError: grpc.StatusCode.INTERNAL,

@@ -219,8 +219,8 @@ def test_embeddings_are_refused_like_answers():
     async def main() -> None:
         with pytest.raises(InvalidRequest, match="the prompt is empty"):
             await under.embed(None, [])
-        with pytest.raises(InvalidRequest, match="leaves no room"):
-            await under.embed(None, [1] * 64)
+        with pytest.raises(InvalidRequest, match="65 tokens, which is more than fits"):
+            await under.embed(None, [1] * 65)
         busy = asyncio.ensure_future(under.embed("a", [1] * 60))
         while not under.load().num_running:
             await asyncio.sleep(0.001)

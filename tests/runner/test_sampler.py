@@ -47,7 +47,8 @@ def kept(
     p /= p.sum()
     if top_p < 1:
         more_likely = np.array([p[p > x * (1 + near)].sum() for x in p])
-        keep &= more_likely < top_p + slack  # the tokens before it do not hold top_p yet
+        # The tokens before it do not hold top_p yet, or there are none.
+        keep &= (more_likely < top_p + slack) | (more_likely == 0)
     keep &= (p >= min_p * p.max() * (1 - slack)) | (p == p.max())
     p = np.where(keep, p, 0)
     return p / p.sum()

@@ -10,14 +10,14 @@ const NUMBERS = [
   { id: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.01, neutral: 1, range: true },
   { id: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, neutral: 0, range: true },
   { id: "top_k", label: "Top-k (0: all)", min: 0, max: 100000, step: 1, neutral: 0 },
-  { id: "max_tokens", label: "Max tokens", min: 1, max: 1000000, step: 1, initial: 256 },
+  { id: "max_tokens", label: "Max tokens", min: 1, max: 1000000, step: 1 },
   { id: "seed", label: "Seed", min: 0, max: 4294967295, step: 1, hint: "random" },
   { id: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.05, neutral: 1, range: true },
   { id: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, neutral: 0, range: true },
   { id: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, neutral: 0, range: true },
 ];
 const INITIAL = { system: "", stop: "", schema: "", logprobs: true, tint: true, top_logprobs: 5 };
-for (const { id, initial } of NUMBERS) INITIAL[id] = initial ?? "";
+for (const { id } of NUMBERS) INITIAL[id] = "";
 const STORED = "jaxserve.settings";
 let modelDefaults = {};
 
