@@ -66,7 +66,7 @@ def test_references_are_varied(model: tuple[Path, list]):
 
 
 def test_alone(engine: Engine, model: tuple[Path, list]):
-    for prompt in model[1][::4]:  # short and long ones: alone, each token costs a step
+    for prompt in model[1][::6]:  # short and long ones: alone, each token costs a step
         check(engine, [prompt])
 
 

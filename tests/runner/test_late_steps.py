@@ -17,7 +17,7 @@ from tests.runner.small_runner import GREEDY, SmallRunner
 from tests.runner.test_logit_programs import plain_logprobs
 from tests.runner.test_memory import model_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 VOCAB = 1024
 EVERY = np.full(VOCAB // 32, 2**32 - 1, np.uint32)

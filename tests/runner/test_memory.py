@@ -14,7 +14,7 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import ModelGraph, StepProgram
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
 
