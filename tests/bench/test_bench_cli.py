@@ -37,7 +37,7 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         (["serve", "--dataset-name", "azure"], "needs --dataset-path"),
         (["serve", "--dataset-name", "sonnet"], "sonnet"),
         (["serve", "--metric-percentiles", "50,x"], "not a list of numbers"),
-        (["serve", "--num-prompts", "0"], "num_prompts"),
+        (["serve", "--num-prompts", "0"], "--num-prompts must be positive"),
         (["serve", "--port", "1", "--ready-check-timeout-sec", "0"], "no answer from the server"),
         (["peers", "m", "--concurrency", "0"], "concurrency must be positive"),
         (["peers", "m", "--sides", "ollama"], "ollama"),
@@ -49,7 +49,7 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         (["chunked-prefill", "m", "--budgets", "8"], "leaves too little room"),
         (["prefix-cache", "m", "--part", "chat", "--num-sessions", "2"], "at least 3 sessions"),
         (["prefix-cache", "m", "--part", "shared", "--rounds", "0"], "rounds must be positive"),
-        (["startup", "m", "--num-iters", "0"], "num_iters must be positive"),
+        (["startup", "m", "--num-iters", "0"], "--num-iters must be positive"),
     ],
 )
 def test_bad_options_end_with_a_message(arguments: list[str], message: str) -> None:

@@ -92,9 +92,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     saved = json.loads(out.read_text())["step_seconds"]
     assert {rows: list(mine) for rows, mine in saved.items()} == {"1": ["1", "9"], "3": ["1", "9"]}
     for bad, message in (
-        (["--rows", "0"], "rows must be positive"),
+        (["--rows", "0"], "--rows must be positive"),
         (["--context-lens", "1"], "must have one above 1"),
-        (["--context-lens", "0,5"], "context_lens must be positive"),
+        (["--context-lens", "0,5"], "--context-lens must be positive"),
     ):
         result = CliRunner().invoke(bench, ["steps", "m", *bad])
         assert result.exit_code == 2 and message in result.output
