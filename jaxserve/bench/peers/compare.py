@@ -142,13 +142,7 @@ class PeersResult(Result):
             elif result.error is not None:
                 lines.append(f"{name} failed:\n{result.error}")
             else:
-                same = ""
-                if name in self.differing_answers:
-                    equal = self.num_answers - self.differing_answers[name]
-                    same = (
-                        f"; {equal} of {self.num_answers} answers equal {OURS}'s, token for token"
-                    )
-                lines.append(f"{name}: {result.version}{same}")
+                lines.append(f"{name}: {result.version}{self._agreement(name)}")
         return "\n".join(lines)
 
     def _agreement(self, name: str) -> str:
