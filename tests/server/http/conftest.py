@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import APIRouter
 from starlette.middleware import Middleware
@@ -20,6 +21,7 @@ from jaxserve.server.http.app import make_app
 from jaxserve.server.http.server import HttpServer
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.server import ServerOptions
+from jaxserve.testing.echo_model import EchoModel
 from jaxserve.testing.fake_engine import fake_engine
 from jaxserve.testing.fake_executor import FakeModel
 from tests.server.in_a_thread import in_a_thread
@@ -153,3 +155,22 @@ def base_url() -> Iterator[str]:
     with running_in_a_thread(engine) as url:
         yield url
     engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def echo_client() -> Iterator[Callable[[int], openai.OpenAI]]:
+    """`echo_client(max_model_len)`: OpenAI's, of a server that says what it is told to.
+
+    Thoughts and tool calls are read as Qwen writes them. Ended with the module.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(max_model_len: int) -> openai.OpenAI:
+            engine = fake_engine(model=EchoModel(), num_pages=4096, max_model_len=max_model_len)
+            stack.callback(engine.shutdown)
+            parsers = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
+            url = stack.enter_context(running_in_a_thread(engine, parsers=parsers))
+            made = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            return stack.enter_context(made)
+
+        yield make

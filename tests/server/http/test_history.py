@@ -4,8 +4,7 @@ The items are those of the `openai` package: streamed, cut off, dumped with all 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import openai
@@ -13,8 +12,6 @@ import pytest
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.http.response_input import response_messages
-from jaxserve.testing.echo_model import EchoModel
-from jaxserve.testing.fake_engine import fake_engine
 
 FUNCTION: Any = {"name": "get", "parameters": {"type": "object"}}
 TOOLS: Any = [{"type": "function", "function": FUNCTION}]
@@ -25,17 +22,8 @@ USER: Any = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(scope="module")
-def client(
-    serve_in_a_thread: Callable[..., AbstractContextManager[str]],
-) -> Iterator[openai.OpenAI]:
-    engine = fake_engine(model=EchoModel(), num_pages=4096, max_model_len=2048)
-    parsers = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
-    with (
-        serve_in_a_thread(engine, parsers=parsers) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
-    engine.shutdown()
+def client(echo_client: Callable[[int], openai.OpenAI]) -> openai.OpenAI:
+    return echo_client(2048)
 
 
 def chat(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:

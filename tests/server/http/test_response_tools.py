@@ -1,15 +1,11 @@
 """Tools and thoughts in the Responses API, over a model that says what it is told to."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import openai
 import pytest
-
-from jaxserve.testing.echo_model import EchoModel
-from jaxserve.testing.fake_engine import fake_engine
 
 TOOLS: Any = [
     {"type": "function", "name": "get", "parameters": {"type": "object"}, "strict": False},
@@ -19,17 +15,8 @@ ALL = f"<think>Hm\n</think>\nI look. {CALL}\n{CALL}"
 
 
 @pytest.fixture(scope="module")
-def client(
-    serve_in_a_thread: Callable[..., AbstractContextManager[str]],
-) -> Iterator[openai.OpenAI]:
-    engine = fake_engine(model=EchoModel(), num_pages=4096, max_model_len=4096)
-    parsers = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
-    with (
-        serve_in_a_thread(engine, parsers=parsers) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
-    engine.shutdown()
+def client(echo_client: Callable[[int], openai.OpenAI]) -> openai.OpenAI:
+    return echo_client(4096)
 
 
 def ask(client: openai.OpenAI, text: Any, **fields: Any) -> Any:
