@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, the demo models, and one cache of programs."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: begun last, one would keep a single worker busy at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """Leaves loggers as they were: commands set levels and formats for their whole process."""
+    root = logging.getLogger()
+    before = {
+        name: (one.level, list(one.handlers)) for name, one in [("", root), *_loggers().items()]
+    }
+    formats = [(handler, handler.formatter) for handler in root.handlers]
+    yield
+    for name, one in [("", root), *_loggers().items()]:
+        level, handlers = before.get(name, (logging.NOTSET, []))
+        one.setLevel(level)
+        one.handlers[:] = handlers
+    for handler, formatter in formats:
+        handler.setFormatter(formatter)
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    """jaxserve's own loggers by name."""
+    return {
+        name: one
+        for name, one in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == "jaxserve" and isinstance(one, logging.Logger)
+    }
 
 
 @pytest.fixture(scope="session")

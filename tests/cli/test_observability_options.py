@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,25 +11,16 @@ from click.testing import CliRunner, Result
 from jaxserve.cli.observability_options import observability_options
 from jaxserve.cli.options import Command
 from jaxserve.cli.serve import serve
-from jaxserve.server.log_format import STARTING, JsonFormatter, TextFormatter
+from jaxserve.server.log_format import JsonFormatter, TextFormatter
 from jaxserve.server.observability import ObservabilityOptions
 
 
 @pytest.fixture(autouse=True)
-def handler() -> Iterator[logging.Handler]:
-    """A handler of the root logger; all loggers are left as they were."""
-    root, own = logging.getLogger(), logging.getLogger("jaxserve")
-    level = own.level
-    before = [(handler, handler.formatter) for handler in root.handlers]
+def handler() -> logging.Handler:
+    """A handler of the root logger."""
     added = logging.NullHandler()
-    root.addHandler(added)
-    yield added
-    root.removeHandler(added)
-    own.setLevel(level)
-    for name in STARTING:
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    for one, formatter in before:
-        one.setFormatter(formatter)
+    logging.getLogger().addHandler(added)
+    return added
 
 
 def invoke(*args: str) -> tuple[Result, list[ObservabilityOptions]]:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -37,11 +36,8 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def log() -> Iterator[logging.Logger]:
-    logger = logging.getLogger("jaxserve.requests")
-    yield logger
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
+def log() -> logging.Logger:
+    return logging.getLogger("jaxserve.requests")
 
 
 def logged(log: logging.Logger, formatter: logging.Formatter) -> list[str]:
@@ -139,31 +135,20 @@ def test_refusals_over_grpc_name_the_request(make_engine, serving, make_request)
             with pytest.raises(grpc.aio.AioRpcError):
                 await s.ask(make_request(list(range(200)) * 10, request_id="too-long"))
 
-    try:
-        asyncio.run(main())
-    finally:
-        logger.handlers.clear()
-        logger.setLevel(logging.NOTSET)
+    asyncio.run(main())
     assert [json.loads(line)["request_id"] for line in lines] == ["too-long"]
 
 
 def test_the_level_is_jaxserves_own() -> None:
     logger = logging.getLogger("jaxserve")
-    before = logger.level
-    handlers = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
-    try:
-        configure_logging("json", "error")
-        assert logger.level == logging.ERROR
-        configure_logging("text", None)
-        assert logger.level == logging.ERROR
-        for name in STARTING:  # what -v did not ask for, but how the start goes
-            assert logging.getLogger(name).isEnabledFor(logging.INFO)
-        configure_logging("text", "warning")
-        assert not any(logging.getLogger(name).isEnabledFor(logging.INFO) for name in STARTING)
-    finally:
-        logger.setLevel(before)
-        for handler, formatter in handlers:
-            handler.setFormatter(formatter)
+    configure_logging("json", "error")
+    assert logger.level == logging.ERROR
+    configure_logging("text", None)
+    assert logger.level == logging.ERROR
+    for name in STARTING:  # what -v did not ask for, but how the start goes
+        assert logging.getLogger(name).isEnabledFor(logging.INFO)
+    configure_logging("text", "warning")
+    assert not any(logging.getLogger(name).isEnabledFor(logging.INFO) for name in STARTING)
 
 
 def test_a_consumer_that_raises_is_called_again(make_engine, caplog) -> None:
