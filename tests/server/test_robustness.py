@@ -19,6 +19,7 @@ from jaxserve.server.v1 import jaxserve_pb2_grpc
 
 CHAT = "/v1/chat/completions"
 NUM_STALLED = 1001  # each way of stalling as often as the others
+PATIENCE = 300  # seconds until a test that hangs fails
 
 
 class Server(NamedTuple):
@@ -69,7 +70,7 @@ async def over_http(client: httpx.AsyncClient, max_tokens: int, begun: asyncio.E
 
 
 async def over_grpc(stub, max_tokens: int, begun: asyncio.Event) -> None:
-    """Likewise."""
+    """A streamed answer over gRPC, which must be whole."""
     tokens, finish_reason = 0, None
     async for message in stub.Generate(request(max_tokens)):
         begun.set()
@@ -84,32 +85,59 @@ async def clients(server: Server):
     async with (
         grpc.aio.insecure_channel(server.grpc) as channel,
         httpx.AsyncClient(
-            base_url=f"http://{server.http}", timeout=60, trust_env=False, limits=limits
+            base_url=f"http://{server.http}", timeout=PATIENCE, trust_env=False, limits=limits
         ) as client,
     ):
         yield client, jaxserve_pb2_grpc.JaxserveStub(channel)
 
 
-def test_a_thousand_stalled_clients_hold_up_nobody_and_leave_nothing() -> None:
+async def several(client: httpx.AsyncClient, stub) -> None:
+    """Whole answers, over both at once."""
+    begun = asyncio.Event()
+    for _ in range(3):
+        await asyncio.gather(over_http(client, 50, begun), over_grpc(stub, 50, begun))
+
+
+async def assert_nothing_is_left(client: httpx.AsyncClient, stub) -> None:
+    while (load := await stub.GetLoad(pb.GetLoadRequest())).num_running:
+        await asyncio.sleep(0.05)
+    used = load.num_total_pages - load.num_free_pages - load.num_cached_pages
+    assert used == load.num_waiting == 0
+    assert (await client.get("/health")).status_code == 200
+
+
+def test_a_thousand_stalled_clients_hold_up_nobody() -> None:
+    """None is cut off in this test, however long it takes."""
     allow_many_files()
 
     async def main(server: Server) -> None:
-        async with clients(server) as (client, stub), asyncio.timeout(50):
+        async with clients(server) as (client, stub), asyncio.timeout(PATIENCE):
             before = num_files(server)
             async with stalled_clients(NUM_STALLED, server.http, server.grpc):
-                event = asyncio.Event()
-                for _ in range(3):
-                    await asyncio.gather(over_http(client, 50, event), over_grpc(stub, 50, event))
+                await several(client, stub)
                 assert num_files(server) > before + NUM_STALLED // 2
+            await assert_nothing_is_left(client, stub)
+
+    forever = str(10 * PATIENCE)
+    options = ("--rows", "256", "--tokens-per-second", "20000")
+    with fake_server(*options, "--read-timeout", forever, "--write-timeout", forever) as server:
+        asyncio.run(main(server))
+
+
+def test_stalled_clients_are_cut_off_and_leave_nothing() -> None:
+    """They are still connected when all is over: it is the server that closes."""
+    num_stalled = 30 * len(WAYS)
+
+    async def main(server: Server) -> None:
+        async with clients(server) as (client, stub), asyncio.timeout(PATIENCE):
+            before = num_files(server)
+            async with stalled_clients(num_stalled, server.http, server.grpc):
+                await several(client, stub)  # who connected before has been accepted by then
                 # An idle connection that speaks HTTP/2 may stay; all others are cut off.
-                while num_files(server) > before + NUM_STALLED // len(WAYS) + 16:
+                while num_files(server) > before + num_stalled // len(WAYS) + 16:
                     await asyncio.sleep(0.1)
-                await asyncio.gather(over_http(client, 50, event), over_grpc(stub, 50, event))
-            while (load := await stub.GetLoad(pb.GetLoadRequest())).num_running:
-                await asyncio.sleep(0.05)
-            used = load.num_total_pages - load.num_free_pages - load.num_cached_pages
-            assert used == load.num_waiting == 0
-            assert (await client.get("/health")).status_code == 200
+                await several(client, stub)
+                await assert_nothing_is_left(client, stub)
 
     options = ("--rows", "256", "--tokens-per-second", "20000", "--read-timeout", "4")
     with fake_server(*options, "--write-timeout", "4") as server:
@@ -118,7 +146,7 @@ def test_a_thousand_stalled_clients_hold_up_nobody_and_leave_nothing() -> None:
 
 def test_sigterm_under_load_loses_no_accepted_request() -> None:
     async def main(server: Server) -> None:
-        async with clients(server) as (client, stub), asyncio.timeout(50):
+        async with clients(server) as (client, stub), asyncio.timeout(PATIENCE):
             begun = [asyncio.Event() for _ in range(128)]
             answers = [
                 asyncio.create_task(
@@ -137,7 +165,7 @@ def test_sigterm_under_load_loses_no_accepted_request() -> None:
                     refusals += answer.status_code == 503
             await asyncio.gather(*answers)
             assert refusals
-        assert await asyncio.to_thread(server.process.wait, 10) == 0
+        assert await asyncio.to_thread(server.process.wait, PATIENCE) == 0
 
     with fake_server("--rows", "128", "--tokens-per-second", "5000") as server:
         asyncio.run(main(server))
