@@ -28,6 +28,11 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"  # it could not go on
     SHED = "shed"  # given up before its first token: it could not meet its target any more
 
+    @property
+    def is_natural(self) -> bool:
+        """Whether the answer came to its own end, at which nothing cut it off."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
 
 @dataclasses.dataclass(eq=False, kw_only=True, slots=True)
 class Request:
@@ -82,6 +87,7 @@ class Request:
     num_swapped_tokens: int = 0  # that those hold
     cached_estimate: int = 0  # tokens that a cache had when last looked, and those it gave
     num_reused_tokens: int | None = None  # those it did not compute when it first ran
+    num_loaded_tokens: int = 0  # of those, what came from the page store
 
     # What policies go by.
     predicted_len: float | None = None  # answer tokens in all, as far as a predictor knows

@@ -324,6 +324,7 @@ class Engine:
         self._num_steps += 1
         deltas: list[TokenDelta] = []
         answered: list[Request] = []
+        embedded: list[Request] = []
         finished: dict[int, FinishReason] = {}
         logprobs = result.logprobs
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
@@ -338,8 +339,7 @@ class Engine:
                     continue
             delta = stream.push(token_id, logprobs.get(i))
             deltas.append(delta)
-            if delta.token_ids:
-                answered.append(stream.request)
+            (answered if delta.token_ids else embedded).append(stream.request)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
         self._scheduler.commit(plan, result, finished)
@@ -351,7 +351,8 @@ class Engine:
             launched=launched.at,
             collected=collected_at,
             seconds=collected_at - started_at,
-            requests=answered,
+            answered=answered,
+            embedded=embedded,
             load=self._gauges(),
         )
         for key, reason in finished.items():
@@ -435,6 +436,7 @@ class Engine:
             num_queried_tokens=cache.queried_tokens,
             num_device_hit_tokens=cache.device_hit_tokens,
             num_store_hit_tokens=cache.store_hit_tokens,
+            num_restored_tokens=cache.restored_tokens,
             compiles_before_ready=self._compiles.before_ready,
             compiles_after_ready=self._compiles.after_ready,
             compiles_planned=self._compiles.by_plan,

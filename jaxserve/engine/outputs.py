@@ -121,6 +121,7 @@ class EngineLoad:
     num_queried_tokens: int
     num_device_hit_tokens: int
     num_store_hit_tokens: int
+    num_restored_tokens: int
     compiles_before_ready: int
     compiles_after_ready: int
     compiles_planned: int = 0

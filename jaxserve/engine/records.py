@@ -74,7 +74,9 @@ class RequestRecord(NamedTuple):
         finished: when it ended.
         num_prompt_tokens, num_output_tokens: tokens, of the answer those that were delivered.
         num_cached_tokens: prompt tokens whose KV was found in a cache.
+        num_loaded_tokens: those of them that came from host memory or disk.
         num_preemptions: how often it had to make room for others.
+        is_answered: whether an answer was wanted; False for an embedding.
         max_tokens: tokens that the answer could have had.
         asked_max_tokens: tokens that the caller allowed; None for as many as there is room for.
         temperature, top_p: how it was sampled.
@@ -93,7 +95,9 @@ class RequestRecord(NamedTuple):
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    num_loaded_tokens: int
     num_preemptions: int
+    is_answered: bool
     max_tokens: int
     asked_max_tokens: int | None
     temperature: float
@@ -150,14 +154,17 @@ class TokenTimes(NamedTuple):
     Attributes:
         first_tokens: seconds from arrival, for each request that got its first one.
         gaps: seconds since the token before, and how many of the step's tokens had that.
-        num_prompt_tokens: tokens of the prompts of those that got their first one.
+        num_prompt_tokens: tokens of the prompts that the step completed: of those that got their
+            first one, and of embeddings.
         num_cached_tokens: those of them whose KV was found in a cache.
+        num_loaded_tokens: those of these that came from host memory or disk.
     """
 
     first_tokens: list[float]
     gaps: dict[float, int]
     num_prompt_tokens: int
     num_cached_tokens: int
+    num_loaded_tokens: int
 
 
 class EngineObserver(Protocol):
@@ -170,8 +177,13 @@ class EngineObserver(Protocol):
         """A step was collected."""
         ...
 
-    def prompt_asked(self, n: int) -> None:
-        """A prompt came to which `n` answers are wanted; on any thread."""
+    def prompt_answered(self, n: int, num_tokens: int) -> None:
+        """All `n` answers to a prompt have ended by themselves; on any thread.
+
+        Args:
+            n: how many there were.
+            num_tokens: of the longest of them.
+        """
         ...
 
     def request_done(self, record: RequestRecord, request: Request) -> None:
@@ -237,10 +249,15 @@ class EngineRecords:
         with self._lock:
             self.observers = (*self.observers, observer)
 
-    def prompt_asked(self, n: int) -> None:
-        """Tell that a prompt came to which `n` answers are wanted, each a request of its own."""
+    def prompt_answered(self, n: int, num_tokens: int) -> None:
+        """Tell that a prompt's `n` answers, each a request of its own, have ended by themselves.
+
+        Args:
+            n: how many there were.
+            num_tokens: of the longest of them.
+        """
         for observer in self.observers:
-            observer.prompt_asked(n)
+            observer.prompt_answered(n, num_tokens)
 
     def steps(self, after: int = 0) -> list[StepRecord]:
         """The steps still remembered, oldest first, with numbers above `after`."""
@@ -274,7 +291,8 @@ class EngineRecords:
         launched: float,
         collected: float,
         seconds: float,
-        requests: Sequence[Request],
+        answered: Sequence[Request],
+        embedded: Sequence[Request],
         load: tuple[int, int, int],
     ) -> None:
         """Note that a step was collected; before `request_done` of those that ended with it.
@@ -284,13 +302,14 @@ class EngineRecords:
             sizes: tokens, and rows that sample, of its fullest data shard.
             launched, collected: when it was, in `time.perf_counter`'s seconds.
             seconds: how long the device was at it.
-            requests: those that got a token of it.
+            answered: those that got a token of it.
+            embedded: those whose embedding it completed.
             load: running and waiting requests, and used pages.
         """
         if not plan.rows:
             return
         at = collected + self._clock_offset
-        times = _token_times(requests, at)
+        times = _token_times(answered, embedded, at)
         token_bucket, row_bucket = self._padded(*sizes)
         num_tokens, num_sampled = sizes  # counted already, unless there are other shards
         if self._num_shards > 1:
@@ -306,7 +325,7 @@ class EngineRecords:
             num_rows=len(plan.rows),
             num_sampled=num_sampled,
             row_bucket=row_bucket,
-            num_generated=len(requests),
+            num_generated=len(answered),
             num_running=load[0],
             num_waiting=load[1],
             num_used_pages=load[2],
@@ -338,7 +357,7 @@ class EngineRecords:
         """
         params, service = request.params, request.service
         finished = self.now() if request.last_token_time is None else request.last_token_time
-        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+        if not reason.is_natural:
             finished = self.now()
         record = RequestRecord(
             number=self._num_requests + 1,
@@ -353,7 +372,9 @@ class EngineRecords:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=num_output_tokens,
             num_cached_tokens=request.num_reused_tokens or 0,
+            num_loaded_tokens=request.num_loaded_tokens,
             num_preemptions=request.num_preemptions,
+            is_answered=request.is_answered,
             max_tokens=request.max_tokens,
             asked_max_tokens=params.max_tokens,
             temperature=params.temperature,
@@ -376,11 +397,11 @@ class EngineRecords:
             self.observers = tuple(o for o in self.observers if o is not observer)
 
 
-def _token_times(requests: Sequence[Request], at: float) -> TokenTimes:
-    """Take the time of one more token of each request."""
+def _token_times(answered: Sequence[Request], embedded: Sequence[Request], at: float) -> TokenTimes:
+    """Take the time of one more token of each answered request."""
     firsts: list[Request] = []
     befores: dict[float, int] = {}
-    for request in requests:
+    for request in answered:
         before = request.last_token_time
         request.last_token_time = at
         if before is None:
@@ -388,9 +409,11 @@ def _token_times(requests: Sequence[Request], at: float) -> TokenTimes:
             firsts.append(request)
         else:
             befores[before] = befores.get(before, 0) + 1
+    prompted = (*firsts, *embedded)
     return TokenTimes(
         [at - request.arrival_time for request in firsts],
         {at - before: count for before, count in befores.items()},
-        sum(len(request.prompt_token_ids) for request in firsts),
-        sum(request.num_reused_tokens or 0 for request in firsts),
+        sum(len(request.prompt_token_ids) for request in prompted),
+        sum(request.num_reused_tokens or 0 for request in prompted),
+        sum(request.num_loaded_tokens for request in prompted),
     )

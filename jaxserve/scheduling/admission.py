@@ -120,8 +120,7 @@ class Admission:
                 if request.started_time is None:
                     request.started_time = now
                 request.slice_start = request.num_output_tokens
-                self.cache_counts.queried_tokens += request.num_tokens
-                self.cache_counts.device_hit_tokens += request.num_computed_tokens
+                self.cache_counts.started(request, looked_up=shard.pages.looks_up(request))
                 if request.load_ticket is None:
                     self.begin_computing(shard, request)
                 return shard

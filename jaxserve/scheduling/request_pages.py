@@ -78,6 +78,10 @@ class RequestPages:
         rest = (request.swapped_keys or keys)[len(shared) :]
         return Found(shared, rest[: store.match(rest)] if store is not None else [])
 
+    def looks_up(self, request: Request) -> bool:
+        """Whether a starting request's tokens may come from what others have computed."""
+        return self._prefix_cache and not request.wants_hidden
+
     def update_keys(self, request: Request) -> None:
         """Name the full pages that the request's known tokens fill, if pages are shared."""
         if not self._prefix_cache:
@@ -100,7 +104,7 @@ class RequestPages:
             pages = self._allocate(len(found.stored))
             request.page_ids += tuple(pages)
             self._traffic.load(request, self._shard, pages, found.stored, now)
-        elif self._prefix_cache and not request.wants_hidden:
+        elif self.looks_up(request):
             self._copy_partly(request)
 
     def _copy_partly(self, request: Request) -> None:

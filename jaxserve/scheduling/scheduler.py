@@ -277,7 +277,10 @@ class Scheduler:
         self._admission.preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
         before = request.num_computed_tokens
         shard.pages.finish_load(request, load.pages, done.num_pages)
-        self._admission.cache_counts.store_hit_tokens += request.num_computed_tokens - before
+        num_loaded = request.num_computed_tokens - before
+        self._admission.cache_counts.loaded(request, num_loaded)
+        if request.num_reused_tokens is None:
+            request.num_loaded_tokens = num_loaded
         self._admission.begin_computing(shard, request)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:

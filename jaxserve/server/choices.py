@@ -8,6 +8,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import TokenDelta
+from jaxserve.engine.records import EngineRecords
 
 Choices = AsyncGenerator[tuple[int, TokenDelta], None]
 
@@ -42,12 +43,12 @@ async def generate_choices(
         What `AsyncEngine.generate` raises, of any of the requests; the others are aborted.
     """
     requests = [(prompt, params.of_answer(j)) for prompt in prompts for j in range(n)]
-    for _ in prompts:
-        engine.records.prompt_asked(n)
+    ends = _Ends(engine.records, len(prompts), n)
     if len(requests) == 1:
         deltas = engine.generate(request_id, *requests[0], service)
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
+                ends.take(0, delta)
                 yield 0, delta
         return
     streams = [
@@ -56,7 +57,26 @@ async def generate_choices(
     ]
     async with contextlib.aclosing(_merged(streams)) as merged:
         async for item in merged:
+            ends.take(*item)
             yield item
+
+
+class _Ends:
+    """Tells an engine's records of each prompt whose answers have all ended by themselves."""
+
+    def __init__(self, records: EngineRecords, num_prompts: int, n: int) -> None:
+        self._records = records
+        self._n = n
+        self._lengths: list[list[int]] = [[] for _ in range(num_prompts)]
+
+    def take(self, index: int, delta: TokenDelta) -> None:
+        """Look at the next delta of a choice."""
+        if delta.finish_reason is None or not delta.finish_reason.is_natural:
+            return
+        lengths = self._lengths[index // self._n]
+        lengths.append(delta.num_output_tokens)
+        if len(lengths) == self._n:
+            self._records.prompt_answered(self._n, max(lengths))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[TokenDelta, None]]) -> Choices:

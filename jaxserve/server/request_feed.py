@@ -36,7 +36,7 @@ class RequestFeed:
     def step_done(self, step: StepRecord, times: TokenTimes) -> None:
         """Steps are not passed on."""
 
-    def prompt_asked(self, n: int) -> None:
+    def prompt_answered(self, n: int, num_tokens: int) -> None:
         """Neither are prompts."""
 
     def request_done(self, record: RequestRecord, request: Request) -> None:

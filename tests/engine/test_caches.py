@@ -52,7 +52,7 @@ def converse(engine: Engine, num_chats: int = 4) -> tuple[list[list[int]], int]:
             [answer] = run(engine, [(history, greedy(6))])
             history += answer.token_ids
     after = engine.load()
-    computed = after.num_queried_tokens - before.num_queried_tokens
+    computed = after.num_prompt_tokens - before.num_prompt_tokens
     computed -= after.num_device_hit_tokens - before.num_device_hit_tokens
     computed -= after.num_store_hit_tokens - before.num_store_hit_tokens
     return histories, computed
@@ -158,7 +158,7 @@ def test_swapping_gives_the_same_tokens(
     )
     assert tokens(run(engine, requests)) == tokens(run(plain, requests))
     load = engine.load()
-    assert load.num_preemptions > 0 and load.num_store_hit_tokens > 0
+    assert load.num_preemptions > 0 and load.num_restored_tokens > 0
     assert_idle(engine)
 
 

@@ -78,7 +78,7 @@ def test_swapped_pages_come_back_as_they_were(make: Callable[..., Engine]) -> No
     engine = make(num_pages=20, preemption="swap", host_cache_memory=0.01)
     assert tokens(run(engine, requests)) == expected
     load = engine.load()
-    assert load.num_preemptions > 0 and load.num_store_hit_tokens > 0
+    assert load.num_preemptions > 0 and load.num_restored_tokens > 0
 
 
 def test_pages_on_disk_are_for_one_pair_of_types(

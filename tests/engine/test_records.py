@@ -23,7 +23,7 @@ class Notes:
     def step_done(self, step: StepRecord, times: TokenTimes) -> None:
         self.steps.append((step, times))
 
-    def prompt_asked(self, n: int) -> None:
+    def prompt_answered(self, n: int, num_tokens: int) -> None:
         pass
 
     def request_done(self, record: RequestRecord, request: Request) -> None:

@@ -406,6 +406,9 @@ def test_busy_server_under_memory_pressure(policy: str, host_pages: int) -> None
     assert bench.scheduler.num_preemptions > 0, "the pool was meant to be too small"
     counts = bench.scheduler.cache_counts
     assert counts.device_hit_tokens > 0 and (counts.store_hit_tokens > 0) == (host_pages > 0)
+    started = [r for r in bench.requests if r.started_time is not None]
+    assert counts.queried_tokens == sum(len(r.prompt_token_ids) for r in started), "once each"
+    assert counts.device_hit_tokens + counts.store_hit_tokens <= counts.queried_tokens
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,24 @@
 import asyncio
 import socket
 import urllib.request
+from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from jaxserve.core.errors import ConfigError
+from jaxserve.cache.page_store import PageStore
+from jaxserve.core.errors import ConfigError, InvalidRequest
+from jaxserve.core.grammar import Grammar
 from jaxserve.core.request import FinishReason, Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.records import EngineRecords
 from jaxserve.runner.buckets import Buckets
+from jaxserve.server.choices import generate_choices
 from jaxserve.server.context import ServerContext
 from jaxserve.server.http.server import HttpServer
 from jaxserve.server.metrics.app import make_metrics_app
@@ -25,6 +30,7 @@ from jaxserve.server.metrics.totals import Totals
 from jaxserve.server.serve import serve
 from jaxserve.server.server import ServerOptions
 from jaxserve.testing.fake_engine import fake_sync_engine
+from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 from tests.server.exposition import check_exposition, samples
 
 # Gateway API Inference Extension: what its endpoint picker asks a model server for.
@@ -59,9 +65,9 @@ class StillEngine:
     """As much of an `AsyncEngine` as metrics need, over an engine that the test steps."""
 
     is_ready = True
-    has_store = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, has_store: bool = False) -> None:
+        self.has_store = has_store
         self.model_info, self.records, self.load = engine.info, engine.records, engine.load
 
 
@@ -127,7 +133,6 @@ def test_counts_of_a_scripted_run() -> None:
     run(engine)
     add(engine, "b", 3, 1, now=10.0)
     run(engine, now=11.0)
-    engine.records.prompt_asked(3)
     seen = scrape(metrics)
     assert seen["jaxserve:prompt_tokens_total",] == 23
     assert seen["jaxserve:generation_tokens_total",] == 5
@@ -141,15 +146,17 @@ def test_counts_of_a_scripted_run() -> None:
     assert seen["jaxserve:bucket_steps_total", "rows", "1"] == 5  # the first one sampled nothing
     assert seen["jaxserve:padding_fraction", "tokens"] == pytest.approx(10 / 36)
     assert seen["jaxserve:padding_fraction", "rows"] == 0
+    # Steps that give tokens; a prompt counts in the one that completes it, with its first token.
     assert seen["jaxserve:iteration_tokens_total_bucket", "1.0"] == 3
-    assert seen["jaxserve:iteration_tokens_total_bucket", "8.0"] == 5
-    assert seen["jaxserve:iteration_tokens_total_bucket", "16.0"] == 6
-    assert seen["jaxserve:iteration_tokens_total_sum",] == 26
+    assert seen["jaxserve:iteration_tokens_total_bucket", "8.0"] == 4
+    assert seen["jaxserve:iteration_tokens_total_bucket", "32.0"] == 5
+    assert seen["jaxserve:iteration_tokens_total_count",] == 5
+    assert seen["jaxserve:iteration_tokens_total_sum",] == 23 + 5
     assert seen["jaxserve:request_prompt_tokens_sum",] == 23
     assert seen["jaxserve:request_generation_tokens_bucket", "1.0"] == 1
     assert seen["jaxserve:request_generation_tokens_bucket", "5.0"] == 2
     assert seen["jaxserve:request_params_max_tokens_sum",] == 5
-    assert seen["jaxserve:request_params_n_sum",] == 3
+    assert seen["jaxserve:request_params_n_count",] == 0  # `generate_choices` tells of prompts
     assert seen["jaxserve:prefix_cache_queries_total",] == 23
     assert seen["jaxserve:prefix_cache_hits_total",] == 0
     assert seen["jaxserve:external_prefix_cache_queries_total",] == 0  # there is no store
@@ -194,6 +201,133 @@ def test_the_prefix_cache_is_seen() -> None:
     assert seen["jaxserve:request_prefill_kv_computed_tokens_sum",] == 34 - hits
 
 
+def test_a_preempted_request_looks_its_prompt_up_once() -> None:
+    engine, metrics = scripted(num_pages=9, page_size=4, max_model_len=32)
+    for name in "abcd":
+        add(engine, name, 8, 20)
+    run(engine)
+    add(engine, "a", 8, 1)  # some of it may still be there
+    run(engine, now=1000.0)
+    seen = scrape(metrics)
+    assert seen["jaxserve:num_preemptions_total",] > 1
+    assert seen["jaxserve:prompt_tokens_total",] == 5 * 8
+    assert seen["jaxserve:prefix_cache_queries_total",] == 5 * 8
+    hits = seen["jaxserve:prefix_cache_hits_total",]
+    assert hits == seen["jaxserve:prompt_tokens_cached_total",] <= 7
+    assert seen["jaxserve:restored_tokens_total",] > 0  # what the preempted found of themselves
+
+
+@pytest.mark.parametrize("kind", ["prompt_logprobs", "embedding", "no prefix cache"])
+def test_what_never_looks_into_the_cache_queries_nothing(kind: str) -> None:
+    engine, metrics = scripted(prefix_cache=kind != "no prefix cache")
+    for name in ("a1", "a2"):
+        prompt = [97] * 17
+        if kind == "embedding":
+            engine.add_embedding(name, prompt)
+        else:
+            with_scores = 0 if kind == "prompt_logprobs" else None
+            params = SamplingParams(max_tokens=2, ignore_eos=True, prompt_logprobs=with_scores)
+            engine.add(name, prompt, params)
+        run(engine)
+    seen = scrape(metrics)
+    assert seen["jaxserve:prompt_tokens_total",] == 34
+    assert seen["jaxserve:prefix_cache_queries_total",] == 0
+    assert seen["jaxserve:prefix_cache_hits_total",] == 0
+    assert seen["jaxserve:prompt_tokens_cached_total",] == 0
+
+
+def test_what_comes_from_host_memory_is_external() -> None:
+    store = PageStore((4,), np.dtype(np.int32), host_bytes=4096)
+    model = FakeModel(vocab_size=256)
+    executor = FakeExecutor(page_size=4, model=model, store=store)
+    options: dict[str, Any] = {"num_pages": 8, "max_model_len": 32}
+    engine, metrics = scripted(store=store, executor=executor, model=model, **options)
+    metrics.attach(StillEngine(engine, has_store=True))  # type: ignore[arg-type]
+    for name in ("a1", "b", "c", "a2"):  # b and c push out what a1 has computed
+        add(engine, name, 17, 2)
+        run(engine)
+    seen = scrape(metrics)
+    assert seen["jaxserve:prefix_cache_queries_total",] == 4 * 17
+    assert seen["jaxserve:prefix_cache_hits_total",] == 0
+    assert seen["jaxserve:external_prefix_cache_queries_total",] == 4 * 17
+    assert seen["jaxserve:external_prefix_cache_hits_total",] == 16
+    assert seen["jaxserve:prompt_tokens_cached_total",] == 16
+    assert seen["jaxserve:prompt_tokens_by_source_total", "local_compute"] == 4 * 17 - 16
+    assert seen["jaxserve:prompt_tokens_by_source_total", "local_cache_hit"] == 0
+    assert seen["jaxserve:prompt_tokens_by_source_total", "external_kv_transfer"] == 16
+    assert seen["jaxserve:restored_tokens_total",] == 0
+
+
+def test_an_embedding_counts_as_a_prompt_without_an_answer() -> None:
+    engine, metrics = scripted(max_num_batched_tokens=16)
+    engine.add_embedding("e", [1] * 20)
+    run(engine)
+    seen = scrape(metrics)
+    count = {name for (name, *rest), value in seen.items() if name.endswith("_count") and value}
+    assert count == {
+        f"jaxserve:{name}_count"
+        for name in (
+            "e2e_request_latency_seconds", "iteration_tokens_total", "request_generation_tokens",
+            "request_num_preemptions", "request_prefill_kv_computed_tokens",
+            "request_prompt_tokens", "request_queue_time_seconds", "step_time_seconds",
+        )
+    }  # fmt: skip
+    assert seen["jaxserve:prompt_tokens_total",] == 20
+    assert seen["jaxserve:iteration_tokens_total_sum",] == 20
+    assert seen["jaxserve:request_generation_tokens_sum",] == 0
+    assert seen["jaxserve:request_success_total", "stop"] == 1
+
+
+def test_answers_to_one_prompt_are_counted_once_with_the_longest(make_engine) -> None:
+    async def main() -> None:
+        engine = make_engine()
+        metrics = Metrics()
+        metrics.attach(engine)
+
+        async def ask(prompts: list[list[int]], n: int, **fields) -> None:
+            params = SamplingParams(**{"max_tokens": 12, "seed": 3, **fields})
+            async for _ in generate_choices(engine, "r", prompts, params, n=n):
+                pass
+
+        def observed(name: str) -> tuple[float, float]:
+            seen = scrape(metrics)
+            return seen[f"jaxserve:{name}_count",], seen[f"jaxserve:{name}_sum",]
+
+        # Answers end at the first of these tokens, after 12 of them at the latest.
+        lengths = {}
+        stops = tuple(range(0, 256, 5))
+        for prompt in (1, 2):
+            for seed in (3, 4, 5):
+                alone = SamplingParams(max_tokens=12, seed=seed, stop_token_ids=stops)
+                got = [delta async for delta in engine.generate(None, [prompt], alone)]
+                lengths[prompt, seed] = got[-1].num_output_tokens
+        assert observed("request_params_n") == (0, 0)
+        generated = scrape(metrics)["jaxserve:request_generation_tokens_sum",]
+        assert generated == sum(lengths.values()) and len(set(lengths.values())) > 2
+
+        await ask([[1], [2]], 3, stop_token_ids=stops)
+        longest = [max(lengths[prompt, seed] for seed in (3, 4, 5)) for prompt in (1, 2)]
+        assert observed("request_params_n") == (2, 6)
+        assert observed("request_max_num_generation_tokens") == (2, sum(longest))
+        assert observed("request_generation_tokens") == (12, 2 * generated)
+        assert observed("request_params_max_tokens") == (12, 12 * 12)
+
+        await ask([[1]], 1, max_tokens=None)  # as many as there is room for, as in vLLM
+        assert observed("request_params_n") == (3, 7)
+        room = engine.model_info.max_model_len - 1
+        assert observed("request_params_max_tokens") == (13, 12 * 12 + room)
+        before = scrape(metrics)
+        for refused in ({"grammar": Grammar("regex", "(")}, {"max_tokens": 600}):
+            prompt = [1] * (600 if "max_tokens" in refused else 1)
+            with pytest.raises(InvalidRequest):
+                await ask([prompt], 2, **refused)
+        after = scrape(metrics)
+        params = [key for key in before if "request_params" in key[0]]
+        assert len(params) > 10 and [before[k] for k in params] == [after[k] for k in params]
+
+    asyncio.run(main())
+
+
 def test_preemptions_and_aborts_are_seen() -> None:
     engine, metrics = scripted(num_pages=8, page_size=4, max_model_len=32)
     add(engine, "a", 8, 20)
@@ -208,7 +342,7 @@ def test_preemptions_and_aborts_are_seen() -> None:
     assert seen["jaxserve:e2e_request_latency_seconds_count",] == 2  # not of the aborted one
 
 
-def test_a_request_for_its_prompt_alone_is_counted() -> None:
+def test_a_request_that_ended_before_its_first_token_had_a_prompt() -> None:
     totals = Totals(max_model_len=512)
     engine, _ = scripted()
     add(engine, "a", 9, 1)
@@ -220,6 +354,9 @@ def test_a_request_for_its_prompt_alone_is_counted() -> None:
     totals.request_done(record, request)
     assert totals.counts["prompt_tokens"] == 0
     totals.request_done(record._replace(finish_reason=FinishReason.STOP), request)
+    assert totals.counts["prompt_tokens"] == 9
+    embedded = record._replace(finish_reason=FinishReason.STOP, is_answered=False)
+    totals.request_done(embedded, request)  # whose prompt its step has counted
     assert totals.counts["prompt_tokens"] == 9
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.server.kserve import open_inference_pb2 as pb
 from jaxserve.server.metrics.histogram import Histogram
-from jaxserve.server.metrics.totals import ENDED_WELL, Totals
+from jaxserve.server.metrics.totals import Totals
 
 _TYPES = {"BYTES": pb.TYPE_STRING, "BOOL": pb.TYPE_BOOL, "UINT32": pb.TYPE_UINT32}
 _FACTS = ("family", "dtype", "platform", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
@@ -50,7 +50,7 @@ def model_statistics(name: str, version: str, totals: Totals | None) -> pb.Model
         return found
     histograms = totals.histograms
     total = _duration(histograms["e2e_request_latency_seconds"])
-    num_failed = sum(n for reason, n in totals.finished.items() if reason not in ENDED_WELL)
+    num_failed = sum(n for reason, n in totals.finished.items() if not reason.is_natural)
     found.last_inference = int(totals.last_ended * 1000)
     found.inference_count = total.count
     found.execution_count = totals.counts["steps"]

@@ -130,8 +130,8 @@ def _counters(
     yield write.counter("prompt_tokens_cached", counts["prompt_tokens_cached"])
     sources = {
         "local_compute": counts["prompt_tokens"] - counts["prompt_tokens_cached"],
-        "local_cache_hit": counts["prompt_tokens_cached"],
-        "external_kv_transfer": 0,
+        "local_cache_hit": counts["prompt_tokens_cached"] - counts["prompt_tokens_loaded"],
+        "external_kv_transfer": counts["prompt_tokens_loaded"],
     }
     yield write.counters("prompt_tokens_by_source", ("source",), sources)
     yield write.counter("generation_tokens", counts["generation_tokens"])
@@ -142,6 +142,7 @@ def _counters(
     missed = load.num_queried_tokens - load.num_device_hit_tokens
     yield write.counter("external_prefix_cache_queries", missed if has_store else 0)
     yield write.counter("external_prefix_cache_hits", load.num_store_hit_tokens)
+    yield write.counter("restored_tokens", load.num_restored_tokens)
     yield write.counter("corrupt_pages", load.num_corrupt_pages)
     yield write.counter("length_predictions", load.num_predictions)
     compiles = {

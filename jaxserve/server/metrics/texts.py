@@ -23,10 +23,11 @@ COUNTERS = {
     "prompt_tokens_by_source": "Tokens of prompts by where their KV came from.",
     "generation_tokens": "Tokens of answers.",
     "request_success": "Requests that ended, by reason.",
-    "prefix_cache_queries": "Tokens looked up in the device's cache when a request starts to run.",
+    "prefix_cache_queries": "Tokens looked up in the device's cache when a request first starts.",
     "prefix_cache_hits": "Tokens whose KV was there.",
     "external_prefix_cache_queries": "Tokens that were not there, looked up off the device.",
     "external_prefix_cache_hits": "Tokens whose KV was loaded from host memory or disk.",
+    "restored_tokens": "Tokens of preempted requests whose KV was found when they went on.",
     "corrupt_pages": "KV pages found damaged on disk.",
     "length_predictions": "Answers compared with their predicted length.",
     "compiles": "XLA programs compiled; while serving there must be none.",
@@ -39,7 +40,7 @@ COUNTERS = {
 }
 
 HISTOGRAMS = {
-    "iteration_tokens_total": "Tokens per step.",
+    "iteration_tokens_total": "Tokens per step: answers', and those computed of prompts it ends.",
     "step_time_seconds": "How long the device was at a step.",
     "time_to_first_token_seconds": "From a request's arrival to its first token.",
     "inter_token_latency_seconds": "From one token of an answer to the next.",
@@ -51,9 +52,9 @@ HISTOGRAMS = {
     "request_inference_time_seconds": "From when a request first runs to its last token.",
     "request_prompt_tokens": "Tokens of a request's prompt.",
     "request_generation_tokens": "Tokens of a request's answer.",
-    "request_max_num_generation_tokens": "Tokens of a request's answer.",
-    "request_params_max_tokens": "The parameter max_tokens of requests that have it.",
-    "request_params_n": "Answers wanted per prompt.",
+    "request_max_num_generation_tokens": "Tokens of the longest answer to a prompt, of its n.",
+    "request_params_max_tokens": "Tokens that an answer may have: max_tokens, or what has room.",
+    "request_params_n": "Answers per prompt.",
     "request_num_preemptions": "How often a request was put back to waiting.",
     "request_prefill_kv_computed_tokens": "Tokens of a prompt that were in no cache.",
 }

@@ -19,8 +19,6 @@ from jaxserve.server.metrics.names import (
     token_bounds,
 )
 
-ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
-
 
 class Totals:
     """Counters and histograms over all steps and requests; an `EngineObserver`.
@@ -78,11 +76,13 @@ class Totals:
             counts["step_padding_rows"] += step.row_bucket - step.num_sampled
             counts["prompt_tokens"] += times.num_prompt_tokens
             counts["prompt_tokens_cached"] += times.num_cached_tokens
+            counts["prompt_tokens_loaded"] += times.num_loaded_tokens
             counts["generation_tokens"] += step.num_generated
             self.token_buckets[step.token_bucket] += 1
             if step.row_bucket:
                 self.row_buckets[step.row_bucket] += 1
-            histograms["iteration_tokens_total"].observe(step.num_tokens)
+            if processed := step.num_generated + times.num_prompt_tokens - times.num_cached_tokens:
+                histograms["iteration_tokens_total"].observe(processed)
             histograms["step_time_seconds"].observe(step.seconds)
             for seconds in times.first_tokens:
                 histograms["time_to_first_token_seconds"].observe(seconds)
@@ -94,18 +94,20 @@ class Totals:
         with self._lock:
             self.finished[record.finish_reason] += 1
             self.last_ended = time.time()
-            if record.finish_reason in ENDED_WELL:
-                if record.first_token is None:  # only its prompt was wanted, as for an embedding
+            if record.finish_reason.is_natural:
+                if record.is_answered and record.first_token is None:  # its grammar allowed none
                     self.counts["prompt_tokens"] += record.num_prompt_tokens
                     self.counts["prompt_tokens_cached"] += record.num_cached_tokens
+                    self.counts["prompt_tokens_loaded"] += record.num_loaded_tokens
                 for name, value in _measures(record).items():
                     if value is not None:
                         self.histograms[name].observe(value)
 
-    def prompt_asked(self, n: int) -> None:
-        """Count a prompt to which `n` answers are wanted."""
+    def prompt_answered(self, n: int, num_tokens: int) -> None:
+        """Count a prompt with its `n` answers, the longest of which has so many tokens."""
         with self._lock:
             self.histograms["request_params_n"].observe(n)
+            self.histograms["request_max_num_generation_tokens"].observe(num_tokens)
 
     def snapshot(self) -> "Totals":
         """A copy of one moment."""
@@ -129,8 +131,7 @@ def _measures(record: RequestRecord) -> dict[str, float | None]:
         "request_inference_time_seconds": record.inference_seconds,
         "request_prompt_tokens": record.num_prompt_tokens,
         "request_generation_tokens": record.num_output_tokens,
-        "request_max_num_generation_tokens": record.num_output_tokens,
-        "request_params_max_tokens": record.asked_max_tokens,
+        "request_params_max_tokens": record.max_tokens if record.is_answered else None,
         "request_prefill_kv_computed_tokens": record.num_prompt_tokens - record.num_cached_tokens,
         "request_num_preemptions": record.num_preemptions,
     }

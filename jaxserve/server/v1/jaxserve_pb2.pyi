@@ -326,7 +326,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("num_waiting", "num_running", "num_free_pages", "num_cached_pages", "num_total_pages", "num_steps", "num_preemptions", "num_generated_tokens", "num_prompt_tokens", "num_finished", "num_aborted", "compiles_before_ready", "compiles_after_ready", "num_shed", "num_queried_tokens", "num_device_hit_tokens", "num_store_hit_tokens", "num_host_pages", "num_disk_pages", "num_corrupt_pages", "num_predictions", "prediction_mae", "prediction_bucket_accuracy", "prediction_kendall_tau", "compiles_planned")
+    __slots__ = ("num_waiting", "num_running", "num_free_pages", "num_cached_pages", "num_total_pages", "num_steps", "num_preemptions", "num_generated_tokens", "num_prompt_tokens", "num_finished", "num_aborted", "compiles_before_ready", "compiles_after_ready", "num_shed", "num_queried_tokens", "num_device_hit_tokens", "num_store_hit_tokens", "num_restored_tokens", "num_host_pages", "num_disk_pages", "num_corrupt_pages", "num_predictions", "prediction_mae", "prediction_bucket_accuracy", "prediction_kendall_tau", "compiles_planned")
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -344,6 +344,7 @@ class GetLoadResponse(_message.Message):
     NUM_QUERIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_DEVICE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_STORE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RESTORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_HOST_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_DISK_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_CORRUPT_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +370,7 @@ class GetLoadResponse(_message.Message):
     num_queried_tokens: int
     num_device_hit_tokens: int
     num_store_hit_tokens: int
+    num_restored_tokens: int
     num_host_pages: int
     num_disk_pages: int
     num_corrupt_pages: int
@@ -377,4 +379,4 @@ class GetLoadResponse(_message.Message):
     prediction_bucket_accuracy: float
     prediction_kendall_tau: float
     compiles_planned: int
-    def __init__(self, num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., num_total_pages: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_aborted: _Optional[int] = ..., compiles_before_ready: _Optional[int] = ..., compiles_after_ready: _Optional[int] = ..., num_shed: _Optional[int] = ..., num_queried_tokens: _Optional[int] = ..., num_device_hit_tokens: _Optional[int] = ..., num_store_hit_tokens: _Optional[int] = ..., num_host_pages: _Optional[int] = ..., num_disk_pages: _Optional[int] = ..., num_corrupt_pages: _Optional[int] = ..., num_predictions: _Optional[int] = ..., prediction_mae: _Optional[float] = ..., prediction_bucket_accuracy: _Optional[float] = ..., prediction_kendall_tau: _Optional[float] = ..., compiles_planned: _Optional[int] = ...) -> None: ...
+    def __init__(self, num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., num_total_pages: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_aborted: _Optional[int] = ..., compiles_before_ready: _Optional[int] = ..., compiles_after_ready: _Optional[int] = ..., num_shed: _Optional[int] = ..., num_queried_tokens: _Optional[int] = ..., num_device_hit_tokens: _Optional[int] = ..., num_store_hit_tokens: _Optional[int] = ..., num_restored_tokens: _Optional[int] = ..., num_host_pages: _Optional[int] = ..., num_disk_pages: _Optional[int] = ..., num_corrupt_pages: _Optional[int] = ..., num_predictions: _Optional[int] = ..., prediction_mae: _Optional[float] = ..., prediction_bucket_accuracy: _Optional[float] = ..., prediction_kendall_tau: _Optional[float] = ..., compiles_planned: _Optional[int] = ...) -> None: ...
