@@ -1,16 +1,26 @@
 """Activations times a weight: what a decoding step spends most of its time reading."""
 
 import importlib
+import math
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.weights import Format, Quantised
+
 Implementation = Literal["auto", "cpu", "xla", "reference"]
 NAMES: tuple[str, ...] = get_args(Implementation)
+Activations = Literal["float", "int8"]
 
 
-def choose_implementation(implementation: str, device: Any, num_devices: int, dtype: Any) -> str:
+def choose_implementation(
+    implementation: str,
+    device: Any,
+    num_devices: int,
+    dtype: Any,
+    format: Format | None = None,
+) -> str:
     """The implementation to run; a name never stands for another one.
 
     Args:
@@ -18,7 +28,8 @@ def choose_implementation(implementation: str, device: Any, num_devices: int, dt
         device: the `jax.Device`, one of those where it will run.
         num_devices: how many those are. XLA splits its own products over a mesh, and not what it
             cannot look into.
-        dtype: of activations and weights.
+        dtype: of activations, and of weights that are not quantised.
+        format: of weights, or None where they are not quantised.
 
     Raises:
         ValueError: no implementation has that name, or the one named cannot run.
@@ -27,7 +38,7 @@ def choose_implementation(implementation: str, device: Any, num_devices: int, dt
         raise ValueError(f"no linear {implementation!r}; there are {', '.join(NAMES)}")
     if implementation not in ("auto", "cpu"):
         return implementation
-    reason = _module("cpu").refusal(jnp.dtype(dtype).name)
+    reason = _module("cpu").refusal(jnp.dtype(dtype).name, format)
     if device.platform != "cpu":
         reason = f"it takes a CPU, and this is {device.platform}"
     elif num_devices > 1:
@@ -49,24 +60,52 @@ def prepare(implementation: str) -> None:
         _module("cpu").prepare()
 
 
-def linear(x: jax.Array, weight: jax.Array, *, implementation: str = "auto") -> jax.Array:
+def linear(
+    x: jax.Array,
+    weight: jax.Array | Quantised,
+    *,
+    implementation: str = "auto",
+    activations: Activations = "float",
+) -> jax.Array:
     """x times weight, transposed.
 
     Args:
         x: [tokens, in...].
-        weight: [out..., in...].
+        weight: [out..., in...]; a quantised one has its inputs flattened, [out..., in].
         implementation: "auto" picks the fastest for one device of this machine; a named one is
             used or fails.
+        activations: "float" multiplies x as it is with the numbers that the weight stands for;
+            "int8" rounds each token to int8 first, with a scale for each group of the weight
+            (`activations.quantise_activations`), and takes a weight of integer codes.
 
     Returns:
         [tokens, out...] in x's dtype.
 
     Raises:
-        ValueError: unknown implementation, or one that does not take these types.
+        ValueError: unknown implementation, or one that does not take these types; the weight's
+            arrays or its inputs do not fit.
     """
+    format = weight.format if isinstance(weight, Quantised) else None
+    _check(x, weight, activations)
     if implementation == "auto":
-        implementation = choose_implementation("auto", jax.devices()[0], 1, weight.dtype)
-    return _module(implementation).linear(x, weight)
+        implementation = choose_implementation("auto", jax.devices()[0], 1, x.dtype, format)
+    return _module(implementation).linear(x, weight, activations)
+
+
+def _check(x: jax.Array, weight: jax.Array | Quantised, activations: str) -> None:
+    if activations not in get_args(Activations):
+        kinds = ", ".join(get_args(Activations))
+        raise ValueError(f"no activations {activations!r}; there are {kinds}")
+    if isinstance(weight, Quantised):
+        weight.check()
+        if math.prod(x.shape[1:]) != weight.shape[-1]:
+            raise ValueError(
+                f"activations {list(x.shape)} do not fit a weight {list(weight.shape)}"
+            )
+    if activations == "int8":
+        kind = str(weight.format) if isinstance(weight, Quantised) else weight.dtype.name
+        if not kind.startswith("int") or not isinstance(weight, Quantised):
+            raise ValueError(f"activations 'int8' take a weight of integer codes, not {kind}")
 
 
 def _module(implementation: str) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.cpu_calls import targets
 from pallas_kernels.linear import xla
+from pallas_kernels.weights import Format, Quantised
 
 TARGET = "jaxserve_linear"
 DTYPE = "float32"
@@ -21,8 +22,10 @@ MOST_TOKENS = 192  # beyond, a product is bound by arithmetic, and XLA's packs w
 COLUMNS_FROM = 16  # tokens from which on they, and not the features, lie next to one another
 
 
-def refusal(dtype: str) -> str | None:
+def refusal(dtype: str, format: Format | None = None) -> str | None:
     """Why the kernel does not take weights of a type, or None if it does."""
+    if format is not None:
+        return f"it takes {DTYPE} weights, not {format}"
     return None if dtype == DTYPE else f"it takes {DTYPE}, not {dtype}"
 
 
@@ -31,12 +34,14 @@ def prepare() -> None:
     targets.prepare(TARGET, "pallas_kernels.linear.cpu_call")
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | Quantised, _activations: str) -> jax.Array:
     """`pallas_kernels.linear.linear` on a CPU; more than MOST_TOKENS tokens are left to XLA.
 
     Raises:
         ValueError: the weight or the activations are not float32.
     """
+    if isinstance(weight, Quantised):
+        raise ValueError(f"linear 'cpu': {refusal(DTYPE, weight.format)}")
     for array in (x, weight):
         if reason := refusal(jnp.dtype(array.dtype).name):
             raise ValueError(f"linear 'cpu': {reason}")

@@ -1,0 +1,117 @@
+"""Linear layers of quantised weights: every implementation and format against float64."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.linear import choose_implementation, linear
+from pallas_kernels.linear.activations import quantise_activations, round_activations
+from pallas_kernels.weights import Format, quantise
+
+INTEGERS = [
+    Format("int8"),
+    Format("int8", 32, "float16"),
+    Format("int8", 16, "bfloat16", has_minimums=True),
+    Format("int4", scale="float16"),
+    Format("int4", 32, "float16"),
+    Format("int4", 32, "float16", has_minimums=True),
+    Format("int4", 128, "bfloat16"),
+    Format("int5", 32, has_minimums=True),
+    Format("int6", 16),
+]
+FORMATS = [*INTEGERS, Format("fp8", scale="bfloat16"), Format("fp8", 128)]
+IMPLEMENTATIONS = ["xla", "reference"]
+
+
+def draw(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def error(out: jax.Array, expected: np.ndarray) -> float:
+    """||out - expected|| / ||expected||."""
+    difference = np.asarray(out, np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_exact(format: Format, implementation: str) -> None:
+    """Axes of outputs and of inputs, which are flattened; more and fewer tokens than a tile has."""
+    weight = quantise(draw(7, 11, 384, seed=1), format)
+    expected = weight.dequantise().astype(np.float64).reshape(77, 384).T
+    for tokens in (1, 67):
+        x = draw(tokens, 3, 128)
+        out = jax.jit(lambda x, w: linear(x, w, implementation=implementation))(x, weight)
+        assert out.shape == (tokens, 7, 11) and out.dtype == np.float32
+        wanted = x.reshape(tokens, 384).astype(np.float64) @ expected
+        assert error(out.reshape(tokens, 77), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("format", INTEGERS, ids=str)
+def test_rounded_activations(format: Format, implementation: str) -> None:
+    """Of the rounded activations the product is exact; rounding them costs what 8 bits must."""
+    weight, x = quantise(draw(41, 256, seed=1), format), draw(19, 256)
+    x[3] = 0
+    out = linear(x, weight, implementation=implementation, activations="int8")
+    numbers = weight.dequantise().astype(np.float64).T
+    assert error(out, np.asarray(round_activations(x, format), np.float64) @ numbers) < 1e-6
+    assert error(out, x.astype(np.float64) @ numbers) < 0.01
+    assert not np.asarray(out[3]).any()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("format", [Format("int8"), Format("int4", 32), Format("fp8")], ids=str)
+def test_bfloat16(format: Format, implementation: str) -> None:
+    weight, x = quantise(draw(41, 256, seed=1), format), draw(5, 256).astype(jnp.bfloat16)
+    out = linear(x, weight, implementation=implementation)
+    assert out.dtype == jnp.bfloat16
+    assert error(out, x.astype(np.float64) @ weight.dequantise().astype(np.float64).T) < 0.01
+
+
+def test_rounding_of_activations() -> None:
+    """A token's codes are its own; groups are the weight's."""
+    x = draw(3, 64)
+    codes, scales = quantise_activations(x, Format("int8", 32))
+    assert codes.shape == (3, 64) and codes.dtype == np.int8 and scales.shape == (3, 2)
+    assert (abs(np.asarray(codes, np.int32)).reshape(3, 2, 32).max(-1) == 127).all()
+    whole, _ = quantise_activations(x, Format("int8"))
+    assert (abs(np.asarray(whole, np.int32)).max(-1) == 127).all()
+    alone, _ = quantise_activations(x[1:2], Format("int8", 32))
+    np.testing.assert_array_equal(alone[0], codes[1])
+
+
+def test_weights_are_not_kept_as_floats() -> None:
+    """A chain of products takes temporary memory for one weight at a time at most."""
+    weights = [quantise(draw(512, 512, seed=i), Format("int4", 32, "float16")) for i in range(8)]
+
+    def chain(x: jax.Array) -> jax.Array:
+        for weight in weights:
+            x = linear(x, weight, implementation="xla")
+        return x
+
+    memory = jax.jit(chain).lower(draw(4, 512)).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 2.5 * 4 * 512 * 512
+
+
+def test_choice() -> None:
+    cpu, format = SimpleNamespace(platform="cpu"), Format("int4", 32)
+    assert choose_implementation("auto", cpu, 2, jnp.float32, format) == "xla"
+    assert choose_implementation("xla", cpu, 1, jnp.float32, format) == "xla"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    weight = quantise(draw(8, 64), Format("fp8"))
+    with pytest.raises(ValueError, match="no activations 'int4'; there are float, int8"):
+        linear(draw(1, 64), weight, activations="int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="take a weight of integer codes, not fp8-channel"):
+        linear(draw(1, 64), weight, activations="int8")
+    with pytest.raises(ValueError, match="take a weight of integer codes, not float32"):
+        linear(draw(1, 64), draw(8, 64), activations="int8")
+    with pytest.raises(ValueError, match=r"activations \[1, 32\] do not fit a weight \[8, 64\]"):
+        linear(draw(1, 32), weight)
