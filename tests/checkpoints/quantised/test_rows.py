@@ -1,0 +1,65 @@
+"""Outputs of quantised weights move as those of dense ones do."""
+
+import numpy as np
+import pytest
+
+from jaxserve.checkpoints.names import interleaved_to_halves
+from jaxserve.checkpoints.quantised import rows
+from pallas_kernels.weights import Format, quantise
+
+FORMATS = [
+    Format("int4", 32, "float16", True),
+    Format("int5", 32),
+    Format("int6", 16),
+    Format("int8"),
+    Format("fp8", 16, "bfloat16"),
+]
+KVH, GROUP, DIM, INPUTS = 2, 3, 4, 64
+
+
+def random_weight(*shape, format, seed=0):
+    numbers = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return quantise(numbers, format)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_joining_qkv(format):
+    """Rotary halves, KV heads and the join of Q, K and V: the same function of dense numbers."""
+    q, k, v = (
+        random_weight(heads * DIM, INPUTS, format=format, seed=i)
+        for i, heads in enumerate((KVH * GROUP, KVH, KVH))
+    )
+
+    def join(q, k, v):
+        q, k, v = (x.reshape(KVH, -1, DIM, x.shape[-1]) for x in (q, k, v))
+        return np.concatenate([interleaved_to_halves(q), interleaved_to_halves(k), v], axis=1)
+
+    joined = rows.on_outputs(join, q, k, v)
+    assert joined.shape == (KVH, GROUP + 2, DIM, INPUTS)
+    expected = join(q.dequantise(), k.dequantise(), v.dequantise())
+    np.testing.assert_array_equal(joined.dequantise(), expected)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_taking_stacking_and_padding(format):
+    a, b = (random_weight(6, INPUTS, format=format, seed=i) for i in range(2))
+    x, y = a.dequantise(), b.dequantise()
+    order = [5, 0, 0, 3]
+    np.testing.assert_array_equal(rows.take_rows(a, order).dequantise(), x[order])
+    np.testing.assert_array_equal(rows.stack(a, b).dequantise(), np.stack([x, y]))
+    np.testing.assert_array_equal(rows.concatenate(a, b).dequantise(), np.concatenate([x, y]))
+    heads = rows.reshape_outputs(a, 2, 3)
+    np.testing.assert_array_equal(heads.dequantise(), x.reshape(2, 3, INPUTS))
+    # KV heads repeated for a mesh that has more devices than heads.
+    repeated = rows.on_outputs(lambda array: np.repeat(array, 2, axis=0), heads)
+    np.testing.assert_array_equal(repeated.dequantise(), x.reshape(2, 3, INPUTS).repeat(2, 0))
+    padded = rows.pad_rows(a, 8).dequantise()
+    np.testing.assert_array_equal(padded, np.concatenate([x, np.zeros((2, INPUTS), np.float32)]))
+
+
+def test_parts_of_different_formats_stay_parts():
+    a, b = (random_weight(4, INPUTS, format=format) for format in (Format("int4", 32), FORMATS[2]))
+    with pytest.raises(ValueError, match="int4-g32-float32 and int6-g16-float32 cannot be one"):
+        rows.stack(a, b)
+    with pytest.raises(ValueError, match="32 and 64 inputs"):
+        rows.concatenate(a, random_weight(4, 32, format=Format("int4", 32)))
