@@ -141,8 +141,9 @@ def _lowering(
     lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype)
     log.info(
         "attention: %s, linear layers: %s; KV cache: %d pages of %d tokens, %.2f GiB of %s per "
-        "device; requests of up to %d tokens", attention, products, pool, config.page_size,
+        "device; requests of up to %d tokens%s", attention, products, pool, config.page_size,
         lowering.page_bytes * lowering.pages_per_shard / GIB, kv_dtype.name, max_model_len,
+        _why(max_model_len, config, model),
     )  # fmt: skip
     return lowering, max_model_len
 
@@ -163,6 +164,18 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"{model.name} was made for"
         )
     return config.max_model_len
+
+
+def _why(max_model_len: int, config: EngineConfig, model: ModelConfig) -> str:
+    """Where the longest request's length comes from, if no option has it."""
+    if config.max_model_len is not None:
+        return ""
+    if max_model_len == model.max_model_len:
+        return ", what the model was made for"
+    of_model = f"of the {model.max_model_len} that the model was made for"
+    if max_model_len == DEFAULT_MAX_MODEL_LEN:
+        return f" by default, {of_model}: --max-model-len allows more"
+    return f", {of_model}: what the KV cache holds"
 
 
 def _random_checkpoint(config: EngineConfig) -> Checkpoint:

@@ -1,0 +1,38 @@
+"""What is decided of an engine before it is made."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.core.config import EngineConfig
+from jaxserve.engine import blueprint
+
+
+@pytest.mark.parametrize(
+    ("given", "longest", "default", "said"),
+    [
+        ({}, 512, 8192, "requests of up to 512 tokens, what the model was made for"),
+        ({}, 256, 256, "up to 256 tokens by default, of the 512 that the model was made for"),
+        ({"num_pages": 8}, 32, 8192, "up to 32 tokens, of the 512 .*: what the KV cache holds"),
+        ({"max_model_len": 100}, 100, 8192, "requests of up to 100 tokens$"),
+    ],
+)
+def test_where_the_longest_request_comes_from_is_said(
+    given: dict[str, Any],
+    longest: int,
+    default: int,
+    said: str,
+    tiny_model: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(blueprint, "DEFAULT_MAX_MODEL_LEN", default)
+    caplog.set_level("INFO")
+    options = {"page_size": 4, "max_num_batched_tokens": 16, "kv_cache_memory": 0.1, **given}
+    plan = blueprint.draw_up(EngineConfig(model=str(tiny_model()), **options))
+    assert plan.max_model_len == longest
+    [line] = [text for text in caplog.messages if "requests of up to" in text]
+    assert re.search(said, line)
