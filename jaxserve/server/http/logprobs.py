@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.core.logprobs import TokenLogprobs
-from jaxserve.server.http.text_offsets import TextOffsets
+from jaxserve.server.http.text_offsets import TextOffsets, prompt_offsets
 from jaxserve.tokenizers.base import Tokenizer
 
 _LEAST = -9999.0  # JSON has no infinity; this is what OpenAI's API says for it
@@ -89,10 +89,8 @@ class CompletionLogprobs:
         self._names = names
         self._num_top = num_top
         self._echo = echo
-        self._prompt_offsets = TextOffsets(names.tokenizer)
-        self._offsets = TextOffsets(
-            names.tokenizer, start=len(echo), skip_special_tokens=skip_special_tokens
-        )
+        self._offsets = TextOffsets(len(echo))
+        self._skip = skip_special_tokens
 
     def of(
         self, prompt: Sequence[TokenLogprobs | int], answer: Sequence[TokenLogprobs]
@@ -104,15 +102,15 @@ class CompletionLogprobs:
                 alone has no log-probability (the first one).
             answer: of the answer's next tokens.
         """
-        tokens, offsets, logprobs, tops = [], [], [], []
-        for i, item in enumerate((*prompt, *answer)):
-            token_id = item if isinstance(item, int) else item.token_id
-            tokens.append(self._names.unique(token_id))
-            offsets.append(
-                self._prompt_offsets.of_prompt(token_id, self._echo)
-                if i < len(prompt)
-                else self._offsets.of(token_id)
-            )
+        tokenizer = self._names.tokenizer
+        ids = [item if isinstance(item, int) else item.token_id for item in prompt]
+        offsets = prompt_offsets(tokenizer, ids, self._echo)
+        for item in answer:
+            piece = tokenizer.token_bytes(item.token_id, skip_special_tokens=self._skip)
+            offsets.append(self._offsets.push(piece))
+        tokens, logprobs, tops = [], [], []
+        for item in (*prompt, *answer):
+            tokens.append(self._names.unique(item if isinstance(item, int) else item.token_id))
             logprobs.append(None if isinstance(item, int) else max(item.logprob, _LEAST))
             tops.append(None if isinstance(item, int) else self._top(item))
         return {

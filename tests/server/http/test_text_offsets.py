@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jaxserve.server.http.text_offsets import TextOffsets
+from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.server.http.logprobs import CompletionLogprobs, TokenNames
+from jaxserve.server.http.text_offsets import TextOffsets, prompt_offsets
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
+from jaxserve.tokenizers.detokenizer import IncrementalDetokenizer
 
 TEXT = "日本語の猫は cute"
 
@@ -24,11 +29,11 @@ class Pieces(ByteTokenizer):
 
 def offsets(*pieces: bytes, prompt: str | None = None, **options: bool) -> list[int]:
     tokenizer = Pieces(pieces, **options)
-    found = TextOffsets(tokenizer)
     ids = range(len(pieces))
     if prompt is None:
-        return [found.of(i) for i in ids]
-    return [found.of_prompt(i, prompt) for i in (tokenizer.BOS, *ids)]
+        found = TextOffsets()
+        return [found.push(tokenizer.token_bytes(i)) for i in ids]
+    return prompt_offsets(tokenizer, (tokenizer.BOS, *ids), prompt)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
@@ -58,13 +63,49 @@ def test_bytes_that_are_no_character(pieces: list[bytes], expected: list[int]):
 def test_a_prompt_s_text_is_what_was_given():
     assert offsets(b"a", b"b", prompt="ab") == [0, 0, 1]  # its BOS is none of it
     assert offsets(b"a", b"b", prompt="<bos>ab") == [0, 5, 6]
+    assert offsets(b"<bos>", b"b", prompt="<bos>b") == [0, 0, 5]  # added before one spelled out
     spaced = {"drops_leading_space": True}
     assert offsets(b" a", b" b", prompt="a b", **spaced) == [0, 0, 1]
-    assert offsets(b" ", b" a", prompt=" a", **spaced) == [0, 0, 1]
+    assert offsets(b" ", b" a", prompt=" a", **spaced) == [0, 0, 0]  # one that was added
+    assert offsets(b" a", b" b", prompt=" a b", **spaced) == [0, 0, 2]  # none was
+    assert offsets(b"\xc3\xa9", b"b", prompt="e\u0301b") == [0, 0, 1], "normalised: as it comes"
 
 
-def test_special_tokens_of_an_answer():
+WORDS = ("a", " b", "<bos>", "<eos>", "日", "é", "\n", "🐈", "  ", "<")
+
+
+@given(st.data())
+def test_the_text_from_an_offset_on_begins_with_the_token(data: st.DataObject):
+    """For prompts and answers, whole and cut anywhere, with special tokens shown and skipped."""
+    skip, adds_bos = data.draw(st.booleans()), data.draw(st.booleans())
     tokenizer = ByteTokenizer()
-    for skip, after in ((True, 10), (False, 15)):
-        found = TextOffsets(tokenizer, start=10, skip_special_tokens=skip)
-        assert [found.of(tokenizer.BOS), found.of(97)] == [10, after]
+    words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8)
+    prompt = tokenizer.encode("".join(data.draw(words)), add_special_tokens=adds_bos)
+    given_text = data.draw(st.booleans())
+    echo = tokenizer.decode(prompt[1:] if given_text and adds_bos else prompt,
+                            skip_special_tokens=False)  # fmt: skip
+    answer = data.draw(st.lists(st.sampled_from([*b"a \xe6\x97\xa5\xff<", 256, 257, 300])))
+    detokenizer = IncrementalDetokenizer(tokenizer, skip, continues_text=True)
+    text = echo + "".join(map(detokenizer.push, answer)) + detokenizer.flush()
+    logprobs = CompletionLogprobs(
+        TokenNames(tokenizer), 0, echo=echo, skip_special_tokens=skip
+    )  # fmt: skip
+    scored = [TokenLogprobs(i, 0.0, 1, (), ()) for i in (*prompt, *answer)]
+    cut = data.draw(st.integers(0, len(answer)))
+    chunks = [
+        logprobs.of([prompt[0], *scored[1 : len(prompt)]], scored[len(prompt) :][:cut]),
+        logprobs.of([], scored[len(prompt) :][cut:]),
+    ]
+    found = [at for chunk in chunks for at in chunk["text_offset"]]
+    assert found == sorted(found) and len(found) == len(scored)
+    for i, (token, at) in enumerate(zip((*prompt, *answer), found, strict=True)):
+        is_added = i == 0 and adds_bos and given_text
+        is_skipped = i >= len(prompt) and skip and token in tokenizer.special_ids
+        piece = tokenizer.token_bytes(token, skip_special_tokens=False)
+        if is_added or is_skipped or not piece:
+            after = [*found, len(text)][i + 1]
+            assert at == after or text[at] == "\ufffd" or not text[at].isascii()
+        elif piece.isascii():
+            assert text.startswith(piece.decode(), at)
+        else:  # a part of the character there
+            assert text[at] == "\ufffd" or piece in text[at].encode()
