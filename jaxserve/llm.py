@@ -129,7 +129,7 @@ class LLM:
                     self._engine.add,
                     name,
                     result.prompt_token_ids,
-                    _of_answer(sampling, index),
+                    sampling.of_answer(index),
                     service,
                 )
                 take = functools.partial(append, result, index, decode=self._token_text)
@@ -305,14 +305,6 @@ class _Request(NamedTuple):
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return [prompts] if isinstance(prompts, str | Mapping) else listed("prompts", prompts)
-
-
-def _of_answer(params: SamplingParams, index: int) -> SamplingParams:
-    """The params of a prompt's answer of that index."""
-    if not index:
-        return params
-    # The first one's are everybody's.
-    return dataclasses.replace(params.of_answer(index), prompt_logprobs=None)
 
 
 def _embedded(output: EmbeddingOutput, delta: TokenDelta) -> None:

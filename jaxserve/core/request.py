@@ -63,7 +63,7 @@ class Request:
     max_tokens: int  # resolved: params.max_tokens, cut to what the context allows
     seed: int = 0  # resolved: params.seed, or one drawn at arrival; uint32
     arrival_time: float = 0.0
-    is_answered: bool = True  # False: an embedding's, whose one token is never looked at
+    is_answered: bool = True  # False: only its prompt is wanted, its one token never looked at
     wants_hidden: bool = False  # its prompt's hidden states, so none of it comes from a cache
     key: int = dataclasses.field(default_factory=lambda: next(_keys))  # never reused
 

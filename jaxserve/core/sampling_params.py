@@ -75,7 +75,8 @@ class SamplingParams:
         min_p: drop tokens less likely than `min_p` times the most likely one, in [0, 1].
         seed: makes the request's tokens reproducible; None draws a fresh seed.
         max_tokens: tokens to generate at most; None runs to the model's context length. An answer
-            ends there in any case; servers refuse to be asked for more.
+            ends there in any case; servers refuse to be asked for more. With `prompt_logprobs`
+            it may be 0: then these are all that is wanted.
         stop: strings that end the generation; they are not part of the returned text.
         stop_token_ids: tokens that end the generation, beside the model's own EOS.
         ignore_eos: generate on past the model's EOS tokens (for benchmarks).
@@ -93,7 +94,8 @@ class SamplingParams:
         bad_words: texts that the answer never has, beginning at a token's border.
         logprobs: log-probabilities of each token of the answer, and of so many of the most
             likely ones; None for neither.
-        prompt_logprobs: likewise for the prompt's tokens, from the second on.
+        prompt_logprobs: likewise for the prompt's tokens, from the second on. Of several answers
+            to a prompt only the first one asks for them; see `of_answer`.
         grammar: what the answer must look like.
         thinking: how long the model may think. With a grammar, thinking may come before what the
             grammar is for.
@@ -145,9 +147,10 @@ class SamplingParams:
             raise InvalidRequest(f"min_p must be in [0, 1], got {self.min_p}", param="min_p")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequest(f"seed must be in [0, 2**64), got {self.seed}", param="seed")
-        if self.max_tokens is not None and self.max_tokens < 1:
+        least = 1 if self.prompt_logprobs is None else 0
+        if self.max_tokens is not None and self.max_tokens < least:
             raise InvalidRequest(
-                f"max_tokens must be at least 1, got {self.max_tokens}", param="max_tokens"
+                f"max_tokens must be at least {least}, got {self.max_tokens}", param="max_tokens"
             )
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(
@@ -267,10 +270,15 @@ class SamplingParams:
         )
 
     def of_answer(self, index: int) -> "SamplingParams":
-        """Those of one of several answers: with a seed, each one has its own, counted on."""
-        if self.seed is None or not index:
+        """Those of one of several answers to a prompt.
+
+        With a seed, each one has its own, counted on. The prompt's log-probabilities are the same
+        for all, so that they come with the first answer, unless nothing else is wanted at all.
+        """
+        if not index or self.max_tokens == 0:
             return self
-        return dataclasses.replace(self, seed=(self.seed + index) & MAX_SEED)
+        seed = None if self.seed is None else (self.seed + index) & MAX_SEED
+        return dataclasses.replace(self, seed=seed, prompt_logprobs=None)
 
     @property
     def greedy(self) -> bool:

@@ -32,7 +32,8 @@ from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.scheduling.scheduler import Scheduler
 from jaxserve.tokenizers.base import Tokenizer
 
-_EMBEDDING = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
+# Without an answer, a request computes its prompt and no more.
+_EMBEDDING = SamplingParams(temperature=0.0, max_tokens=0, seed=0, prompt_logprobs=0)
 
 
 class _Launched(NamedTuple):
@@ -176,7 +177,8 @@ class Engine:
         prompt = self._tokens(prompt_token_ids)
         rules = rules or self.rule_maker.make(params)
         request = self._request(request_id, prompt, params, service, now)
-        request.predicted_len = self.predictor.predict(request)
+        if request.is_answered:
+            request.predicted_len = self.predictor.predict(request)
         num_top = params.prompt_logprobs
         scorer = None if num_top is None else PromptScorer(prompt, num_top, self.executor.score)
         self._queue(OutputStream(request, self.tokenizer, self.info.eos_token_ids, rules, scorer))
@@ -195,8 +197,7 @@ class Engine:
         """
         self._lifeline.check()
         prompt = self._tokens(prompt_token_ids)
-        request = self._request(request_id, prompt, _EMBEDDING, service, now, is_answered=False)
-        request.predicted_len = 1.0  # known, and nothing that a predictor should learn from
+        request = self._request(request_id, prompt, _EMBEDDING, service, now)
         self._queue(EmbeddingStream(request, PromptPooler(prompt, self._pooling)))
 
     def _request(
@@ -206,18 +207,19 @@ class Engine:
         params: SamplingParams,
         service: ServiceParams | None,
         now: float,
-        *,
-        is_answered: bool = True,
     ) -> Request:
+        """A request; one without an answer has a known length, and teaches a predictor nothing."""
         limit = self.info.max_model_len
+        is_answered = params.max_tokens != 0
         seed = self._seeds.getrandbits(32) if params.seed is None else params.seed
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
             service=service or ServiceParams(),
-            max_tokens=limit if params.max_tokens is None else params.max_tokens,
+            max_tokens=limit if params.max_tokens is None else max(params.max_tokens, 1),
             is_answered=is_answered,
+            predicted_len=None if is_answered else 1.0,
             seed=(seed ^ (seed >> 32)) & 0xFFFFFFFF,
             arrival_time=now,
         )
@@ -324,7 +326,7 @@ class Engine:
         self._num_steps += 1
         deltas: list[TokenDelta] = []
         answered: list[Request] = []
-        embedded: list[Request] = []
+        prompted: list[Request] = []
         finished: dict[int, FinishReason] = {}
         logprobs = result.logprobs
         for i, (row, token_id) in enumerate(zip(plan.rows, result.token_ids.tolist(), strict=True)):
@@ -339,7 +341,7 @@ class Engine:
                     continue
             delta = stream.push(token_id, logprobs.get(i))
             deltas.append(delta)
-            (answered if delta.token_ids else embedded).append(stream.request)
+            (answered if delta.token_ids else prompted).append(stream.request)
             if delta.finish_reason is not None:
                 finished[row.key] = delta.finish_reason
         self._scheduler.commit(plan, result, finished)
@@ -352,7 +354,7 @@ class Engine:
             collected=collected_at,
             seconds=collected_at - started_at,
             answered=answered,
-            embedded=embedded,
+            prompted=prompted,
             load=self._gauges(),
         )
         for key, reason in finished.items():

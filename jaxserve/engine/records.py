@@ -76,7 +76,7 @@ class RequestRecord(NamedTuple):
         num_cached_tokens: prompt tokens whose KV was found in a cache.
         num_loaded_tokens: those of them that came from host memory or disk.
         num_preemptions: how often it had to make room for others.
-        is_answered: whether an answer was wanted; False for an embedding.
+        is_answered: whether an answer was wanted, and not only the prompt, as for an embedding.
         max_tokens: tokens that the answer could have had.
         asked_max_tokens: tokens that the caller allowed; None for as many as there is room for.
         temperature, top_p: how it was sampled.
@@ -154,8 +154,7 @@ class TokenTimes(NamedTuple):
     Attributes:
         first_tokens: seconds from arrival, for each request that got its first one.
         gaps: seconds since the token before, and how many of the step's tokens had that.
-        num_prompt_tokens: tokens of the prompts that the step completed: of those that got their
-            first one, and of embeddings.
+        num_prompt_tokens: tokens of the prompts that the step completed.
         num_cached_tokens: those of them whose KV was found in a cache.
         num_loaded_tokens: those of these that came from host memory or disk.
     """
@@ -292,7 +291,7 @@ class EngineRecords:
         collected: float,
         seconds: float,
         answered: Sequence[Request],
-        embedded: Sequence[Request],
+        prompted: Sequence[Request],
         load: tuple[int, int, int],
     ) -> None:
         """Note that a step was collected; before `request_done` of those that ended with it.
@@ -303,13 +302,13 @@ class EngineRecords:
             launched, collected: when it was, in `time.perf_counter`'s seconds.
             seconds: how long the device was at it.
             answered: those that got a token of it.
-            embedded: those whose embedding it completed.
+            prompted: those of which only the prompt was wanted, which it completed.
             load: running and waiting requests, and used pages.
         """
         if not plan.rows:
             return
         at = collected + self._clock_offset
-        times = _token_times(answered, embedded, at)
+        times = _token_times(answered, prompted, at)
         token_bucket, row_bucket = self._padded(*sizes)
         num_tokens, num_sampled = sizes  # counted already, unless there are other shards
         if self._num_shards > 1:
@@ -397,7 +396,7 @@ class EngineRecords:
             self.observers = tuple(o for o in self.observers if o is not observer)
 
 
-def _token_times(answered: Sequence[Request], embedded: Sequence[Request], at: float) -> TokenTimes:
+def _token_times(answered: Sequence[Request], prompted: Sequence[Request], at: float) -> TokenTimes:
     """Take the time of one more token of each answered request."""
     firsts: list[Request] = []
     befores: dict[float, int] = {}
@@ -409,11 +408,11 @@ def _token_times(answered: Sequence[Request], embedded: Sequence[Request], at: f
             firsts.append(request)
         else:
             befores[before] = befores.get(before, 0) + 1
-    prompted = (*firsts, *embedded)
+    complete = (*firsts, *prompted)
     return TokenTimes(
         [at - request.arrival_time for request in firsts],
         {at - before: count for before, count in befores.items()},
-        sum(len(request.prompt_token_ids) for request in prompted),
-        sum(request.num_reused_tokens or 0 for request in prompted),
-        sum(request.num_loaded_tokens for request in prompted),
+        sum(len(request.prompt_token_ids) for request in complete),
+        sum(request.num_reused_tokens or 0 for request in complete),
+        sum(request.num_loaded_tokens for request in complete),
     )

@@ -135,6 +135,8 @@ class OutputStream(RequestStream):
             token_id: the token.
             logprobs: its log-probabilities, if the request asked for them.
         """
+        if not self.request.is_answered:
+            return self._delta((), "", FinishReason.LENGTH)
         self.num_output_tokens += 1
         logs = () if logprobs is None else (logprobs,)
         may_stop = self.num_output_tokens > self._min_tokens

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 
+from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.engine.async_engine import AsyncEngine
+from jaxserve.engine.mailbox import joined
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.engine.records import EngineRecords
 
@@ -25,7 +28,8 @@ async def generate_choices(
     """Generate `n` answers to each prompt at once; closing the iterator aborts all of them.
 
     The j-th answer to a prompt has the seed `params.seed + j`, so it is the one that a request
-    of its own with that seed would get. They share the prompt's KV through the prefix cache.
+    of its own with that seed would get. They share the prompt's KV through the prefix cache, and
+    its log-probabilities, if they are asked for.
 
     Args:
         engine: serves them.
@@ -55,10 +59,39 @@ async def generate_choices(
         engine.generate(f"{request_id}-{i}", prompt, nth_params, service)
         for i, (prompt, nth_params) in enumerate(requests)
     ]
-    async with contextlib.aclosing(_merged(streams)) as merged:
+    merged = _merged(streams)
+    if n > 1 and params.prompt_logprobs is not None and params.max_tokens != 0:
+        merged = _with_prompt_logprobs(merged, n)
+    async with contextlib.aclosing(merged):
         async for item in merged:
             ends.take(*item)
             yield item
+
+
+async def _with_prompt_logprobs(choices: Choices, n: int) -> Choices:
+    """Give each prompt's log-probabilities, which come with its first answer, to the others, too.
+
+    What comes of those before that is held back.
+    """
+    scores: dict[int, tuple[TokenLogprobs, ...] | None] = {}
+    held: dict[int, dict[int, list[TokenDelta]]] = {}
+    begun: set[int] = set()
+    async with contextlib.aclosing(choices):
+        async for index, delta in choices:
+            prompt = index // n
+            if not index % n:
+                scores.setdefault(prompt, delta.prompt_logprobs)
+                yield index, delta
+                for other, deltas in held.pop(prompt, {}).items():
+                    begun.add(other)
+                    yield other, dataclasses.replace(joined(deltas), prompt_logprobs=scores[prompt])
+            elif prompt not in scores:
+                held.setdefault(prompt, {}).setdefault(index, []).append(delta)
+            elif index in begun:
+                yield index, delta
+            else:
+                begun.add(index)
+                yield index, dataclasses.replace(delta, prompt_logprobs=scores[prompt])
 
 
 class _Ends:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxserve.core.errors import Draining, InvalidRequest, QueueFull, RequestFailed
 from jaxserve.core.logprobs import TokenLogprobs
+from jaxserve.core.request import FinishReason
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import Embedding, TokenDelta
@@ -101,6 +102,20 @@ def test_nothing_is_taken_from_the_cache():
     under.add("scored", prompt, greedy(2, prompt_logprobs=0))
     first, last = serve(under)
     assert len(first.prompt_logprobs or ()) == 39 and last.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40, 64])
+def test_a_prompt_can_be_scored_without_an_answer(num_tokens: int):
+    under = engine()
+    under.add("r", list(range(num_tokens)), greedy(0, prompt_logprobs=1))
+    [delta] = serve(under)
+    assert len(delta.prompt_logprobs or ()) == num_tokens - 1
+    assert (delta.text, delta.token_ids, delta.num_output_tokens) == ("", (), 0)
+    assert delta.finish_reason is FinishReason.LENGTH
+    with pytest.raises(InvalidRequest, match="max_tokens must be at least 1"):
+        greedy(0)
+    assert greedy(0, prompt_logprobs=1).of_answer(2).prompt_logprobs == 1
+    assert greedy(1, prompt_logprobs=1).of_answer(2).prompt_logprobs is None
 
 
 def test_later_readers_of_deltas_get_the_prompts_too():

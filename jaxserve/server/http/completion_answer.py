@@ -9,7 +9,6 @@ import orjson
 
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.logprobs import TokenLogprobs
-from jaxserve.core.request import FinishReason
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.http import logprobs
 from jaxserve.server.http.fields import StreamOptions
@@ -29,7 +28,6 @@ class CompletionHead:
         job: what the engine does.
         num_top: `logprobs` of the request; None for no log-probabilities.
         echoes: the texts of the prompts, if answers begin with them.
-        echo_only: the prompt is all of the answer; the one token that is generated is dropped.
         with_prompt_logprobs: vLLM's `prompt_logprobs` are wanted.
         with_token_ids: token ids are wanted, too.
         created: seconds since 1970.
@@ -41,7 +39,6 @@ class CompletionHead:
     job: Job
     num_top: int | None = None
     echoes: Sequence[str] | None = None
-    echo_only: bool = False
     with_prompt_logprobs: bool = False
     with_token_ids: bool = False
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
@@ -76,11 +73,7 @@ class _Choice:
     def push(self, delta: TokenDelta) -> dict[str, Any]:
         """The choice's object for a delta; its first one carries what comes of the prompt."""
         head = self._head
-        text, token_ids, reason = delta.text, list(delta.token_ids), delta.finish_reason
-        scored = delta.logprobs
-        if head.echo_only:
-            text, token_ids, scored = "", [], ()
-            reason = reason and FinishReason.LENGTH
+        text, reason = delta.text, delta.finish_reason
         first: dict[str, Any] = {}
         of_prompt: list[TokenLogprobs | int] = []
         if not self.begun:
@@ -89,16 +82,17 @@ class _Choice:
                 text = head.echoes[self._prompt] + text
                 of_prompt = self._prompt_logprobs(delta)
             first = self._of_prompt(delta)
+        scores = self._logprobs
         choice: dict[str, Any] = {
             "index": self._index,
             "text": text,
-            "logprobs": None if self._logprobs is None else self._logprobs.of(of_prompt, scored),
+            "logprobs": None if scores is None else scores.of(of_prompt, delta.logprobs),
             "finish_reason": reason and reason.value,
-            "stop_reason": None if head.echo_only else delta.stop_reason,
+            "stop_reason": delta.stop_reason,
             **first,
         }
         if head.with_token_ids:
-            choice["token_ids"] = token_ids
+            choice["token_ids"] = list(delta.token_ids)
         return choice
 
     def _prompt_logprobs(self, delta: TokenDelta) -> list[TokenLogprobs | int]:
@@ -124,7 +118,7 @@ class CompletionAnswer:
         self._choices = [_Choice(i, head) for i in range(head.job.num_choices)]
         self._objects: list[dict[str, Any] | None] = [None] * head.job.num_choices
         self._texts: list[list[str]] = [[] for _ in self._choices]
-        self._usage = UsageCount(head.job.num_choices, head.job.n, counts_output=not head.echo_only)
+        self._usage = UsageCount(head.job.num_choices, head.job.n)
 
     def push(self, choice: int, delta: TokenDelta) -> None:
         """Take a delta."""
@@ -167,7 +161,7 @@ class CompletionEvents:
         self._with_usage = bool(options and options.include_usage)
         self._running_usage = self._with_usage and bool(options and options.continuous_usage_stats)
         self._choices = [_Choice(i, head) for i in range(head.job.num_choices)]
-        self._usage = UsageCount(head.job.num_choices, head.job.n, counts_output=not head.echo_only)
+        self._usage = UsageCount(head.job.num_choices, head.job.n)
         start = b"data: " + orjson.dumps(head.fields())[:-1]
         usage = b',"usage":null' if self._with_usage else b""
         self._starts = [
@@ -177,7 +171,7 @@ class CompletionEvents:
             b',"logprobs":null,"finish_reason":null,"stop_reason":null}]' + usage + b"}\n\n"
         )
         self._is_plain = not (
-            self._running_usage or head.with_token_ids or head.num_top is not None or head.echo_only
+            self._running_usage or head.with_token_ids or head.num_top is not None
         )
 
     def push(self, choice: int, delta: TokenDelta) -> bytes:

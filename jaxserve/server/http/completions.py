@@ -95,7 +95,6 @@ def completions_router(context: ServerContext) -> APIRouter:
             job=job,
             num_top=body.logprobs,
             echoes=_echoes(texts, prompts, engine.tokenizer) if body.echo else None,
-            echo_only=body.max_tokens == 0,
             with_prompt_logprobs=body.prompt_logprobs is not None,
             with_token_ids=bool(body.return_token_ids),
         )
@@ -158,11 +157,13 @@ def _params(body: CompletionRequest, engine: AsyncEngine, context: ServerContext
                 "with echo, prompt_logprobs must be the same as logprobs", param="prompt_logprobs"
             )
         prompt_logprobs = body.logprobs
+    if max_tokens == 0 and prompt_logprobs is None:
+        prompt_logprobs = 0  # which nobody gets to see; a request without an answer is for them
     return fields.sampling_params(
         body,
         engine.model_info,
         context.limits,
-        max_tokens=max(max_tokens, 1),  # a token that nobody gets to see, if the prompt is all
+        max_tokens=max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=fields.response_format_grammar(body.response_format),

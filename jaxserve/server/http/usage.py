@@ -13,7 +13,6 @@ class UsageCount:
     Args:
         num_choices: of the request.
         n: choices per prompt; those of one prompt follow each other.
-        counts_output: whether generated tokens are part of the answer.
         thoughts: of each choice, counts its thoughts; none if there are none to tell apart, None
             to leave them out of the usage.
     """
@@ -23,12 +22,10 @@ class UsageCount:
         num_choices: int,
         n: int,
         *,
-        counts_output: bool = True,
         thoughts: Sequence[ThoughtTokens] | None = None,
     ) -> None:
         self._thoughts = thoughts
         self._n = n
-        self._counts_output = counts_output
         self._prompt = [0] * (num_choices // n)
         self._cached = [0] * (num_choices // n)
         self._output = [0] * num_choices
@@ -46,7 +43,7 @@ class UsageCount:
     def totals(self) -> dict[str, Any]:
         """OpenAI's usage object, as of now."""
         prompt = sum(self._prompt)
-        output = sum(self._output) if self._counts_output else 0
+        output = sum(self._output)
         usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": output,

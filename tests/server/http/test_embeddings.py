@@ -86,3 +86,15 @@ def test_as_many_texts_as_openai_takes_do_not_fill_the_queue(make_engine, servin
             assert status == 400 and "2049 is more than the 2048 allowed" in error["message"]
 
     asyncio.run(main())
+
+
+def test_a_text_of_the_whole_context_has_an_embedding(make_engine, serving) -> None:
+    async def main() -> None:
+        async with serving(make_engine(max_model_len=64, num_pages=16)) as s:
+            answer = await s.post(EMBEDDINGS, {"input": [[1] * 64]})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["prompt_tokens"] == 64
+            refused = await s.post(EMBEDDINGS, {"input": [[1] * 65]})
+            assert refused.status_code == 400
+
+    asyncio.run(main())

@@ -91,3 +91,64 @@ def test_offsets_are_those_of_the_text(make_engine, serving, stream: bool) -> No
                 assert token.startswith("bytes:") or text[at] == token
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_prompt_of_the_whole_context_can_be_echoed(
+    make_engine, serving, stream: bool, logprobs: int | None
+) -> None:
+    body = {"prompt": [97] * 64, "echo": True, "logprobs": logprobs, "max_tokens": 0}
+
+    async def main() -> None:
+        async with serving(make_engine(max_model_len=64, num_pages=16)) as s:
+            if stream:
+                with_usage = {**body, "stream_options": {"include_usage": True}}
+                *events, usage = await s.events(COMPLETIONS, with_usage)
+                choices, usage = [e["choices"][0] for e in events], usage["usage"]
+            else:
+                answer = (await s.post(COMPLETIONS, body)).json()
+                choices, usage = answer["choices"], answer["usage"]
+            (choice,) = choices
+            assert (choice["text"], choice["finish_reason"]) == ("a" * 64, "length")
+            assert (usage["prompt_tokens"], usage["completion_tokens"]) == (64, 0)
+            if logprobs is not None:
+                assert len(choice["logprobs"]["token_logprobs"]) == 64
+            refused = await s.post(COMPLETIONS, {**body, "max_tokens": 1})
+            assert refused.status_code == 400 and "no room" in refused.text
+            longer = {**body, "prompt": [97] * 65}
+            assert (await s.post(COMPLETIONS, longer)).status_code == 400
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_answers_to_a_prompt_share_its_logprobs(make_engine, serving, stream: bool) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    body = {
+        "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 3, "n": 3, "seed": 5,
+        "prompt_logprobs": 1,
+    }  # fmt: skip
+
+    async def main() -> None:
+        engine = make_engine()
+        async with serving(engine) as s:
+            if stream:
+                choices = [e["choices"][0] for e in await s.events(COMPLETIONS, body)]
+            else:
+                choices = (await s.post(COMPLETIONS, body)).json()["choices"]
+            alone = {**body, "n": 1}
+            expected = (await s.post(COMPLETIONS, alone)).json()["choices"]
+            for index in range(6):
+                mine = [choice for choice in choices if choice["index"] == index]
+                prompt = expected[index // 3]
+                size = len(prompts[index // 3])
+                values = [x for c in mine for x in c["logprobs"]["token_logprobs"]]
+                assert len(values) == size + 3
+                assert values[:size] == prompt["logprobs"]["token_logprobs"][:size]
+                assert mine[0]["prompt_logprobs"] == prompt["prompt_logprobs"] is not None
+                assert all("prompt_logprobs" not in choice for choice in mine[1:])
+            # Computed once per prompt: the other answers may take theirs from the cache.
+            assert engine.load().num_queried_tokens == 2 * sum(map(len, prompts))
+
+    asyncio.run(main())
