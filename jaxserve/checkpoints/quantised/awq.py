@@ -18,12 +18,14 @@ from jaxserve.checkpoints.quantised.scheme import (
     affine_weight,
     num_groups,
 )
+from jaxserve.checkpoints.quantised.words import transposed
 from jaxserve.core.errors import CheckpointError
-from pallas_kernels.weights import Format, Quantised
+from pallas_kernels.weights import BLOCK, Format, Quantised
 
 _BITS = 4
 _PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
 _PER_WORD = len(_PLACES)
+_LOW = np.uint32(0x0F0F0F0F)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,25 +57,42 @@ class Awq(Scheme):
 
     def format(self, shape: Shape, scales: str) -> Format:
         """Four bits with minimums."""
-        return affine_format(_BITS, self.group, scales, symmetric=False)
+        return affine_format(_BITS, self.group, shape[1], scales, symmetric=False)
 
     def read(
         self, tensors: Mapping[str, np.ndarray], shape: Shape, rows: slice = slice(None)
     ) -> Quantised:
         """Take the codes as they are; minimums are zero points times scales."""
         first, last, _ = rows.indices(shape[0])
+        words = slice(first // _PER_WORD, -(-last // _PER_WORD))
+        inside = slice(first - words.start * _PER_WORD, last - words.start * _PER_WORD)
         scales = tensors["scales"][:, first:last].T
-        codes = _rows(tensors["qweight"], first, last)
-        zeros = _rows(tensors["qzeros"], first, last)
-        return affine_weight(codes, scales, zeros, _BITS, self.format(shape, scales.dtype.name))
+        format = self.format(shape, scales.dtype.name)
+        values = _blocks(transposed(tensors["qweight"][:, words]))[inside]
+        zeros = _codes(transposed(tensors["qzeros"][:, words]))[inside]
+        return affine_weight(values, scales, zeros, format)
 
 
-def _rows(words: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Codes of some outputs from words [n, out / 8]: uint8 [last - first, n]."""
-    start = first // _PER_WORD
-    turned = words[:, start : -(-last // _PER_WORD)].T.view(np.uint32)
-    out = np.empty((len(turned), _PER_WORD, turned.shape[1]), np.uint8)
+def _codes(words: np.ndarray) -> np.ndarray:
+    """Words [out / 8, n] as codes [out, n]."""
+    out = np.empty((len(words), _PER_WORD, words.shape[1]), np.uint8)
     for i, place in enumerate(_PLACES):
-        out[:, place] = turned >> np.uint32(4 * i) & np.uint32(15)
-    at = start * _PER_WORD
-    return out.reshape(-1, turned.shape[1])[first - at : last - at]
+        out[:, place] = words >> np.uint32(_BITS * i) & np.uint32(15)
+    return out.reshape(-1, words.shape[1])
+
+
+def _blocks(words: np.ndarray) -> np.ndarray:
+    """Words [out / 8, in] as the blocks of `pallas_kernels.weights`, uint8 [out, in / 2].
+
+    Of each 32 inputs the first 16 and the last 16 are put together, eight outputs at a time; then
+    a byte holds two inputs of one output, and bytes go to their outputs.
+    """
+    halves = words.reshape(len(words), -1, 2, BLOCK // 2)
+    first, second = halves[:, :, 0], halves[:, :, 1]
+    even = (first & _LOW) | ((second & _LOW) << np.uint32(_BITS))
+    odd = ((first & ~_LOW) >> np.uint32(_BITS)) | (second & ~_LOW)
+    out = np.empty((len(words), _PER_WORD, words.shape[1] // 2), np.uint8)
+    for start, octets in enumerate((even, odd)):
+        for i, place in enumerate(_PLACES[start::2]):
+            out[:, place] = octets.view(np.uint8).reshape(len(words), -1, 4)[..., i]
+    return out.reshape(-1, words.shape[1] // 2)

@@ -18,10 +18,12 @@ from jaxserve.checkpoints.quantised.scheme import (
     Shape,
     Shapes,
     affine_format,
+    affine_values,
     affine_weight,
     group_order,
+    word_values,
 )
-from jaxserve.checkpoints.quantised.words import WORD_BITS, unpack_columns, unpack_words
+from jaxserve.checkpoints.quantised.words import WORD_BITS, unpack_columns
 from jaxserve.core.errors import CheckpointError
 from pallas_kernels.weights import Format, Quantised
 
@@ -84,7 +86,7 @@ class Compressed(Scheme):
     def format(self, shape: Shape, scales: str) -> Format:
         """Four or eight bits, with minimums unless it is symmetric."""
         group = self.blocks.group(shape[1])
-        return affine_format(self.bits, group, scales, symmetric=self.symmetric)
+        return affine_format(self.bits, group, shape[1], scales, symmetric=self.symmetric)
 
     def read(
         self, tensors: Mapping[str, np.ndarray], shape: Shape, rows: slice = slice(None)
@@ -92,17 +94,17 @@ class Compressed(Scheme):
         """Take the codes as they are; minimums are zero points times scales."""
         if _SHAPE in tensors and tuple(tensors[_SHAPE].tolist()) != tuple(shape):
             raise CheckpointError(f"weight_shape says {tensors[_SHAPE].tolist()}, not {shape}")
-        if self.packed:
-            codes = unpack_words(tensors["weight_packed"][rows], self.bits)[:, : shape[1]]
-        else:
-            codes = self._from_zero(tensors["weight"][rows])
-        order = self.order(tensors)
-        if order is not None:
-            codes = codes[:, order]
         scales = self.blocks.spread(tensors[_SCALE], shape, rows)
         zeros = None if self.symmetric else self._zeros(tensors[_ZERO], shape, rows)
-        format = self.format(shape, scales.dtype.name)
-        return affine_weight(codes, scales, zeros, self.bits, format)
+        format, order = self.format(shape, scales.dtype.name), self.order(tensors)
+        if self.packed:
+            words = tensors["weight_packed"][rows]
+            values = word_values(words, self.bits, shape[1], order, format)
+        else:
+            codes = self._from_zero(tensors["weight"][rows])
+            codes = codes if order is None else np.take(codes, order, 1)
+            values = affine_values(codes, self.bits, format)
+        return affine_weight(values, scales, zeros, format)
 
     def order(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """The order of `weight_g_idx`, where it is there."""

@@ -44,7 +44,8 @@ class Fp8(Scheme):
     def format(self, shape: Shape, scales: str) -> Format:
         """Float8, whose scales are float32 unless they are stored in 16 bits."""
         narrow = scales in ("float16", "bfloat16")
-        return checked_format("fp8", self.blocks.group(shape[1]), scales if narrow else "float32")
+        group = self.blocks.group(shape[1])
+        return checked_format("fp8", group, shape[1], scales if narrow else "float32")
 
     def read(
         self, tensors: Mapping[str, np.ndarray], shape: Shape, rows: slice = slice(None)

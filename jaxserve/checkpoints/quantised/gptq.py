@@ -23,8 +23,9 @@ from jaxserve.checkpoints.quantised.scheme import (
     affine_weight,
     group_order,
     num_groups,
+    word_values,
 )
-from jaxserve.checkpoints.quantised.words import WORD_BITS, unpack_columns, unpack_words
+from jaxserve.checkpoints.quantised.words import WORD_BITS, transposed, unpack_columns
 from jaxserve.core.errors import CheckpointError
 from pallas_kernels.weights import Format, Quantised
 
@@ -70,17 +71,13 @@ class Gptq(Scheme):
 
     def format(self, shape: Shape, scales: str) -> Format:
         """Four or eight bits, with minimums unless it is symmetric."""
-        return affine_format(self.bits, self.group, scales, symmetric=self.symmetric)
+        return affine_format(self.bits, self.group, shape[1], scales, symmetric=self.symmetric)
 
     def read(
         self, tensors: Mapping[str, np.ndarray], shape: Shape, rows: slice = slice(None)
     ) -> Quantised:
         """Take the codes as they are; minimums are zero points times scales."""
         first, last, _ = rows.indices(shape[0])
-        codes = unpack_words(tensors["qweight"][:, first:last].T, self.bits)
-        order = self.order(tensors)
-        if order is not None:
-            codes = codes[:, order]
         scales = tensors["scales"][:, first:last].T
         zeros: np.ndarray | None = self._zeros(tensors["qzeros"], first, last)
         if self.symmetric:
@@ -91,8 +88,10 @@ class Gptq(Scheme):
                     f"but qzeros says {zeros.min()} to {zeros.max()}"
                 )
             zeros = None
-        format = self.format(shape, scales.dtype.name)
-        return affine_weight(codes, scales, zeros, self.bits, format)
+        format, order = self.format(shape, scales.dtype.name), self.order(tensors)
+        words = transposed(tensors["qweight"][:, first:last])
+        values = word_values(words, self.bits, shape[1], order, format)
+        return affine_weight(values, scales, zeros, format)
 
     def order(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """The order of `g_idx`, where it is there."""

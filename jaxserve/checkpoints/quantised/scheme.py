@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from jaxserve.checkpoints.quantised.words import nibble_blocks, unpack_words
 from jaxserve.core.errors import CheckpointError
-from pallas_kernels.weights import Format, Quantised, from_codes
+from pallas_kernels.weights import Format, Quantised, pack
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
@@ -112,37 +113,69 @@ class Scheme(abc.ABC):
         return None
 
 
-def affine_format(bits: int, group: int | None, scales: str, *, symmetric: bool) -> Format:
+def affine_format(
+    bits: int, group: int | None, columns: int, scales: str, *, symmetric: bool
+) -> Format:
     """The format that holds `(code - zero) * scale` for codes of that many bits.
 
     Two to four bits are held in four. With zero points, scales and minimums are float32: a minimum
     is the zero point times the scale, and has more digits than a scale in float16 has.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none for rows of so many numbers.
     """
     if not symmetric or scales not in ("float16", "bfloat16"):
         scales = "float32"
     codes = "int8" if bits == 8 else "int4"
-    return checked_format(codes, group, scales, has_minimums=not symmetric)
+    return checked_format(codes, group, columns, scales, has_minimums=not symmetric)
 
 
 def checked_format(
-    codes: str, group: int | None, scales: str, *, has_minimums: bool = False
+    codes: str, group: int | None, columns: int, scales: str, *, has_minimums: bool = False
 ) -> Format:
     """A format of those names.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none for rows of so many numbers.
     """
     try:
-        return Format(codes, group or 0, scales, has_minimums)  # type: ignore[arg-type]
+        format = Format(codes, group or 0, scales, has_minimums)  # type: ignore[arg-type]
+        format.check_inputs(columns)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    return format
+
+
+def affine_values(codes: np.ndarray, bits: int, format: Format) -> np.ndarray:
+    """Codes (uint8 [rows, in], from 0 on) as they lie in memory in a format (`affine_format`)."""
+    middle = 2 ** (bits - 1)
+    if bits == 8:
+        codes = codes ^ np.uint8(middle)  # which counts from -128 on as int8
+    elif not format.has_minimums and middle != format.offset:
+        codes = codes + np.uint8(format.offset - middle)
+    return pack(codes.view(format.value_type), format)
+
+
+def word_values(
+    words: np.ndarray, bits: int, columns: int, order: np.ndarray | None, format: Format
+) -> np.ndarray:
+    """Codes that lie in words one after the other, as they lie in memory in a format.
+
+    Args:
+        words: int32 or uint32 [rows, words of a row].
+        bits: of a code.
+        columns: codes in a row; what is in a word after them is left out.
+        order: see `Scheme.order`.
+        format: of the result (`affine_format`).
+    """
+    if bits == 4 and order is None:
+        return nibble_blocks(words)
+    codes = unpack_words(words, bits)[:, :columns]
+    return affine_values(codes if order is None else np.take(codes, order, 1), bits, format)
 
 
 def affine_weight(
-    codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, bits: int, format: Format
+    values: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, format: Format
 ) -> Quantised:
     """The weight of `(code - zero) * scale`.
 
@@ -151,24 +184,19 @@ def affine_weight(
     float32 the minimum is rounded once more.
 
     Args:
-        codes: uint8 [rows, in], from 0 on.
+        values: codes as they lie in memory.
         scales: [rows, groups].
-        zeros: uint8 [rows, groups], or None: all are 2 ** (bits - 1).
-        bits: of a code.
+        zeros: uint8 [rows, groups]; None: all are in the middle.
         format: of the result (`affine_format`).
     """
-    middle = 2 ** (bits - 1)
-    # Where codes begin, and what they count from without a zero point: 0 and 8 for "int4", -128
-    # and 0 for "int8".
-    first = -128 if bits == 8 else 0
-    offset = first if format.has_minimums else format.offset - middle
-    if offset:
-        codes = codes.astype(np.uint8) + np.uint8(offset % 256)  # modulo 256, as int8 counts
     minimums = None
     if zeros is not None:
+        first = -128 if format.codes == "int8" else 0
         minimums = (first + zeros.astype(np.float32)) * -scales.astype(np.float32)
     scales = np.ascontiguousarray(scales.astype(format.scale))
-    return from_codes(codes.view(format.value_type), scales, minimums, format)
+    weight = Quantised(values, scales, minimums, format)
+    weight.check()
+    return weight
 
 
 def num_groups(columns: int, group: int | None) -> int:

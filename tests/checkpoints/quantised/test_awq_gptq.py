@@ -142,12 +142,15 @@ def test_refuses_what_contradicts():
     scheme = Gptq(bits=4, group=32, symmetric=True, version=1)
     with pytest.raises(CheckpointError, match=r"sym, .* 8 everywhere, but qzeros says 1 to 15"):
         scheme.read(tensors, SHAPE)
+    scheme = Gptq(bits=4, group=32, symmetric=False, version=1)
     tensors["g_idx"] = np.zeros(IN, np.int32)
     with pytest.raises(CheckpointError, match="g_idx does not divide its inputs into groups of 32"):
         scheme.read(tensors, SHAPE)
     tensors["g_idx"] = np.full(IN, -1, np.int32)
     with pytest.raises(CheckpointError, match="g_idx does not divide"):
         scheme.read(tensors, SHAPE)
+    with pytest.raises(CheckpointError, match="takes a multiple of 32 inputs, not 16"):
+        Awq(group=16).format((8, 16), "float16")
     with pytest.raises(CheckpointError, match="whole words of 8 codes"):
         scheme.check({}, (47, 128))
     with pytest.raises(CheckpointError, match="a multiple of 8 outputs, not 47"):
