@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxserve.checkpoints.names import Source
-from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.models.config import ModelConfig
 
@@ -32,7 +30,7 @@ class Checkpoint(abc.ABC):
     @property
     @abc.abstractmethod
     def names(self) -> frozenset[str]:
-        """Names of all parameters (`names.parameter_shapes` has them with their shapes)."""
+        """Names of all parameters, as the model's family declares them."""
 
     @property
     @abc.abstractmethod
@@ -60,20 +58,3 @@ class Checkpoint(abc.ABC):
         """
         del targets
         return {}
-
-
-def combine_source(source: Source, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Build a parameter from its source tensors, with float16 widened to float32.
-
-    Raises:
-        CheckpointError: a tensor has a type that is not a supported floating type.
-    """
-    return source.combine(*(_widen(name, tensors[name]) for name in source.tensors))
-
-
-def _widen(name: str, tensor: np.ndarray) -> np.ndarray:
-    if tensor.dtype == np.float16 or tensor.dtype == np.float64:
-        return tensor.astype(np.float32)
-    if tensor.dtype == np.float32 or tensor.dtype.name == "bfloat16":
-        return tensor
-    raise CheckpointError(f"tensor {name} has type {tensor.dtype}, which is not supported")

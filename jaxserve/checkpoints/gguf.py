@@ -4,17 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxserve.checkpoints.base import Checkpoint, combine_source
+from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.gguf_file import GgufFile
-from jaxserve.checkpoints.names import check_tensors, gguf_sources
 from jaxserve.checkpoints.pull import demo_sampling
+from jaxserve.checkpoints.tensors import check_tensors, combine_source
 from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults, from_gguf_metadata
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_gguf import from_gguf
+from jaxserve.models.parameters import GGUF_EMBEDDING, GGUF_HEAD
+from jaxserve.models.registry import parameters_of
 
 ROPE_FACTORS = "rope_freqs.weight"
-EMBEDDING = "token_embd.weight"
 
 
 class GgufCheckpoint(Checkpoint):
@@ -35,19 +36,22 @@ class GgufCheckpoint(Checkpoint):
         if kind != "model":
             raise CheckpointError(f"{path} holds no model, but is of type {kind!r}")
         tensors = self._file.tensors
-        if EMBEDDING not in tensors:
-            raise CheckpointError(f"{path}: tensor {EMBEDDING} is missing")
+        if GGUF_EMBEDDING not in tensors:
+            raise CheckpointError(f"{path}: tensor {GGUF_EMBEDDING} is missing")
         factors = self._file.read(ROPE_FACTORS).ravel() if ROPE_FACTORS in tensors else None
         self._config = from_gguf(
             self._file.metadata,
-            vocab_size=tensors[EMBEDDING].shape[0],
-            tie_embeddings="output.weight" not in tensors,
+            vocab_size=tensors[GGUF_EMBEDDING].shape[0],
+            tie_embeddings=GGUF_HEAD not in tensors,
             rope_factors=None if factors is None else factors.tolist(),
             allow_unknown=allow_unknown,
         )
-        self._sources = gguf_sources(self._config, str(self._file.metadata["general.architecture"]))
+        self._sources = {
+            name: parameter.sources["gguf"]
+            for name, parameter in parameters_of(self._config).items()
+        }
         shapes = {name: info.shape for name, info in tensors.items()}
-        check_tensors(self._sources, shapes, lambda name: name == ROPE_FACTORS, path)
+        check_tensors(self._sources.values(), shapes, lambda name: name == ROPE_FACTORS, path)
 
     @property
     def config(self) -> ModelConfig:

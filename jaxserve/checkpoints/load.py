@@ -1,5 +1,6 @@
 """Opens any checkpoint and places its parameters on devices."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from tqdm import tqdm
 from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.gguf import GgufCheckpoint
 from jaxserve.checkpoints.gguf_file import whole_files
-from jaxserve.checkpoints.names import Shape, parameter_shapes
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
 from jaxserve.core.errors import CheckpointError
+from jaxserve.models.parameters import Parameter, Shape
+from jaxserve.models.registry import parameters_of
 
 PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
 
@@ -70,64 +72,40 @@ def load_params(
     Args:
         checkpoint: an open checkpoint.
         targets: for every parameter the shape, dtype and sharding (None: the default device)
-            wanted. `layers.N.qkv`, `qkv_bias` and `o` may have r times the checkpoint's KV
-            heads, each with 1/r of its query heads (`repeat_kv_heads`).
+            wanted. Those of attention may have n times the checkpoint's KV heads, each with 1/n
+            of its query heads (`Parameter.repeat`).
         progress: show a bar on stderr, if that is a terminal and loading takes long.
 
     Raises:
         CheckpointError: a parameter is missing, not wanted, of another shape, or unreadable.
     """
-    shapes = parameter_shapes(checkpoint.config)
+    stored = parameters_of(checkpoint.config)
     _check_names(checkpoint.names, targets)
     targets = {name: _with_sharding(target) for name, target in targets.items()}
-    same = {name: t for name, t in targets.items() if tuple(t.shape) == shapes[name]}
+    same = {name: t for name, t in targets.items() if tuple(t.shape) == stored[name].shape}
     params = checkpoint.restore(same)
     rest = [name for name in targets if name not in params]
     # `disable=None` is tqdm's "only on a terminal".
     for name in tqdm(rest, "loading weights", delay=PROGRESS_DELAY,
                      disable=None if progress else True):  # fmt: skip
-        target = targets[name]
+        target, value = targets[name], checkpoint.read(name)
         if name not in same:
-            _check_repeat(name, shapes[name], tuple(target.shape))
-        value = repeat_kv_heads(name, checkpoint.read(name), tuple(target.shape))
+            value = _repeated(name, stored[name], value, tuple(target.shape))
         params[name] = _place(value, target)
     return {name: params[name] for name in targets}
 
 
-def repeat_kv_heads(name: str, value: np.ndarray, shape: Shape) -> np.ndarray:
-    """Spread the KV heads of one parameter over more, so that each tensor shard has its own.
-
-    Every KV head becomes r copies with equal K and V, and its query heads are dealt out to
-    them in order: [KVH, G+2, ...] turns into [r*KVH, G/r + 2, ...]. Attention is unchanged.
-
-    Args:
-        name: the parameter's name, which tells its layout.
-        value: the parameter as the checkpoint has it.
-        shape: the shape wanted; returned as it is when the same.
-    """
-    if value.shape == shape:
-        return value
-    if name.endswith(".o"):  # [E, KVH, G, D]: the query heads keep their order
-        return value.reshape(shape)
-    repeats = shape[0] // value.shape[0]
-    queries, keys_values = value[:, :-2], value[:, -2:]
-    queries = queries.reshape(shape[0], shape[1] - 2, *shape[2:])
-    return np.concatenate([queries, np.repeat(keys_values, repeats, axis=0)], axis=1)
-
-
-def _check_repeat(name: str, stored: Shape, wanted: Shape) -> None:
-    """Raise CheckpointError unless `wanted` is `stored` with KV heads repeated evenly."""
-    part = name.rpartition(".")[2]
-    expected: Shape | None = None
-    if part in ("qkv", "qkv_bias", "o") and len(wanted) == len(stored):
-        axis, extra = (1, 0) if part == "o" else (0, 2)
-        kv_heads, group = stored[axis], stored[axis + 1] - extra
-        repeats = wanted[axis] // kv_heads
-        if repeats and not group % repeats:
-            heads = (kv_heads * repeats, group // repeats + extra)
-            expected = stored[:axis] + heads + stored[axis + 2 :]
-    if wanted != expected:
-        raise CheckpointError(f"parameter {name} has shape {stored}, the model wants {wanted}")
+def _repeated(name: str, parameter: Parameter, value: np.ndarray, shape: Shape) -> np.ndarray:
+    """The parameter with as many KV heads as `shape` has."""
+    times = shape[0] // value.shape[0]
+    if parameter.repeat is not None and times > 1:
+        with contextlib.suppress(ValueError):  # heads that cannot be dealt out evenly
+            value = parameter.repeat(value, times)
+    if value.shape != shape:
+        raise CheckpointError(
+            f"parameter {name} has shape {parameter.shape}, the model wants {shape}"
+        )
+    return value
 
 
 def _check_names(found: frozenset[str], wanted: Mapping[str, object]) -> None:

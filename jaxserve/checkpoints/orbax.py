@@ -2,7 +2,7 @@
 
     DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults, and what
                         the files of the weights must be like
-    DIR/weights/        Orbax, one array per parameter, in the layout of names.parameter_shapes
+    DIR/weights/        Orbax, one array per parameter, as the model's family declares it
     DIR/tokenizer/      what Tokenizer.save wrote, chat template included
 
 Orbax reads any slice of an array, so restoring onto a mesh gives each device its own shard
@@ -24,8 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxserve.checkpoints.base import MARKER, Checkpoint
-from jaxserve.checkpoints.names import Shape, check_no_extra, parameter_shapes
 from jaxserve.checkpoints.safetensors import read_json
+from jaxserve.checkpoints.tensors import check_no_extra
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.core.sampling_defaults import (
     SamplingDefaults,
@@ -34,11 +34,13 @@ from jaxserve.core.sampling_defaults import (
 )
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import config_from_dict, config_to_dict
+from jaxserve.models.parameters import Shape
+from jaxserve.models.registry import parameter_shapes
 
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
 FORMAT = "jaxserve-orbax"
-VERSION = 1
+VERSION = 2
 DIGESTED_BYTES = 2**20  # of larger files only the size is checked: they take long to read
 MAX_REASON = 300  # characters of what the libraries say, the rest are their own specifications
 
@@ -57,7 +59,8 @@ class OrbaxCheckpoint(Checkpoint):
         if marker.get("format") != FORMAT or marker.get("version") != VERSION:
             raise CheckpointError(
                 f"{self._path / MARKER}: expected format {FORMAT} version {VERSION}, got "
-                f"{marker.get('format')} version {marker.get('version')}"
+                f"{marker.get('format')} version {marker.get('version')}: convert the original "
+                "checkpoint again"
             )
         try:
             self._config = config_from_dict(marker["config"])
@@ -171,7 +174,7 @@ def write_orbax(
     Args:
         path: the directory to make; it must not exist.
         config: the model's architecture.
-        params: every parameter by name, in the shapes of `names.parameter_shapes`.
+        params: every parameter by name, in the shapes that its family declares.
         save_tokenizer: called with an existing empty directory to write the tokenizer into.
         sampling: the model's defaults.
 

@@ -1,19 +1,18 @@
 """Random weights in place of a checkpoint, for running an architecture without its files."""
 
-import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from jaxserve.checkpoints.base import Checkpoint
-from jaxserve.checkpoints.names import parameter_shapes
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import parameters_of
 
 
 class RandomCheckpoint(Checkpoint):
-    """Weights of ordinary size: norms are 1, the rest normal with variance 1 / inputs.
+    """Weights of ordinary size: factors are 1, the rest normal with variance 1 / inputs.
 
     The same seed gives the same model on every mesh. Drawn on the host, one parameter at a
     time, so that no program is compiled for it.
@@ -26,7 +25,7 @@ class RandomCheckpoint(Checkpoint):
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._shapes = parameter_shapes(config)
+        self._parameters = parameters_of(config)
 
     @property
     def config(self) -> ModelConfig:
@@ -36,7 +35,7 @@ class RandomCheckpoint(Checkpoint):
     @property
     def names(self) -> frozenset[str]:
         """Names of all parameters."""
-        return frozenset(self._shapes)
+        return frozenset(self._parameters)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -49,9 +48,9 @@ class RandomCheckpoint(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         """Draw one parameter, float32."""
-        shape = self._shapes[name]
-        if name.endswith("norm"):
-            return np.ones(shape, np.float32)
+        parameter = self._parameters[name]
+        if parameter.kind == "factor":
+            return np.ones(parameter.shape, np.float32)
         rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
-        inputs = math.prod(shape[1:]) if name.endswith(".o") else shape[-1]
-        return rng.standard_normal(shape, np.float32) * np.float32(inputs**-0.5)
+        scale = np.float32(parameter.shape[-1] ** -0.5)
+        return rng.standard_normal(parameter.shape, np.float32) * scale

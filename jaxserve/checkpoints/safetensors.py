@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxserve.checkpoints.base import Checkpoint, combine_source
-from jaxserve.checkpoints.names import Shape, check_tensors, hf_sources
+from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.tensors import check_tensors, combine_source
 from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults, from_generation_config
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_hf import from_hf_config
+from jaxserve.models.parameters import HF_EMBEDDING, HF_HEAD, HF_PREFIX, Shape, Source
+from jaxserve.models.registry import parameters_of
 
 GENERATION_CONFIG = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 # Vision parts of Gemma 3, and buffers that old files carry along.
 IGNORED_PARTS = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
 DTYPES = ("F64", "F32", "F16", "BF16")
@@ -62,10 +63,10 @@ class SafetensorsCheckpoint(Checkpoint):
         )
         self._files = _tensor_files(self._path)
         headers = self._read_headers()
-        embedding = next((n for n in headers if n.endswith(EMBEDDING)), None)
+        embedding = next((n for n in headers if n.endswith(HF_EMBEDDING)), None)
         if embedding is None:
-            raise CheckpointError(f"{self._path}: tensor {EMBEDDING} is missing")
-        lm_head = next((n for n in headers if n.endswith(LM_HEAD)), LM_HEAD)
+            raise CheckpointError(f"{self._path}: tensor {HF_EMBEDDING} is missing")
+        lm_head = next((n for n in headers if n.endswith(HF_HEAD)), HF_HEAD)
         if config.tie_embeddings and lm_head in headers and not self._equal(embedding, lm_head):
             log.warning(
                 "%s: config.json ties the embeddings, but %s is stored and differs: it is used",
@@ -73,14 +74,18 @@ class SafetensorsCheckpoint(Checkpoint):
             )  # fmt: skip
             config = dataclasses.replace(config, tie_embeddings=False)
         self._config = config
-        self._sources = hf_sources(config, embedding.removesuffix(EMBEDDING), lm_head)
+        prefix = embedding.removesuffix(HF_EMBEDDING)
+        self._sources = {
+            name: _named_as_here(parameter.sources["hf"], prefix, lm_head)
+            for name, parameter in parameters_of(config).items()
+        }
 
         def ignored(name: str) -> bool:
             tied_head = config.tie_embeddings and name == lm_head
             return tied_head or any(part in name for part in IGNORED_PARTS)
 
         shapes = {name: header.shape for name, header in headers.items()}
-        check_tensors(self._sources, shapes, ignored, self._path)
+        check_tensors(self._sources.values(), shapes, ignored, self._path)
         for name in (name for source in self._sources.values() for name in source.tensors):
             if headers[name].dtype not in DTYPES:
                 raise CheckpointError(
@@ -146,6 +151,24 @@ class _Header(NamedTuple):
 
     shape: Shape
     dtype: str
+
+
+def _named_as_here(source: Source, prefix: str, lm_head: str) -> Source:
+    """A declared source under the names that a file has for its tensors.
+
+    Args:
+        source: as its family declares it.
+        prefix: what stands in the place of `HF_PREFIX`.
+        lm_head: the name of the output projection.
+    """
+
+    def renamed(name: str) -> str:
+        if name == HF_HEAD:
+            return lm_head
+        return prefix + name.removeprefix(HF_PREFIX)
+
+    tensors = {renamed(name): shape for name, shape in source.tensors.items()}
+    return dataclasses.replace(source, tensors=tensors)
 
 
 @contextlib.contextmanager

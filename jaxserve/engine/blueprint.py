@@ -23,11 +23,12 @@ from jaxserve.engine.pool_size import GIB, longest_request, num_pages
 from jaxserve.engine.stages import stage
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import ShardingRules, make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
@@ -131,7 +132,7 @@ def _lowering(
     max_model_len = _max_model_len(config, model)
     attention = _attention(config, model, rules, dtype, kv_dtype)
     products = _linear(config, rules, dtype)
-    graph = ModelGraph.of_model(model)
+    graph = ModelGraph(model)
     # What the weights leave free decides about the pool, and the pool about the longest request.
     weights = graph.abstract_params(rules, dtype)
     pool = num_pages(config, model, rules, kv_dtype, max_model_len, weights)

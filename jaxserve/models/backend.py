@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxserve.models.config import ModelConfig
@@ -48,9 +49,9 @@ class KernelBackend:
         as_bits = on_cpu and self.implementation not in ("tpu", "gpu")
         return bits_dtype(kv_dtype) if as_bits else kv_dtype
 
-    def linear(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        """x [tokens, in...] times weight [out..., in...] -> [tokens, out...]."""
-        return linear(x, weight, implementation=self.linear_implementation)
+    def linear(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
+        """x [tokens, in] times weight [out..., in] -> [tokens, out...]."""
+        return linear(x, weight.get_value(), implementation=self.linear_implementation)
 
     def __call__(
         self,

@@ -46,14 +46,14 @@ class ModelConfig:
     """Architecture of a decoder-only transformer, one dataclass for every family.
 
     Sizes are in elements. `sliding_window[i]` is layer i's attention window in tokens (the
-    token itself included), None for full attention; sliding layers rotate by
-    `rope_theta_local` unscaled, full ones by `rope_theta` with `rope_scaling`.
+    token itself included), None for full attention. Layers rotate by `rope_theta` with
+    `rope_scaling`; sliding ones by `rope_theta_local`, unscaled, where there is one.
 
     Raises:
         ConfigError: sizes do not fit together.
     """
 
-    family: Literal["llama", "gemma3"]
+    family: str
     name: str
     vocab_size: int
     hidden_size: int
@@ -70,7 +70,6 @@ class ModelConfig:
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
-    post_norms: bool = False
     activation: Activation = "silu"
     embed_scale: float = 1.0
     attention_scale: float | None = None  # None: head_dim ** -0.5

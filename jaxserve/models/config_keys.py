@@ -1,8 +1,9 @@
-"""Which keys of a model's configuration are known, by family, and what becomes of the others.
+"""Which keys of a model's configuration are known, and what becomes of the others.
 
 A key may change what a model computes, so none is passed over in silence: each is read, or has a
 value at which it changes nothing, or is known to be harmless. Anything else is refused by name
-(`check_keys`), and `--allow-unknown-config` goes on without it.
+(`check_keys`), and `--allow-unknown-config` goes on without it. What is known for every family
+stands here; a family's file adds its own.
 """
 
 import dataclasses
@@ -33,6 +34,27 @@ class KnownKeys:
     harmless_prefixes: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
+
+    def plus(
+        self,
+        *,
+        read: tuple[str, ...] = (),
+        harmless: tuple[str, ...] = (),
+        harmless_prefixes: tuple[str, ...] = (),
+        classes: tuple[str, ...] = (),
+    ) -> "KnownKeys":
+        """These and more; a key that is read here need not have a fixed value any more."""
+        return KnownKeys(
+            read=self.read | set(read),
+            harmless=self.harmless | set(harmless),
+            harmless_prefixes=self.harmless_prefixes + harmless_prefixes,
+            fixed={key: values for key, values in self.fixed.items() if key not in read},
+            classes=self.classes + classes,
+        )
+
+    def only(self, *read: str) -> "KnownKeys":
+        """These, but no more than `read` is read."""
+        return dataclasses.replace(self, read=frozenset(read))
 
 
 def check_keys(
@@ -132,55 +154,7 @@ _HF_FIXED: dict[str, tuple[Any, ...]] = {
     "logit_scale": (1,), "num_nextn_predict_layers": (0,),
 }  # fmt: skip
 
-_LLAMA = KnownKeys(
-    read=_HF_READ | {"layer_types"},
-    # transformers' Llama has full attention whatever these say.
-    harmless=_HF_HARMLESS | {"sliding_window", "use_sliding_window", "max_window_layers"},
-    fixed=_HF_FIXED,
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
-)
-_MISTRAL = KnownKeys(
-    read=_HF_READ | {"sliding_window", "layer_types"},
-    # transformers' Mistral goes by `sliding_window` alone.
-    harmless=_HF_HARMLESS | {"use_sliding_window", "max_window_layers"},
-    fixed=_HF_FIXED,
-    classes=("MistralForCausalLM", "MistralModel"),
-)
-_QWEN2 = KnownKeys(
-    read=_HF_READ | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
-    harmless=_HF_HARMLESS,
-    fixed=_HF_FIXED,
-    classes=("Qwen2ForCausalLM", "Qwen2Model"),
-)
-_GEMMA3_TEXT = KnownKeys(
-    read=_HF_READ
-    | {
-        "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window",
-        "sliding_window_pattern", "_sliding_window_pattern", "layer_types",
-        "attn_logit_softcapping", "final_logit_softcapping",
-    },
-    harmless=_HF_HARMLESS,
-    fixed=_HF_FIXED,
-    classes=("Gemma3ForCausalLM", "Gemma3TextModel"),
-)  # fmt: skip
-
-HF_KEYS: dict[str, KnownKeys] = {
-    "llama": _LLAMA,
-    "mistral": _MISTRAL,
-    "qwen2": _QWEN2,
-    "gemma3_text": _GEMMA3_TEXT,
-    # Text, vision and what joins them: the text part is served.
-    "gemma3": KnownKeys(
-        read=frozenset({"model_type", "text_config", "tie_word_embeddings", "eos_token_id",
-                        "bos_token_id"}),
-        harmless=_HF_HARMLESS | {
-            "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-            "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id",
-        },
-        fixed=_HF_FIXED,
-        classes=("Gemma3ForConditionalGeneration", "Gemma3Model", "Gemma3ForCausalLM"),
-    ),
-}  # fmt: skip
+HF_COMMON = KnownKeys(read=_HF_READ, harmless=_HF_HARMLESS, fixed=_HF_FIXED)
 
 # Of `rope_scaling`, or of one kind of layers in `rope_parameters`.
 ROPE_KEYS = KnownKeys(
@@ -213,13 +187,4 @@ _GGUF_HARMLESS = frozenset({
     "pooling_type",  # of embeddings: --embedding-pooling says how
 })  # fmt: skip
 
-GGUF_KEYS: dict[str, KnownKeys] = {
-    "llama": KnownKeys(read=_GGUF_READ, harmless=_GGUF_HARMLESS, fixed=_GGUF_FIXED),
-    "qwen2": KnownKeys(read=_GGUF_READ, harmless=_GGUF_HARMLESS, fixed=_GGUF_FIXED),
-    "gemma3": KnownKeys(
-        read=_GGUF_READ | {"rope.freq_base_swa", "attention.sliding_window_pattern"},
-        harmless=_GGUF_HARMLESS,
-        harmless_prefixes=("vision.", "mm."),
-        fixed=_GGUF_FIXED,
-    ),
-}
+GGUF_COMMON = KnownKeys(read=_GGUF_READ, harmless=_GGUF_HARMLESS, fixed=_GGUF_FIXED)

@@ -1,4 +1,4 @@
-"""Reads a `ModelConfig` from its own fields (TOML presets, Orbax), and what all readers share.
+"""Reads a `ModelConfig` from its own fields (TOML presets, Orbax).
 
 `config_hf` and `config_gguf` read other people's files. Whatever a source asks for that the
 models here do not compute (a rope type, experts, biases, quantisation) raises ConfigError by
@@ -7,14 +7,13 @@ name: a model is served as trained or not at all.
 
 import dataclasses
 import importlib.resources
-import math
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.core.errors import ConfigError, ModelNotFound
 from jaxserve.models.config import MAX_LAYERS, ModelConfig, RopeScaling
-from jaxserve.models.config_values import ConfigValues
+from jaxserve.models.config_values import ConfigValues, expand_window
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
@@ -61,13 +60,6 @@ def _construct(cls: type, values: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
-def expand_window(window: int, num_layers: int, pattern: int | None) -> tuple[int | None, ...]:
-    """One window per layer; every `pattern`-th layer (None: no layer) attends fully."""
-    return tuple(
-        None if pattern and (layer + 1) % pattern == 0 else window for layer in range(num_layers)
-    )
-
-
 def preset_names() -> tuple[str, ...]:
     """Names of the presets in `model_configs/`, sorted."""
     files = importlib.resources.files("model_configs").iterdir()
@@ -85,37 +77,3 @@ def from_preset(name: str) -> ModelConfig:
         raise ModelNotFound(f"no preset named {name!r}; there are: {', '.join(preset_names())}")
     text = (importlib.resources.files("model_configs") / f"{name}.toml").read_text("utf-8")
     return config_from_dict({"name": name, **tomllib.loads(text)})
-
-
-def gemma3_fields(hidden_size: int) -> dict[str, Any]:
-    """The fields of `ModelConfig` in which every Gemma 3 differs from Llama."""
-    return {
-        "family": "gemma3",
-        "qk_norm": True,
-        "post_norms": True,
-        "embed_scale": math.sqrt(hidden_size),
-    }
-
-
-def sliding_fields(
-    window: tuple[int | None, ...],
-    theta: float,
-    local_theta: float | None,
-    scaling: RopeScaling | None,
-    is_gemma: bool,
-) -> dict[str, Any]:
-    """Windows and rope together, for sliding layers rotate by a base of their own.
-
-    Raises:
-        ConfigError: the sliding layers of another family than Gemma 3 would be scaled.
-    """
-    if not is_gemma:
-        local_theta = theta if any(window) else None
-        if scaling is not None and any(window):
-            raise ConfigError("rope scaling together with a sliding window is not supported")
-    return {
-        "sliding_window": window,
-        "rope_theta": theta,
-        "rope_theta_local": local_theta,
-        "rope_scaling": scaling,
-    }

@@ -19,11 +19,13 @@ class ConfigValues:
         values: name -> value, of any type.
         where: what to call the mapping in messages.
         prefix: stands before every name in the mapping, and in messages.
+        allow_unknown: whether keys that are not known are passed over, see `check_keys`.
     """
 
     values: Mapping[str, Any]
     where: str
     prefix: str = ""
+    allow_unknown: bool = False
 
     def get(self, name: str) -> Any:
         """The value of that name as it is, None if there is none."""
@@ -102,7 +104,8 @@ class ConfigValues:
         value = self._present(name, {})
         if not isinstance(value, Mapping):
             raise self._wrong(name, "an object", value)
-        return ConfigValues(value, f"{self.where}: {self.prefix}{name}")
+        where = f"{self.where}: {self.prefix}{name}"
+        return ConfigValues(value, where, allow_unknown=self.allow_unknown)
 
     def sequence(self, name: str) -> Sequence[Any]:
         """The list of that name; an empty one if there is none.
@@ -142,6 +145,13 @@ class ConfigValues:
         return ConfigError(
             f"{self.where}: {self.prefix}{name} must be {wanted}, not {shortened(value)}"
         )
+
+
+def expand_window(window: int, num_layers: int, pattern: int | None) -> tuple[int | None, ...]:
+    """One window per layer; every `pattern`-th layer (None: no layer) attends fully."""
+    return tuple(
+        None if pattern and (layer + 1) % pattern == 0 else window for layer in range(num_layers)
+    )
 
 
 def shortened(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""What all families share: parameters, attention projections, the loop over layers, the head."""
+"""What all families share: attention's projections, the loop over layers, the head."""
 
 import abc
-import math
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -12,50 +12,31 @@ from jax import lax
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.layers import Linear, rms_norm, rope_frequencies, rope_table, rotate
+from jaxserve.models.parameters import Parameter
 from pallas_kernels.paged_batch import PagedBatch
 
 Rope = tuple[jax.Array, jax.Array]
 
 
-def param(rngs: nnx.Rngs, shape: tuple[int, ...], *axes: str | None, fan_in: int = 0) -> nnx.Param:
-    """A float32 weight with logical axis names: normal with 1/fan_in variance, or ones (0).
-
-    `axes` is one name per dimension; `parallel.ShardingRules` turns it into a placement.
-    """
-    if fan_in == 0:
-        return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
-    value = jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(fan_in)
-    return nnx.Param(value, axes=axes)
-
-
 class Layer(nnx.Module, abc.ABC):
     """Base of a family's layer: what comes before attention, and what after.
 
-    The projections of one KV head lie together (its query heads, then K, then V), so that
-    splitting the KV heads over devices splits everything that belongs to them.
+    Its parameters are attributes, under the names that the family declares
+    (`models.parameters`).
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        hidden, kv_heads = config.hidden_size, config.num_kv_heads
-        group, dim, mlp = config.group_size, config.head_dim, config.intermediate_size
+    qkv: nnx.Param
+    qkv_bias: nnx.Param
+    q_norm: nnx.Param
+    k_norm: nnx.Param
+    o: nnx.Param
+    attention_norm: nnx.Param
+    mlp_norm: nnx.Param
+    gate_up: nnx.Param
+    down: nnx.Param
+
+    def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.qkv = param(
-            rngs, (kv_heads, group + 2, dim, hidden), "kv_heads", None, None, None, fan_in=hidden
-        )
-        self.o = param(
-            rngs, (hidden, kv_heads, group, dim), None, "kv_heads", None, None,
-            fan_in=config.num_heads * dim,
-        )  # fmt: skip
-        if config.qkv_bias:
-            shape = (kv_heads, group + 2, dim)
-            self.qkv_bias = param(rngs, shape, "kv_heads", None, None, fan_in=dim)
-        if config.qk_norm:
-            self.q_norm = param(rngs, (dim,), None)
-            self.k_norm = param(rngs, (dim,), None)
-        self.attention_norm = param(rngs, (hidden,), None)
-        self.mlp_norm = param(rngs, (hidden,), None)
-        self.gate_up = param(rngs, (2, mlp, hidden), None, "mlp", None, fan_in=hidden)
-        self.down = param(rngs, (hidden, mlp), None, "mlp", fan_in=mlp)
 
     def project(self, x: jax.Array, linear: Linear) -> tuple[jax.Array, jax.Array, jax.Array]:
         """From x [tokens, hidden] to what attention needs, not yet rotated.
@@ -67,7 +48,7 @@ class Layer(nnx.Module, abc.ABC):
         """
         config = self.config
         x = rms_norm(x, self.attention_norm[...], config.norm_eps)
-        qkv = linear(x, self.qkv[...])  # [tokens, kv_heads, group + 2, head_dim]
+        qkv = linear(x, self.qkv)  # [tokens, kv_heads, group + 2, head_dim]
         if config.qkv_bias:
             qkv = qkv + self.qkv_bias[...]
         q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
@@ -82,7 +63,7 @@ class Layer(nnx.Module, abc.ABC):
 
         Args:
             x: [tokens, hidden], the layer's input.
-            attended: [tokens, kv_heads, group, head_dim], attention's output.
+            attended: [tokens, heads * head_dim], attention's output.
             linear: multiplies by weights.
 
         Returns:
@@ -93,20 +74,30 @@ class Layer(nnx.Module, abc.ABC):
 class Decoder(nnx.Module):
     """A decoder-only transformer made of one family's layers.
 
+    It comes with the shapes of its parameters in place of their values, see `models.graph`.
+
     Args:
         config: the architecture.
-        layer_class: the family's layer, called `(config, rngs)`.
-        rngs: for random weights.
+        layer_class: the family's layer.
+        parameters: the family's declaration of all parameters.
     """
 
-    def __init__(self, config: ModelConfig, layer_class: type[Layer], rngs: nnx.Rngs) -> None:
+    embed: nnx.Param
+    final_norm: nnx.Param
+    lm_head: nnx.Param
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer_class: type[Layer],
+        parameters: Mapping[str, Parameter],
+    ) -> None:
         self.config = config
-        shape = (config.vocab_size, config.hidden_size)
-        self.embed = param(rngs, shape, "vocab", None, fan_in=config.hidden_size)
-        self.layers = nnx.List([layer_class(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = param(rngs, (config.hidden_size,), None)
-        if not config.tie_embeddings:
-            self.lm_head = param(rngs, shape, "vocab", None, fan_in=config.hidden_size)
+        self.layers = nnx.List([layer_class(config) for _ in range(config.num_layers)])
+        for name, parameter in parameters.items():
+            place, _, own = name.rpartition(".")
+            owner = self.layers[int(place.removeprefix("layers."))] if place else self
+            setattr(owner, own, nnx.Param(jax.ShapeDtypeStruct(parameter.shape, jnp.float32)))
 
     def hidden(
         self,
@@ -162,7 +153,7 @@ class Decoder(nnx.Module):
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
-            x = layer.finish(x, attended, backend.linear)
+            x = layer.finish(x, _joined(attended), backend.linear)
         return x, kv_pages
 
     def _looped(
@@ -199,7 +190,7 @@ class Decoder(nnx.Module):
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
             finishes = [partial(layer.finish, linear=backend.linear) for layer in self.layers]
-            x = lax.switch(index, finishes, x, attended)
+            x = lax.switch(index, finishes, x, _joined(attended))
             return x, kv_pages
 
         return lax.fori_loop(0, len(self.layers), body, (x, kv_pages))
@@ -215,8 +206,13 @@ class Decoder(nnx.Module):
     def head(self, normed: jax.Array, linear: Linear) -> jax.Array:
         """normed [rows, hidden], as `norm` returns it -> float32 [rows, vocab]."""
         config = self.config
-        head = self.embed[...] if config.tie_embeddings else self.lm_head[...]
+        head = self.embed if config.tie_embeddings else self.lm_head
         logits = linear(normed, head).astype(jnp.float32)
         if config.final_soft_cap is not None:
             logits = config.final_soft_cap * jnp.tanh(logits / config.final_soft_cap)
         return logits
+
+
+def _joined(attended: jax.Array) -> jax.Array:
+    """[tokens, kv_heads, group, head_dim] -> [tokens, heads * head_dim]."""
+    return attended.reshape(attended.shape[0], -1)

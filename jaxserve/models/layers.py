@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
 from jaxserve.models.config import Activation, RopeScaling
 
-# x [tokens, in...] times weight [out..., in...] -> [tokens, out...]; see `pallas_kernels.linear`.
-Linear = Callable[[jax.Array, jax.Array], jax.Array]
+# x [tokens, in] times a weight [out..., in] -> [tokens, out...]; see `KernelBackend.linear`.
+Linear = Callable[[jax.Array, nnx.Param], jax.Array]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -62,7 +63,7 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def gated_mlp(
-    x: jax.Array, gate_up: jax.Array, down: jax.Array, activation: Activation, linear: Linear
+    x: jax.Array, gate_up: nnx.Param, down: nnx.Param, activation: Activation, linear: Linear
 ) -> jax.Array:
     """x [tokens, E] -> [tokens, E]; gate_up is [2, F, E], down is [E, F]."""
     both = linear(x, gate_up)  # [tokens, 2, F]

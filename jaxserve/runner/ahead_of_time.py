@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 
 
 class StepBytes(NamedTuple):
@@ -85,7 +86,7 @@ def lower_step(
     if implementation == "auto":
         raise ValueError("attention 'auto' depends on the machine; name an implementation")
     config, rules = shard_model(config, mesh)
-    program = StepProgram.of_graph(ModelGraph.of_model(config), rules, buckets, implementation)
+    program = StepProgram.of_graph(ModelGraph(config), rules, buckets, implementation)
     return StepLowering(program, dtype, num_pages, page_size, kv_dtype)
 
 

@@ -67,7 +67,7 @@ class LateSampler:
         self._lowering = lowering
         self._head = dict(head)
         self._shards = lowering.rules.data
-        self._vocab_size = lowering.program.graph.abstract.config.vocab_size
+        self._vocab_size = lowering.program.graph.config.vocab_size
         self._buckets: tuple[int, ...] = ()  # those whose programs are there
         self._programs: dict[int, _Programs] = {}
 

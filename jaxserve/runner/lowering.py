@@ -70,7 +70,7 @@ class StepLowering:
     @property
     def kv_pages(self) -> Abstract:
         """The KV pool; see `PagedBatch`."""
-        config = self.program.graph.abstract.config
+        config = self.program.graph.config
         shape = (
             config.num_layers, self.num_pages, 2, config.num_kv_heads, self.page_size,
             config.head_dim,
@@ -183,7 +183,7 @@ class StepLowering:
         return self._per_shard((num_sampled, self.program.mask_words), jnp.uint32)
 
     def _logits(self, num_sampled: int) -> Abstract:
-        vocab_size = self.program.graph.abstract.config.vocab_size
+        vocab_size = self.program.graph.config.vocab_size
         sharding = NamedSharding(self.rules.mesh, self._logits_spec)
         return Abstract((self.rules.data, num_sampled, vocab_size), jnp.float32, sharding=sharding)
 

@@ -7,25 +7,18 @@ In a late step the head and the sampler are two programs: `logit_programs` come 
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
 from jaxserve.models.backend import KernelBackend
-from jaxserve.models.config import ModelConfig
-from jaxserve.models.decoder import Decoder
-from jaxserve.models.registry import build_model
+from jaxserve.models.graph import ModelGraph, Params
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.logit_programs import allow
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
 from jaxserve.runner.sampler import sample
 from pallas_kernels.paged_batch import PagedBatch
-
-Params = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +31,14 @@ class StepProgram:
         buckets: shapes per data shard.
     """
 
-    graph: "ModelGraph"
+    graph: ModelGraph
     backend: KernelBackend
     buckets: Buckets
 
     @classmethod
     def of_graph(
         cls,
-        graph: "ModelGraph",
+        graph: ModelGraph,
         rules: ShardingRules,
         buckets: Buckets,
         implementation: str,
@@ -175,12 +168,12 @@ class StepProgram:
     @property
     def mask_words(self) -> int:
         """Words of 32 bits that hold a bit for every token."""
-        return -(-self.graph.abstract.config.vocab_size // 32)
+        return -(-self.graph.config.vocab_size // 32)
 
     @property
     def hidden_shape(self) -> tuple[int, int]:
         """Rows and width, per shard, of what passes from backbone to sampler."""
-        return self.buckets.max_rows, self.graph.abstract.config.hidden_size
+        return self.buckets.max_rows, self.graph.config.hidden_size
 
     @property
     def sampling_shape(self) -> tuple[int, int]:
@@ -202,59 +195,3 @@ def _draw(
     tokens = sample(logits, flat).reshape(rows.slot.shape)
     shard = jnp.arange(len(tokens))[:, None]
     return last_tokens.at[shard, rows.slot].set(tokens, mode="drop"), tokens
-
-
-class ModelGraph:
-    """A model's structure apart from its weights, which are a flat dict by dotted name.
-
-    Args:
-        abstract: the model under `nnx.eval_shape`.
-    """
-
-    def __init__(self, abstract: Decoder) -> None:
-        self.abstract = abstract
-        self._graphdef, self._state = nnx.split(abstract)
-
-    @classmethod
-    def of_model(cls, config: ModelConfig) -> "ModelGraph":
-        """The structure of a model that was fitted to a mesh (`shard_model`)."""
-        return cls(nnx.eval_shape(lambda: build_model(config)))
-
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
-        """Logical axes of every parameter."""
-        return {name: variable.get_metadata("axes") for name, variable in self._named()}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter."""
-        return {name: variable.get_value().shape for name, variable in self._named()}
-
-    def abstract_params(
-        self, rules: ShardingRules, dtype: np.dtype
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape, type and placement of every parameter on a mesh."""
-        axes = self.axes()
-        return {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(*axes[name]))
-            for name, shape in self.shapes().items()
-        }
-
-    def _named(self):
-        for path, variable in nnx.to_flat_state(self._state):
-            yield ".".join(map(str, path)), variable
-
-    def model(self, params: Params) -> Decoder:
-        """The model with these weights in it.
-
-        A parameter left out keeps its abstract shape and must not be used.
-        """
-        flat = [
-            (path, variable.replace(params.get(".".join(map(str, path)), variable.get_value())))
-            for path, variable in nnx.to_flat_state(self._state)
-        ]
-        return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """Names of the parameters that the sampler's program uses."""
-        head = "embed" if self.abstract.config.tie_embeddings else "lm_head"
-        return ("final_norm", head)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxserve.checkpoints.names import hf_sources
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.config_hf import from_hf_config
+from jaxserve.models.registry import parameters_of
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 
 _SHAPES: dict[str, Any] = {
@@ -66,8 +66,8 @@ def write_tiny_checkpoint(
     data = {"model_type": model_type, **_SHAPES, **_FAMILIES[family], **config}
     shapes = {
         name: shape
-        for source in hf_sources(from_hf_config(data), "model.", "lm_head.weight").values()
-        for name, shape in source.tensors.items()
+        for parameter in parameters_of(from_hf_config(data)).values()
+        for name, shape in parameter.sources["hf"].tensors.items()
     }
     random = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)

@@ -108,14 +108,10 @@ def expected_params(family: str, sizes: Sizes, tensors: dict) -> dict[str, np.nd
         params["lm_head"] = tensors["lm_head.weight"]
     for n in range(sizes.layers):
         at, to = f"model.layers.{n}.", f"layers.{n}."
-        o = tensors[f"{at}self_attn.o_proj.weight"]
-        new_o = np.empty((sizes.hidden, sizes.kv_heads, g, d), o.dtype)
-        for head in range(sizes.kv_heads * g):
-            new_o[:, head // g, head % g] = o[:, head * d : (head + 1) * d]
         params |= {
             f"{to}attention_norm": norm(f"{at}input_layernorm.weight"),
             f"{to}qkv": heads(at, "weight"),
-            f"{to}o": new_o,
+            f"{to}o": tensors[f"{at}self_attn.o_proj.weight"],
             f"{to}gate_up": np.array([tensors[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up")]),
             f"{to}down": tensors[f"{at}mlp.down_proj.weight"],
         }

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from jaxserve.checkpoints.load import open_checkpoint
-from jaxserve.checkpoints.names import parameter_shapes
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.sampling_defaults import from_generation_config, from_gguf_metadata
 from jaxserve.models.config_gguf import from_gguf
 from jaxserve.models.config_hf import from_hf_config
 from jaxserve.models.config_readers import config_from_dict, config_to_dict
+from jaxserve.models.registry import parameter_shapes
 from jaxserve.tokenizers import load_tokenizer
 
 # `rounds` is scripts/fuzz.sh's, with a seed per round.

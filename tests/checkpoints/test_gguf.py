@@ -7,11 +7,11 @@ from gguf import GGMLQuantizationType as Kind
 
 from jaxserve.checkpoints.gguf_file import GgufFile
 from jaxserve.checkpoints.load import open_checkpoint
-from jaxserve.checkpoints.names import num_parameters
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import RopeScaling
 from jaxserve.models.config_readers import config_from_dict, config_to_dict, from_preset
 from jaxserve.models.layers import rope_frequencies
+from jaxserve.models.registry import num_parameters
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_1, Kind.Q5_0])

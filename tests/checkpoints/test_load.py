@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxserve.checkpoints.load import load_params, open_checkpoint, repeat_kv_heads
-from jaxserve.checkpoints.names import parameter_shapes
+from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.orbax import write_orbax
 from jaxserve.core.errors import CheckpointError
+from jaxserve.models.config_readers import from_preset
+from jaxserve.models.registry import parameter_shapes, parameters_of
 
 
 def targets(shapes, dtype=np.float32, sharding_of=lambda name: None):
@@ -59,7 +62,7 @@ def test_each_device_holds_its_shard(make_hf, tmp_path, orbax, dtype):
     shards = params["layers.1.qkv"].addressable_shards
     assert [s.data.shape for s in shards] == [(1, 5, 10, 22)] * 2
     np.testing.assert_array_equal(shards[1].data, expected["layers.1.qkv"][1:].astype(dtype))
-    assert {s.data.shape for s in params["layers.0.o"].addressable_shards} == {(22, 1, 3, 10)}
+    assert {s.data.shape for s in params["layers.0.o"].addressable_shards} == {(22, 30)}
 
 
 @pytest.mark.parametrize("source", ["hf", "orbax", "gguf"])
@@ -75,7 +78,6 @@ def test_repeats_kv_heads_over_more_devices(make_hf, make_gguf, tmp_path, source
     shapes = parameter_shapes(checkpoint.config)
     for n in range(2):
         shapes |= {f"layers.{n}.qkv": (4, 3, 16, 64), f"layers.{n}.qkv_bias": (4, 3, 16)}
-        shapes[f"layers.{n}.o"] = (64, 4, 1, 16)
     mesh = Mesh(np.array(jax.devices()[:4]), ("tensor",))
     params = load_params(checkpoint, targets(shapes, sharding_of=tensor_sharding(mesh)))
     for part in ("qkv", "qkv_bias"):
@@ -87,20 +89,21 @@ def test_repeats_kv_heads_over_more_devices(make_hf, make_gguf, tmp_path, source
             np.testing.assert_array_equal(k, old[head // 2, -2])
             np.testing.assert_array_equal(v, old[head // 2, -1])
     for shard in params["layers.1.o"].addressable_shards:
-        head = shard.index[1].start
-        assert shard.data.shape == (64, 1, 1, 16)
-        np.testing.assert_array_equal(
-            np.asarray(shard.data)[:, 0, 0], expected["layers.1.o"][:, head // 2, head % 2]
-        )
+        columns = slice(shard.index[1].start, shard.index[1].start + 16)
+        np.testing.assert_array_equal(np.asarray(shard.data), expected["layers.1.o"][:, columns])
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 3]))
 def test_every_query_head_keeps_its_key(kv_heads, new_group, repeats):
     group = new_group * repeats
     old = np.arange(kv_heads * (group + 2) * 5).reshape(kv_heads, group + 2, 5)
-    shape = (kv_heads * repeats, new_group + 2, 5)
-    new = repeat_kv_heads("layers.0.qkv", old, shape)
-    assert new.shape == shape
+    config = dataclasses.replace(
+        from_preset("smollm2-135m"), num_heads=kv_heads * group, num_kv_heads=kv_heads
+    )
+    repeat = parameters_of(config)["layers.0.qkv"].repeat
+    assert repeat is not None
+    new = repeat(old, repeats)
+    assert new.shape == (kv_heads * repeats, new_group + 2, 5)
     for head in range(kv_heads * group):
         was, now = old[head // group], new[head // new_group]
         np.testing.assert_array_equal(now[head % new_group], was[head % group])
@@ -112,7 +115,7 @@ def test_every_query_head_keeps_its_key(kv_heads, new_group, repeats):
     [
         ("layers.0.qkv", (4, 3, 10, 22)),  # 3 query heads cannot be dealt out to 2 copies
         ("layers.0.qkv", (2, 5, 10, 21)),
-        ("layers.0.o", (22, 1, 6, 10)),
+        ("layers.0.o", (22, 59)),
         ("layers.0.down", (29, 22)),
         ("embed", (74, 11)),
     ],

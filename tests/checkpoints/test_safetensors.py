@@ -6,8 +6,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoints.load import open_checkpoint
-from jaxserve.checkpoints.names import parameter_shapes
 from jaxserve.core.errors import CheckpointError
+from jaxserve.models.registry import parameter_shapes
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma3_text")
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.core.logprobs import TokenLogprobs
@@ -17,10 +16,9 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.models.backend import KernelBackend
-from jaxserve.models.registry import build_model
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.step_program import ModelGraph
 from pallas_kernels.paged_batch import PagedBatch
 from tests.engine.harness import build, greedy, run
 
@@ -144,7 +142,7 @@ def test_first_logits(model: tuple[Path, list]):
     path, prompts = model
     checkpoint = open_checkpoint(path)
     config, rules = shard_model(checkpoint.config, make_mesh(""))
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    graph = ModelGraph(config)
     targets = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
     }

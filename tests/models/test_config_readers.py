@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from jaxserve.checkpoints.names import num_parameters
 from jaxserve.core.errors import ConfigError, ModelNotFound
 from jaxserve.models.config import RopeScaling
 from jaxserve.models.config_gguf import from_gguf
@@ -15,6 +14,7 @@ from jaxserve.models.config_readers import (
     from_preset,
     preset_names,
 )
+from jaxserve.models.registry import num_parameters
 
 # Sizes of the published checkpoints; Gemma 3 27B's is the 27,432,406,640 of the whole model
 # less its vision tower (416,866,032) and projector (6,194,304).
@@ -122,7 +122,7 @@ def test_gemma_layer_details():
 def test_sliding_windows_of_the_llama_family():
     config = from_hf_config({**MISTRAL_03, "sliding_window": 4096})
     assert config.sliding_window == (4096,) * 32
-    assert config.rope_theta_local == config.rope_theta
+    assert config.rope_theta_local is None
     config = from_hf_config({**QWEN_25, "use_sliding_window": True, "max_window_layers": 20})
     assert config.sliding_window == (None,) * 20 + (131072,) * 8
 
@@ -245,7 +245,7 @@ GGUF_GEMMA_27B = {
 
 
 def test_gguf_metadata_is_the_preset():
-    config = from_gguf(GGUF_GEMMA_27B, vocab_size=262208)
+    config = from_gguf(GGUF_GEMMA_27B, vocab_size=262208, tie_embeddings=True)
     assert math.isclose(config.scale, from_preset("gemma3-27b").scale)
     same_but_name(dataclasses.replace(config, attention_scale=None),
                   dataclasses.replace(from_preset("gemma3-27b"), attention_scale=None))  # fmt: skip

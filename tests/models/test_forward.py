@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.models.backend import KernelBackend
-from jaxserve.models.registry import build_model
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.step_program import ModelGraph
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 from pallas_kernels.paged_batch import PagedBatch, to_pool
 from tests.models.numpy_reference import NumpyModel
@@ -70,9 +68,9 @@ def run_paged(
     """Logits at every position of every sequence, computed step by step on shuffled pages."""
     checkpoint = open_checkpoint(directory)
     config, rules = shard_model(checkpoint.config, make_mesh("data=1,tensor=1"))
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    graph = ModelGraph(config)
     targets = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
+        name: jax.ShapeDtypeStruct(one.shape, jnp.float32) for name, one in graph.parameters.items()
     }
     params = load_params(checkpoint, targets, progress=False)
     backend = KernelBackend(rules, implementation, loop_layers=loop_layers)

@@ -13,13 +13,14 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import SamplingExtras, StepPlan, StepResult, StepRow
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.device_runner import DeviceRunner
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.program_cache import ProgramCache
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -51,7 +52,7 @@ class SmallRunner:
     ) -> None:
         config, rules = shard_model(config, make_mesh(mesh))
         buckets = Buckets(tokens=(16,), sampled=sampled, max_rows=sampled[-1], max_pages=4)
-        step = StepProgram(ModelGraph.of_model(config), KernelBackend(rules, "xla"), buckets)
+        step = StepProgram(ModelGraph(config), KernelBackend(rules, "xla"), buckets)
         float32 = jnp.dtype("float32")
         lowering = StepLowering(step, float32, 16 * rules.data, 4, float32)
         random = np.random.default_rng(0)

@@ -2,17 +2,16 @@
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
-from jaxserve.models.registry import build_model
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
@@ -26,7 +25,7 @@ def model_config(family: str) -> ModelConfig:
         intermediate_size=64, num_layers=LAYERS, num_heads=6, num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM, max_model_len=2048, norm_eps=1e-5, rope_theta=1e4,
         rope_theta_local=1e4 if gemma else None, tie_embeddings=True, qk_norm=gemma,
-        post_norms=gemma, sliding_window=(16, None) if gemma else (),
+        sliding_window=(16, None) if gemma else (),
     )  # fmt: skip
 
 
@@ -39,7 +38,7 @@ def lowering(
     kv_dtype: str = "float32",
 ) -> StepLowering:
     config, rules = shard_model(model_config(family), make_mesh(mesh))
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    graph = ModelGraph(config)
     buckets = Buckets.for_limits(max_tokens=32, max_rows=8, max_model_len=2048, page_size=PAGE_SIZE)
     backend = KernelBackend(rules, implementation, loop_layers=loop_layers)
     program = StepProgram(graph, backend, buckets)
@@ -89,7 +88,7 @@ def test_a_bfloat16_pool_is_never_converted(num_tokens: int, implementation: str
 @pytest.fixture(scope="module")
 def smollm2() -> ModelGraph:
     """30 layers, 3 KV heads, head_dim 64."""
-    return ModelGraph.of_model(from_preset("smollm2-135m"))
+    return ModelGraph(from_preset("smollm2-135m"))
 
 
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=3"])
@@ -98,7 +97,7 @@ def smollm2() -> ModelGraph:
 def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
     smollm2: ModelGraph, mesh: str, program: str, kv_dtype: str
 ):
-    _, rules = shard_model(smollm2.abstract.config, make_mesh(mesh))
+    _, rules = shard_model(smollm2.config, make_mesh(mesh))
     temporaries = []
     for num_pages in (1_000, 10_000):
         buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.stages import Compiled
 
 from jaxserve.cache.page_keys import page_key
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
 from jaxserve.models.backend import KernelBackend
-from jaxserve.models.registry import build_model
+from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
@@ -26,7 +25,7 @@ from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.page_programs import COPIES, PIECES, piece_sizes
 from jaxserve.runner.page_transfers import MAX_LOADED_PIECES
 from jaxserve.runner.program_cache import CompileWatch
-from jaxserve.runner.step_program import ModelGraph, StepProgram
+from jaxserve.runner.step_program import StepProgram
 from tests.runner.test_memory import model_config
 
 PAGES = 60  # per shard
@@ -73,7 +72,7 @@ class Store(PageStore):
 @functools.cache
 def lowering(mesh: str, dtype: str) -> StepLowering:
     config, rules = shard_model(model_config("llama"), make_mesh(mesh))
-    graph = ModelGraph(nnx.eval_shape(lambda: build_model(config)))
+    graph = ModelGraph(config)
     buckets = Buckets((8,), (8,), max_rows=8, max_pages=8)
     program = StepProgram(graph, KernelBackend(rules, "xla"), buckets)
     return StepLowering(program, jnp.dtype(dtype), PAGES * rules.data, 8, jnp.dtype(dtype))

@@ -1,0 +1,1 @@
+"""One file per family of models; `jaxserve.models.registry` lists them."""

@@ -1,0 +1,103 @@
+"""The Llama family: Llama 2 and 3, SmolLM2, Mistral."""
+
+import jax
+
+from jaxserve.models import gguf_fields, hf_fields
+from jaxserve.models import parameters as declare
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.config_keys import GGUF_COMMON, HF_COMMON
+from jaxserve.models.config_values import ConfigValues
+from jaxserve.models.decoder import Layer
+from jaxserve.models.family import Family, Fields, GgufFormat, HfFormat
+from jaxserve.models.layers import Linear, gated_mlp, rms_norm
+from jaxserve.models.parameters import Parameter, Place
+
+
+class LlamaLayer(Layer):
+    """Pre-norm attention and a gated MLP, each on its own residual."""
+
+    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
+        """What follows attention: its output projection, then the MLP."""
+        config = self.config
+        x = x + linear(attended, self.o)
+        normed = rms_norm(x, self.mlp_norm[...], config.norm_eps)
+        return x + gated_mlp(normed, self.gate_up, self.down, config.activation, linear)
+
+
+def parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """Parameters of a pre-norm model, of which GGUF files hold Q and K interleaved."""
+    return pre_norm_parameters(config, interleaved=True)
+
+
+def pre_norm_parameters(config: ModelConfig, *, interleaved: bool = False) -> dict[str, Parameter]:
+    """Parameters of a model with one norm before attention and one before the MLP.
+
+    Args:
+        config: the model.
+        interleaved: as of `parameters.attention`.
+    """
+    size = config.hidden_size
+
+    def layer(at: Place) -> dict[str, Parameter]:
+        return {
+            "attention_norm": declare.norm(size, f"{at.hf}input_layernorm", f"{at.gguf}attn_norm"),
+            **declare.attention(config, at, interleaved=interleaved),
+            "mlp_norm": declare.norm(
+                size, f"{at.hf}post_attention_layernorm", f"{at.gguf}ffn_norm"
+            ),
+            **declare.gated_mlp(config, at),
+        }
+
+    final_norm = declare.norm(size, "model.norm", "output_norm")
+    return declare.model_parameters(config, layer, final_norm)
+
+
+def _llama(values: ConfigValues, sizes: Fields) -> Fields:
+    hf_fields.check_layer_types(values, ("full_attention",))
+    return hf_fields.rope(values)
+
+
+def _mistral(values: ConfigValues, sizes: Fields) -> Fields:
+    window = values.integer("sliding_window", None)
+    return hf_fields.rope(values) | hf_fields.windows(values, sizes, window)
+
+
+def _gguf(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None) -> Fields:
+    return {
+        **gguf_fields.rope(values, sizes, rope_factors),
+        **gguf_fields.windows(values, sizes),
+        **gguf_fields.soft_caps(values),
+    }
+
+
+FAMILY = Family(
+    name="llama",
+    parameters=parameters,
+    layer=LlamaLayer,
+    hf={
+        "llama": HfFormat(
+            # transformers' Llama has full attention whatever these say.
+            keys=HF_COMMON.plus(
+                read=("layer_types",),
+                harmless=("sliding_window", "use_sliding_window", "max_window_layers"),
+                classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+            ),
+            defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+            fields=_llama,
+        ),
+        "mistral": HfFormat(
+            # transformers' Mistral goes by `sliding_window` alone.
+            keys=HF_COMMON.plus(
+                read=("sliding_window", "layer_types"),
+                harmless=("use_sliding_window", "max_window_layers"),
+                classes=("MistralForCausalLM", "MistralModel"),
+            ),
+            defaults={
+                "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "sliding_window": 4096,
+                "num_key_value_heads": 8,
+            },
+            fields=_mistral,
+        ),
+    },
+    gguf={"llama": GgufFormat(keys=GGUF_COMMON, fields=_gguf)},
+)  # fmt: skip

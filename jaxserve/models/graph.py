@@ -1,0 +1,59 @@
+"""A model's structure apart from its weights, which are a flat dict by dotted name."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.decoder import Decoder
+from jaxserve.models.registry import family_of
+from jaxserve.parallel.mesh import ShardingRules
+
+Params = Mapping[str, jax.Array]
+
+
+class ModelGraph:
+    """The structure of a model.
+
+    Args:
+        config: the architecture, fitted to a mesh (`shard_model`).
+
+    Attributes:
+        config: the architecture.
+        parameters: every parameter's declaration by its dotted name.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        family = family_of(config)
+        self.config = config
+        self.parameters = family.parameters(config)
+        model = Decoder(config, family.layer, self.parameters)
+        self._graphdef, self._state = nnx.split(model)
+
+    def abstract_params(
+        self, rules: ShardingRules, dtype: np.dtype
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and placement of every parameter on a mesh."""
+        return {
+            name: jax.ShapeDtypeStruct(one.shape, dtype, sharding=rules.sharding(*one.axes))
+            for name, one in self.parameters.items()
+        }
+
+    def model(self, params: Params) -> Decoder:
+        """The model with these weights in it.
+
+        A parameter left out keeps its abstract shape and must not be used.
+        """
+        flat = [
+            (path, variable.replace(params.get(".".join(map(str, path)), variable.get_value())))
+            for path, variable in nnx.to_flat_state(self._state)
+        ]
+        return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the parameters that the sampler's program uses."""
+        head = "embed" if self.config.tie_embeddings else "lm_head"
+        return ("final_norm", head)
