@@ -77,7 +77,7 @@ def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cac
     assert pool == (2, 32, 2, 1, 4, 8)  # a quarter of the heads, half of the pages
     assert weights["embed"] == weights["lm_head"] == (68, 32)
     assert weights["layers.0.qkv"] == (1, 4, 8, 32)
-    assert weights["layers.0.o"] == (32, 1, 2, 8)
+    assert weights["layers.0.o"] == (32, 16)
     assert weights["layers.1.gate_up"] == (2, 16, 32)
     assert weights["layers.1.down"] == (32, 16)
     assert weights["final_norm"] == (32,)
