@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxserve.checkpoints.names import interleaved_to_halves
 from jaxserve.checkpoints.quantised import rows
+from jaxserve.models.parameters import interleaved_to_halves
 from pallas_kernels.weights import Format, quantise
 
 FORMATS = [
@@ -31,8 +31,9 @@ def test_joining_qkv(format):
     )
 
     def join(q, k, v):
-        q, k, v = (x.reshape(KVH, -1, DIM, x.shape[-1]) for x in (q, k, v))
-        return np.concatenate([interleaved_to_halves(q), interleaved_to_halves(k), v], axis=1)
+        q, k = interleaved_to_halves(q, DIM), interleaved_to_halves(k, DIM)
+        split = [x.reshape(KVH, -1, DIM, x.shape[-1]) for x in (q, k, v)]
+        return np.concatenate(split, axis=1)
 
     joined = rows.on_outputs(join, q, k, v)
     assert joined.shape == (KVH, GROUP + 2, DIM, INPUTS)
