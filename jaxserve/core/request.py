@@ -82,12 +82,12 @@ class Request:
     page_ids: tuple[int, ...] = ()  # a tuple, since every step's row carries it
     page_keys: list[bytes] = dataclasses.field(default_factory=list)  # see cache/page_keys.py
     num_published_pages: int = 0  # its first ones, which others may share: only read from now on
-    load_ticket: int | None = None  # its pages are on their way from the page store
+    fetch_ticket: int | None = None  # its pages are on their way from the page store
     swapped_keys: list[bytes] = dataclasses.field(default_factory=list)  # of its pages there
     num_swapped_tokens: int = 0  # that those hold
     cached_estimate: int = 0  # tokens that a cache had when last looked, and those it gave
     num_reused_tokens: int | None = None  # those it did not compute when it first ran
-    num_loaded_tokens: int = 0  # of those, what came from the page store
+    num_fetched_tokens: int = 0  # of those, what came from the page store
 
     # What policies go by.
     predicted_len: float | None = None  # answer tokens in all, as far as a predictor knows
@@ -148,7 +148,7 @@ class Request:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the request has ended, for whatever reason."""
+        """Whether the request has ended, for any reason."""
         return self.state is RequestState.FINISHED
 
     def known_tokens(self, start: int, end: int) -> list[int]:

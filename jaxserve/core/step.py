@@ -1,4 +1,4 @@
-"""What passes between the scheduler and whatever runs a step: plans, results, executors."""
+"""What passes between the scheduler and the executor of a step: plans and results."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ class PageCopy(NamedTuple):
     target: int
 
 
-class PageLoads(NamedTuple):
+class PageFetch(NamedTuple):
     """Pages are to be filled from the page store, in the background.
 
     Attributes:
@@ -103,8 +103,8 @@ class PageLoads(NamedTuple):
     keys: tuple[bytes, ...]
 
 
-class LoadDone(NamedTuple):
-    """The outcome of `PageLoads`: so many of its pages, from the first on, have been filled."""
+class FetchDone(NamedTuple):
+    """The outcome of `PageFetch`: so many of its pages, from the first on, have been filled."""
 
     ticket: int
     num_pages: int
@@ -115,18 +115,18 @@ class StepPlan:
     """One step: page movements, then the rows, at most one per running request.
 
     On the device all happens in this order: `saves` read pages before anything overwrites them,
-    `copies` come next, then the rows write and read their own. `loads` only start here: their
+    `copies` come next, then the rows write and read their own. `fetches` only start here: their
     pages belong to requests without a row, until `Executor.poll` says that they are filled.
 
     Attributes:
         rows: in launch order; may be empty when pages are to be moved.
-        saves, copies, loads: see the classes.
+        saves, copies, fetches: see the classes.
     """
 
     rows: tuple[StepRow, ...]
     saves: tuple[PageSave, ...] = ()
     copies: tuple[PageCopy, ...] = ()
-    loads: tuple[PageLoads, ...] = ()
+    fetches: tuple[PageFetch, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -201,8 +201,8 @@ class Executor(Protocol):
         """Wait for a launched step and return what it sampled."""
         ...
 
-    def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """The page loads that came to an end since the last call.
+    def poll(self, *, wait: bool = False) -> list[FetchDone]:
+        """The page fetches that came to an end since the last call.
 
         Steps launched from now on see the pages' contents.
 

@@ -75,7 +75,7 @@ class _Add:
 @dataclasses.dataclass(frozen=True)
 class _Abort:
     request_id: str
-    subscriber: _Subscriber | None = None  # only this caller's request; None: whoever's it is
+    subscriber: _Subscriber | None = None  # only this caller's request; None: any caller's
     tenant: str | None = None  # likewise
 
 
@@ -259,7 +259,7 @@ class AsyncEngine:
             self._inbox.put(
                 _Add(request_id, prompt_token_ids, params, service, subscriber, rules, arrived)
             )
-            if self._closed:  # maybe since before the put: then nobody reads the inbox any more
+            if self._closed:  # maybe since before the put: then the inbox is not read any more
                 self._raise_dead()
             while not done:
                 item = await subscriber.mailbox.get()
@@ -294,7 +294,7 @@ class AsyncEngine:
 
         Args:
             request_id: which.
-            tenant: only if it is this tenant's; None for whoever's it is.
+            tenant: only if it is this tenant's; None for any tenant's.
 
         Returns:
             Whether such a request was active. Safe to call from any thread.
@@ -339,7 +339,7 @@ class AsyncEngine:
         """
         self._accepting = False
         self._inbox.put(_Stop())
-        self._rule_threads.shutdown(wait=False)  # whoever waits is told by `_deltas`
+        self._rule_threads.shutdown(wait=False)  # those that wait are told by `_deltas`
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -371,7 +371,7 @@ class AsyncEngine:
                     with self.pulse.beat():
                         self._publish(self._engine.step(time.monotonic()))
             self._engine.close()
-        except BaseException as error:  # whatever it was, nobody may wait for ever
+        except BaseException as error:  # of any kind: no caller may wait for ever
             self._failure = error
             log.exception("the engine loop failed")
         finally:
@@ -446,7 +446,7 @@ class AsyncEngine:
         for loop, batch in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, batch)
-            except RuntimeError:  # the caller's event loop is closed: nobody listens any more
+            except RuntimeError:  # the caller's event loop is closed, and its reader gone
                 log.debug("dropped %d deltas of a closed event loop", len(batch))
 
     def _fail_everyone(self, error: EngineDead) -> None:

@@ -29,5 +29,5 @@ def as_lark(source: str, max_chars: int = MAX_EBNF_CHARS) -> str:
         )
     try:
         return gbnf_to_lark(source).replace("%llguidance {}", "", 1)
-    except Exception as error:  # whatever a parser of strangers' text may trip over
+    except Exception as error:  # a parser of callers' text may raise anything
         raise InvalidRequest(f"grammar: {error}"[:1000], param="grammar") from error

@@ -286,10 +286,10 @@ class Engine:
         if self._overlap and late is not None:
             # Now all tokens before it are known; the device computes the layers meanwhile.
             deltas += self._sample(late)
-        if self._scheduler.num_loads:
+        if self._scheduler.num_fetches:
             idle = plan is None and launched is None
             for done in self.executor.poll(wait=idle):
-                self._scheduler.loaded(done, now)
+                self._scheduler.fetched(done, now)
         for request in self._scheduler.take_shed():
             deltas.append(self._end(request, FinishReason.SHED))
             self._num_shed += 1
@@ -401,7 +401,7 @@ class Engine:
         """End all requests, see the last step through, and save what the cache has."""
         for stream in list(self._streams.values()):
             self.abort(stream.request.request_id)
-        while self._in_flight is not None or self._scheduler.num_loads:
+        while self._in_flight is not None or self._scheduler.num_fetches:
             self._step(time.monotonic())
         plan = self._scheduler.save_cache()
         if plan is not None:

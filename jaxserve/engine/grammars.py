@@ -124,7 +124,7 @@ class GrammarMatcher:
     """How far an answer has come in its grammar.
 
     Args:
-        matcher: llguidance's; nobody else's from now on.
+        matcher: llguidance's; from now on only this state may use it.
     """
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:

@@ -65,7 +65,7 @@ class ProfileCapture:
             await asyncio.to_thread(self._profiler.start, directory)
             try:
                 await asyncio.sleep(seconds)
-            finally:  # also if whoever asked has gone away
+            finally:  # also if the caller has gone away
                 await asyncio.shield(asyncio.to_thread(self._profiler.stop))
         finally:
             self._running = False

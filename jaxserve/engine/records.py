@@ -74,7 +74,7 @@ class RequestRecord(NamedTuple):
         finished: when it ended.
         num_prompt_tokens, num_output_tokens: tokens, of the answer those that were delivered.
         num_cached_tokens: prompt tokens whose KV was found in a cache.
-        num_loaded_tokens: those of them that came from host memory or disk.
+        num_fetched_tokens: those of them that came from host memory or disk.
         num_preemptions: how often it had to make room for others.
         is_answered: whether an answer was wanted, and not only the prompt, as for an embedding.
         max_tokens: tokens that the answer could have had.
@@ -95,7 +95,7 @@ class RequestRecord(NamedTuple):
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
-    num_loaded_tokens: int
+    num_fetched_tokens: int
     num_preemptions: int
     is_answered: bool
     max_tokens: int
@@ -156,14 +156,14 @@ class TokenTimes(NamedTuple):
         gaps: seconds since the token before, and how many of the step's tokens had that.
         num_prompt_tokens: tokens of the prompts that the step completed.
         num_cached_tokens: those of them whose KV was found in a cache.
-        num_loaded_tokens: those of these that came from host memory or disk.
+        num_fetched_tokens: those of these that came from host memory or disk.
     """
 
     first_tokens: list[float]
     gaps: dict[float, int]
     num_prompt_tokens: int
     num_cached_tokens: int
-    num_loaded_tokens: int
+    num_fetched_tokens: int
 
 
 class EngineObserver(Protocol):
@@ -229,7 +229,7 @@ class EngineRecords:
         self._clock_offset = time.monotonic() - time.perf_counter()
         self.observers: tuple[EngineObserver, ...] = ()
 
-    # -- for whoever looks ----------------------------------------------------------------
+    # -- for readers ----------------------------------------------------------------
 
     @property
     def token_buckets(self) -> tuple[int, ...]:
@@ -371,7 +371,7 @@ class EngineRecords:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=num_output_tokens,
             num_cached_tokens=request.num_reused_tokens or 0,
-            num_loaded_tokens=request.num_loaded_tokens,
+            num_fetched_tokens=request.num_fetched_tokens,
             num_preemptions=request.num_preemptions,
             is_answered=request.is_answered,
             max_tokens=request.max_tokens,
@@ -390,7 +390,7 @@ class EngineRecords:
                 self._drop(observer)
 
     def _drop(self, observer: EngineObserver) -> None:
-        """Go on without an observer that raised: whoever watches may not stop what he watches."""
+        """Go on without an observer that raised: observers may not stop the engine."""
         log.exception("%r failed and is told nothing any more", observer)
         with self._lock:
             self.observers = tuple(o for o in self.observers if o is not observer)
@@ -414,5 +414,5 @@ def _token_times(answered: Sequence[Request], prompted: Sequence[Request], at: f
         {at - before: count for before, count in befores.items()},
         sum(len(request.prompt_token_ids) for request in complete),
         sum(request.num_reused_tokens or 0 for request in complete),
-        sum(request.num_loaded_tokens for request in complete),
+        sum(request.num_fetched_tokens for request in complete),
     )

@@ -96,12 +96,12 @@ class SamplingRules:
             if not self._grammar_waits and thinking.overshoot.strip():
                 raise RequestFailed("the thinking ended within a token, so no grammar can follow")
         else:
-            self._thinking = None  # what follows is the grammar's, whatever it looks like
+            self._thinking = None  # the grammar's from here on, even what looks like thinking
             self._matcher.push(token)
 
     @property
     def matcher(self) -> GrammarMatcher | None:
-        """Whom `MaskFiller` has to be asked about before `allowed` is called; None: nobody."""
+        """What `MaskFiller` has to be asked about before `allowed` is called; None: nothing."""
         return None if self._grammar_waits else self._matcher
 
     def allowed(self, answer: Sequence[int], grammar: GrammarState | None = None) -> Allowed:
@@ -174,7 +174,7 @@ class RuleMaker:
         self._grammars = GrammarCompiler(tokenizer, vocab_size, json_whitespace)
 
     def is_slow(self, params: SamplingParams) -> bool:
-        """Whether `make` is better called where nobody waits for it."""
+        """Whether `make` is better called on a thread, where no event loop waits for it."""
         return params.grammar is not None or bool(params.bad_words)
 
     def make(self, params: SamplingParams) -> SamplingRules | None:

@@ -1,4 +1,4 @@
-"""What a start does, and how long it takes: a log line per stage, a bar where somebody looks."""
+"""What a start does, and how long it takes: a log line per stage, a bar on a terminal."""
 
 import contextlib
 import logging

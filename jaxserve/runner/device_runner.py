@@ -12,7 +12,7 @@ from jax.stages import Compiled
 
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.logprobs import TokenLogprobs
-from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult, StepRow
+from jaxserve.core.step import FetchDone, SamplingExtras, StepPlan, StepResult, StepRow
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
 from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
@@ -59,8 +59,8 @@ class DeviceRunner:
     Args:
         lowering: the step's programs and the shapes of what they keep.
         params: weights by name, on the mesh, as `lowering.params` describes them.
-        store: where pages are saved and loaded, with pages of `lowering.page_shape` and
-            `lowering.page_dtype`; closed by `close`. None: plans have no saves and loads.
+        store: where pages are saved and fetched, with pages of `lowering.page_shape` and
+            `lowering.page_dtype`; closed by `close`. None: plans have no saves and fetches.
         prefix_cache: whether plans may have page copies.
     """
 
@@ -257,13 +257,13 @@ class DeviceRunner:
             hidden = np.array([states[at] for row, at in probed if row.probe], np.float32)
         return StepResult(token_ids, hidden, _logprobs(handle, token_ids), _token_hidden(handle))
 
-    def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """Put the pages that were loaded into the pool; see `Executor.poll`."""
+    def poll(self, *, wait: bool = False) -> list[FetchDone]:
+        """Put the pages that were fetched into the pool; see `Executor.poll`."""
         self._kv_pages, done = self._mover.poll(self._kv_pages, wait=wait)
         return done
 
     def close(self) -> None:
-        """Finish the saves, give up the loads, close the page store. Idempotent.
+        """Finish the saves, give up the fetches, close the page store. Idempotent.
 
         Nothing runs on the devices when it returns, not even steps that nobody has collected.
         """

@@ -103,7 +103,7 @@ class StepLowering:
 
     @property
     def page_pieces(self) -> tuple[int, ...]:
-        """The numbers of pages, ascending from 1, that one program saves or loads."""
+        """The numbers of pages, ascending from 1, that one program saves or fetches."""
         return piece_sizes(self.page_bytes)
 
     def pages(self, n: int) -> Abstract:
@@ -211,7 +211,7 @@ class StepLowering:
         numbers = self._per_shard((n,), jnp.int32)
         return self._lower(function, out, self.kv_pages, numbers, donate=None)
 
-    def load_pages(self, n: int) -> Lowered:
+    def fetch_pages(self, n: int) -> Lowered:
         """(pool, int32 [shards, n], contents) -> the pool with these pages filled."""
         ins = (PartitionSpec("data"), self._pages_spec)
         function = self._on_shards(scatter_pages, kv_pages_spec(self.rules), *ins)

@@ -2,8 +2,8 @@
 
 What touches the pool is launched on the engine's thread, in order with the steps: pages to be
 saved are gathered into a buffer of their own before anything overwrites them, and pages that were
-loaded are put into the pool by `poll`. What takes time runs on threads (`page_transfers`), as in
-CachedAttention (Gao et al., ATC 2024): asynchronous saving, loading overlapped with computation.
+fetched are put into the pool by `poll`. What takes time runs on threads (`page_transfers`), as in
+CachedAttention (Gao et al., ATC 2024): asynchronous saving, fetching overlapped with computation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ import numpy as np
 from jax.stages import Compiled
 
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.step import LoadDone, PageCopy, PageSave, StepPlan
+from jaxserve.core.step import FetchDone, PageCopy, PageSave, StepPlan
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.page_programs import COPIES
 from jaxserve.runner.page_transfers import (
     MAX_SAVING_BYTES,
-    Loader,
+    Fetcher,
     Piece,
     Saver,
     Staging,
@@ -37,7 +37,7 @@ class PageMover:
 
     Args:
         lowering: the programs and the pool's shapes.
-        store: where pages are saved and loaded, closed by `close`; None if there is no tier
+        store: where pages are saved and fetched, closed by `close`; None if there is no tier
             below the device.
         copies: whether plans may have page copies.
         max_saving_bytes: per device; see `MAX_SAVING_BYTES`.
@@ -59,7 +59,7 @@ class PageMover:
         self._programs: dict[str, Compiled] = {}
         self._staging = Staging(lowering)
         self._saver = None if store is None else Saver(store, max_saving_bytes)
-        self._loader = None if store is None else Loader(store, self._staging, self._sizes)
+        self._fetcher = None if store is None else Fetcher(store, self._staging, self._sizes)
 
     # -- programs ---------------------------------------------------------------------------
 
@@ -81,13 +81,13 @@ class PageMover:
             for shard in range(self._shards):
                 to_host(parts_of_shard(saved, shard))
             contents = self._staging.nothing(n)
-            kv_pages = self._programs[f"load-pages-{n}"](kv_pages, numbers, contents)
+            kv_pages = self._programs[f"fetch-pages-{n}"](kv_pages, numbers, contents)
         return self._copy([], kv_pages) if self._copies else kv_pages
 
     # -- the engine's side --------------------------------------------------------------------
 
     def launch(self, plan: StepPlan, kv_pages: jax.Array) -> jax.Array:
-        """Launch a plan's saves, then its copies, and start its loads; never waits for any.
+        """Launch a plan's saves, then its copies, and start its fetches; never waits for any.
 
         Args:
             plan: its rows are not looked at.
@@ -105,44 +105,44 @@ class PageMover:
             if not self._copies:
                 raise ValueError("a plan copies pages, and the runner was built without copies")
             kv_pages = self._copy(plan.copies, kv_pages)
-        for loads in plan.loads:
-            if self._loader is None:
-                raise ValueError("a plan loads pages, and there is no page store")
-            self._loader.start(loads)
+        for fetch in plan.fetches:
+            if self._fetcher is None:
+                raise ValueError("a plan fetches pages, and there is no page store")
+            self._fetcher.start(fetch)
         return kv_pages
 
-    def poll(self, kv_pages: jax.Array, *, wait: bool) -> tuple[jax.Array, list[LoadDone]]:
+    def poll(self, kv_pages: jax.Array, *, wait: bool) -> tuple[jax.Array, list[FetchDone]]:
         """Put the pages that have arrived into the pool.
 
         Args:
             kv_pages: the pool (donated).
-            wait: block until at least one load is done, if any is under way.
+            wait: block until at least one fetch is done, if any is under way.
 
         Returns:
-            The pool, and the loads of which nothing more will come.
+            The pool, and the fetches of which nothing more will come.
         """
-        done: list[LoadDone] = []
-        if self._loader is None:
+        done: list[FetchDone] = []
+        if self._fetcher is None:
             return kv_pages, done
         while True:
-            while (piece := self._loader.take()) is not None:
+            while (piece := self._fetcher.take()) is not None:
                 if piece.contents is None:
-                    done.append(LoadDone(piece.loads.ticket, piece.first))
+                    done.append(FetchDone(piece.fetch.ticket, piece.first))
                 else:
-                    kv_pages = self._load(piece, piece.contents, kv_pages)
-            if done or not wait or not self._loader.wait():
+                    kv_pages = self._put(piece, piece.contents, kv_pages)
+            if done or not wait or not self._fetcher.wait():
                 return kv_pages, done
 
     def close(self) -> None:
-        """Finish the saves, give up the loads, close the store. Idempotent."""
-        if self._saver is None or self._loader is None or self._store is None:
+        """Finish the saves, give up the fetches, close the store. Idempotent."""
+        if self._saver is None or self._fetcher is None or self._store is None:
             return
         self._saver.close()
-        self._loader.stop()
+        self._fetcher.stop()
         # Before the loader's thread can end: it may be waiting in there for a page that was
         # expected, and will not come from a plan that was never launched.
         self._store.close()
-        self._loader.close()
+        self._fetcher.close()
 
     # -- launching ------------------------------------------------------------------------------
 
@@ -176,12 +176,12 @@ class PageMover:
             kv_pages = self._programs["copy-pages"](kv_pages, moves)
         return kv_pages
 
-    def _load(self, piece: Piece, contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
+    def _put(self, piece: Piece, contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
         n = contents.shape[1]
         numbers = self._no_pages(n)
-        pages = piece.loads.pages[piece.first : piece.first + piece.count]
-        numbers[piece.loads.shard, : len(pages)] = pages
-        return self._programs[f"load-pages-{n}"](kv_pages, numbers, contents)
+        pages = piece.fetch.pages[piece.first : piece.first + piece.count]
+        numbers[piece.fetch.shard, : len(pages)] = pages
+        return self._programs[f"fetch-pages-{n}"](kv_pages, numbers, contents)
 
     def _no_pages(self, n: int) -> np.ndarray:
         """Page numbers out of range, int32 [shards, n]: programs leave these places out."""

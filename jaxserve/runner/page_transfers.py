@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.at_exit import close_at_exit
-from jaxserve.core.step import PageLoads
+from jaxserve.core.step import PageFetch
 from jaxserve.runner.lowering import StepLowering
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # device, further ones are given up: a page that is not kept costs its recomputation, while
 # waiting would stop every running request.
 MAX_SAVING_BYTES = 2**30
-MAX_LOADED_PIECES = 4  # on the device before `poll` has put them into the pool
+MAX_FETCHED_PIECES = 4  # on the device before `poll` has put them into the pool
 
 
 class Staging:
@@ -36,7 +36,7 @@ class Staging:
         self._nothing: dict[int, jax.Array] = {}
 
     def nothing(self, n: int) -> jax.Array:
-        """Pages for no shard; kept where other shards' loads need a part for idle ones."""
+        """Pages for no shard; kept where other shards' fetches need a part for idle ones."""
         if n not in self._nothing:
             pages = self._lowering.pages(n)
             assert pages.sharding is not None
@@ -162,40 +162,40 @@ class _Saved(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some pages of a load on the device; or, with no contents, the load's end.
+    """Some pages of a fetch on the device; or, with no contents, the fetch's end.
 
     Attributes:
-        loads: what they belong to.
+        fetch: what they belong to.
         first: how many of its pages came before.
         count: how many these are.
         contents: see `StepLowering.pages`.
     """
 
-    loads: PageLoads
+    fetch: PageFetch
     first: int
     count: int
     contents: jax.Array | None
 
 
-class Loader:
+class Fetcher:
     """Reads pages from the store and sends them to the device, on a thread of its own."""
 
     def __init__(self, store: PageStore, staging: Staging, sizes: Sequence[int]) -> None:
         self._store = store
         self._staging = staging
         self._sizes = sizes
-        self._under_way = 0  # loads whose end was not taken yet
+        self._under_way = 0  # fetches whose end was not taken yet
         self._arrived: deque[Piece] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._queue: queue.SimpleQueue[PageLoads | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="page-loader", daemon=True)
+        self._queue: queue.SimpleQueue[PageFetch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="page-fetcher", daemon=True)
         self._thread.start()
 
-    def start(self, loads: PageLoads) -> None:
-        """Load these pages after those before."""
+    def start(self, fetch: PageFetch) -> None:
+        """Fetch these pages after those before."""
         self._under_way += 1
-        self._queue.put(loads)
+        self._queue.put(fetch)
 
     def take(self) -> Piece | None:
         """What arrived next, in order; None if that is still to come."""
@@ -214,7 +214,7 @@ class Loader:
             return bool(self._arrived)
 
     def stop(self) -> None:
-        """Give up the loads."""
+        """Give up the fetches."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -225,31 +225,31 @@ class Loader:
         self._thread.join()
 
     def _run(self) -> None:
-        while (loads := self._queue.get()) is not None:
+        while (fetch := self._queue.get()) is not None:
             done = 0
             try:
-                while done < len(loads.pages) and not self._closing:
-                    n = piece_size(self._sizes, len(loads.pages) - done)
-                    count = self._fetch(loads, done, n)
+                while done < len(fetch.pages) and not self._closing:
+                    n = piece_size(self._sizes, len(fetch.pages) - done)
+                    count = self._fetch(fetch, done, n)
                     done += count
                     if count < n:
                         break
             except Exception:
-                log.exception("%d KV pages could not be loaded", len(loads.pages) - done)
-            self._arrive(Piece(loads, done, 0, None))
+                log.exception("%d KV pages could not be fetched", len(fetch.pages) - done)
+            self._arrive(Piece(fetch, done, 0, None))
 
-    def _fetch(self, loads: PageLoads, first: int, n: int) -> int:
+    def _fetch(self, fetch: PageFetch, first: int, n: int) -> int:
         """Bring the next `n` pages as far as the store has them; returns how many it had."""
         pages = self._staging.on_host(n)
-        count = self._store.fetch(loads.keys[first : first + n], pages)
+        count = self._store.fetch(fetch.keys[first : first + n], pages)
         if count:
-            contents = self._staging.on_device(loads.shard, pages)
-            self._arrive(Piece(loads, first, count, contents))
+            contents = self._staging.on_device(fetch.shard, pages)
+            self._arrive(Piece(fetch, first, count, contents))
         return count
 
     def _arrive(self, piece: Piece) -> None:
         with self._changed:
-            room = MAX_LOADED_PIECES
+            room = MAX_FETCHED_PIECES
             self._changed.wait_for(lambda: self._closing or len(self._arrived) < room)
             self._arrived.append(piece)
             self._changed.notify()

@@ -28,7 +28,7 @@ def step_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> StepJobs
 
     Args:
         lowering: lowers them.
-        stores: whether plans may save and load pages.
+        stores: whether plans may save and fetch pages.
         copies: whether plans may have page copies.
     """
     buckets = lowering.program.buckets
@@ -63,7 +63,7 @@ def page_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> dict[str
     jobs: dict[str, Job] = {}
     for n in lowering.page_pieces if stores else ():
         jobs[f"save-pages-{n}"] = partial(lowering.save_pages, n)
-        jobs[f"load-pages-{n}"] = partial(lowering.load_pages, n)
+        jobs[f"fetch-pages-{n}"] = partial(lowering.fetch_pages, n)
     if copies:
         jobs["copy-pages"] = lowering.copy_pages
     return jobs

@@ -84,7 +84,7 @@ class Admission:
             if shard is None:
                 return
             request = entry.request
-            if request.load_ticket is None:
+            if request.fetch_ticket is None:
                 wanted = min(request.num_tokens - request.num_computed_tokens, shard.budget)
                 shard.add_row(request, shard.pages.grow(request, wanted), now)
             shard.owe(request)
@@ -121,7 +121,7 @@ class Admission:
                     request.started_time = now
                 request.slice_start = request.num_output_tokens
                 self.cache_counts.started(request, looked_up=shard.pages.looks_up(request))
-                if request.load_ticket is None:
+                if request.fetch_ticket is None:
                     self.begin_computing(shard, request)
                 return shard
         return None

@@ -15,7 +15,7 @@ class CacheCounts:
     Attributes:
         queried_tokens: of requests that looked into the caches.
         device_hit_tokens: of those, whose KV was on the device (shared or copied).
-        store_hit_tokens: of those, whose KV was loaded from the page store.
+        store_hit_tokens: of those, whose KV was fetched from the page store.
         restored_tokens: of preempted requests, whose KV was found, wherever, as they went on.
     """
 
@@ -37,7 +37,7 @@ class CacheCounts:
             self.queried_tokens += request.num_tokens
             self.device_hit_tokens += request.num_computed_tokens
 
-    def loaded(self, request: Request, num_tokens: int) -> None:
+    def fetched(self, request: Request, num_tokens: int) -> None:
         """Count tokens that a starting request got from the page store."""
         if request.num_preemptions:
             self.restored_tokens += num_tokens

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from jaxserve.core.request import Request
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave
+from jaxserve.core.step import FetchDone, PageCopy, PageFetch, PageSave
 
 
 class Store(Protocol):
@@ -32,13 +32,13 @@ class Store(Protocol):
         ...
 
 
-class Load(NamedTuple):
+class Fetch(NamedTuple):
     """Pages that are being filled, and for whom.
 
     Attributes:
         request: who asked for them; it may have ended since.
         shard: whose pages they are.
-        pages: the pages; they are no other request's until the load is done.
+        pages: the pages; they are no other request's until the fetch is done.
         started: when, in seconds.
     """
 
@@ -49,7 +49,7 @@ class Load(NamedTuple):
 
 
 class PageTraffic:
-    """Collects what a plan moves, and remembers which loads are under way.
+    """Collects what a plan moves, and remembers which fetches are under way.
 
     Args:
         store: where pages go that the device has no room for; None if there is no such place.
@@ -58,23 +58,23 @@ class PageTraffic:
     def __init__(self, store: Store | None) -> None:
         self.store = store
         self._tickets = itertools.count()
-        self._loads: dict[int, Load] = {}
+        self._fetches: dict[int, Fetch] = {}
         self._saves: list[PageSave] = []
         self._copies: list[PageCopy] = []
-        self._started: list[PageLoads] = []
+        self._started: list[PageFetch] = []
 
     @property
-    def num_loads(self) -> int:
-        """Loads under way."""
-        return len(self._loads)
+    def num_fetches(self) -> int:
+        """Fetches under way."""
+        return len(self._fetches)
 
     def abandoned_pages(self, shard: int) -> list[int]:
         """Pages of a shard that are being filled for requests which have ended since."""
         return [
             page
-            for ticket, load in self._loads.items()
-            if load.shard == shard and load.request.load_ticket != ticket
-            for page in load.pages
+            for ticket, fetch in self._fetches.items()
+            if fetch.shard == shard and fetch.request.fetch_ticket != ticket
+            for page in fetch.pages
         ]
 
     def save(self, shard: int, page: int, key: bytes) -> bool:
@@ -92,39 +92,39 @@ class PageTraffic:
         """Copy a page on the device, before the step's rows run."""
         self._copies.append(PageCopy(shard, source, target))
 
-    def load(
+    def fetch(
         self, request: Request, shard: int, pages: list[int], keys: Sequence[bytes], now: float
     ) -> None:
         """Start to fill pages for a request, which has no rows until that is done."""
         ticket = next(self._tickets)
-        self._loads[ticket] = Load(request, shard, list(pages), now)
-        self._started.append(PageLoads(ticket, shard, tuple(pages), tuple(keys)))
-        request.load_ticket = ticket
+        self._fetches[ticket] = Fetch(request, shard, list(pages), now)
+        self._started.append(PageFetch(ticket, shard, tuple(pages), tuple(keys)))
+        request.fetch_ticket = ticket
 
     def abandon(self, request: Request) -> int:
-        """The request wants its load no more, whose pages are free only once it is done.
+        """The request wants its fetch no more, whose pages are free only once it is done.
 
         Returns:
             How many pages.
         """
-        assert request.load_ticket is not None
-        load = self._loads[request.load_ticket]
-        request.load_ticket = None
-        return len(load.pages)
+        assert request.fetch_ticket is not None
+        fetch = self._fetches[request.fetch_ticket]
+        request.fetch_ticket = None
+        return len(fetch.pages)
 
-    def done(self, done: LoadDone) -> Load:
-        """Take note that a load came to an end.
+    def done(self, done: FetchDone) -> Fetch:
+        """Take note that a fetch came to an end.
 
         Raises:
-            ValueError: there was no such load.
+            ValueError: there was no such fetch.
         """
-        if done.ticket not in self._loads:
-            raise ValueError(f"no load {done.ticket} is under way")
-        return self._loads.pop(done.ticket)
+        if done.ticket not in self._fetches:
+            raise ValueError(f"no fetch {done.ticket} is under way")
+        return self._fetches.pop(done.ticket)
 
     def take(
         self,
-    ) -> tuple[tuple[PageSave, ...], tuple[PageCopy, ...], tuple[PageLoads, ...]]:
+    ) -> tuple[tuple[PageSave, ...], tuple[PageCopy, ...], tuple[PageFetch, ...]]:
         """What to move with this step; the next one starts with nothing."""
         if not (self._saves or self._copies or self._started):
             return (), (), ()

@@ -56,7 +56,7 @@ class PreemptionCost:
         rate = seconds / num_tokens
         self._seconds_per_token += _WEIGHT * (rate - self._seconds_per_token)
 
-    def observe_load(self, num_pages: int, seconds: float) -> None:
-        """Loading so many pages took so long."""
+    def observe_fetch(self, num_pages: int, seconds: float) -> None:
+        """Fetching so many pages took so long."""
         rate = seconds / (num_pages * self._page_bytes)
         self._seconds_per_byte += _WEIGHT * (rate - self._seconds_per_byte)

@@ -103,7 +103,7 @@ class RequestPages:
         if found.stored:
             pages = self._allocate(len(found.stored))
             request.page_ids += tuple(pages)
-            self._traffic.load(request, self._shard, pages, found.stored, now)
+            self._traffic.fetch(request, self._shard, pages, found.stored, now)
         elif self.looks_up(request):
             self._copy_partly(request)
 
@@ -133,8 +133,8 @@ class RequestPages:
         assert pages is not None, "admission counted the pages wrongly"
         return pages
 
-    def finish_load(self, request: Request, pages: list[int], num_filled: int) -> None:
-        """Take in pages that were loaded; those that could not be filled are computed."""
+    def finish_fetch(self, request: Request, pages: list[int], num_filled: int) -> None:
+        """Take in pages that were fetched; those that could not be filled are computed."""
         size = self._page_size
         start = len(request.page_ids) - len(pages)
         request.page_ids = request.page_ids[: start + num_filled]
@@ -143,7 +143,7 @@ class RequestPages:
         if request.swapped_keys:
             end = min(end, request.num_swapped_tokens)
         request.num_computed_tokens = end
-        request.load_ticket = None
+        request.fetch_ticket = None
         self.publish(request)
 
     # -- growing and sharing --------------------------------------------------------------
@@ -182,7 +182,7 @@ class RequestPages:
 
     def release(self, request: Request) -> None:
         """Take a request's pages; what they hold is kept for others as long as there is room."""
-        if request.load_ticket is not None:  # being filled: `PageTraffic` has them until then
+        if request.fetch_ticket is not None:  # being filled: `PageTraffic` has them until then
             num_loading = self._traffic.abandon(request)
             request.page_ids = request.page_ids[: len(request.page_ids) - num_loading]
         if not request.page_ids:
@@ -204,7 +204,7 @@ class RequestPages:
         self.pool.publish_tail(request.page_ids[full], parent, request.known_tokens(start, end))
 
     def swap_out(self, request: Request) -> bool:
-        """Save all that a running request has computed, to be loaded when it runs again.
+        """Save all that a running request has computed, to be fetched when it runs again.
 
         Returns:
             Whether there was room for all of it; if not, what was saved may be dropped any time.

@@ -16,7 +16,7 @@ from jaxserve.cache.page_map import PageMap
 from jaxserve.cache.page_pool import PageCounts, PagePool
 from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 from jaxserve.core.request import FinishReason, Request, RequestState
-from jaxserve.core.step import LoadDone, StepPlan, StepResult
+from jaxserve.core.step import FetchDone, StepPlan, StepResult
 from jaxserve.scheduling.admission import Admission
 from jaxserve.scheduling.counts import CacheCounts
 from jaxserve.scheduling.page_traffic import PageTraffic, Store
@@ -182,13 +182,13 @@ class Scheduler:
         for shard in self._shards:
             shard.pages.end_step()
         rows = tuple(itertools.chain.from_iterable(shard.rows for shard in self._shards))
-        saves, copies, loads = self._traffic.take()
-        if not (rows or saves or copies or loads):
+        saves, copies, fetches = self._traffic.take()
+        if not (rows or saves or copies or fetches):
             return None
         if self._policy.traits.counts_service:
             served = map(self._active.__getitem__, map(_KEY, rows))
             self._policy.served(list(zip(served, map(_NUM_TOKENS, rows), strict=True)), now)
-        return StepPlan(rows, saves, copies, loads)
+        return StepPlan(rows, saves, copies, fetches)
 
     def _serve_all(self, now: float) -> None:
         """Give rows: decodes, then chunks of running prompts, then of new ones."""
@@ -259,7 +259,7 @@ class Scheduler:
             elif not request.num_pending_tokens and request.has_all_tokens:
                 raise ValueError(f"request {request.request_id!r} is over but not finished")
 
-    def loaded(self, done: LoadDone, now: float) -> None:
+    def fetched(self, done: FetchDone, now: float) -> None:
         """Take in pages from the store: their request goes on after them.
 
         Args:
@@ -267,20 +267,20 @@ class Scheduler:
             now: seconds.
 
         Raises:
-            ValueError: no such load is under way.
+            ValueError: no such fetch is under way.
         """
-        load = self._traffic.done(done)
-        shard, request = self._shards[load.shard], load.request
-        if request.load_ticket != done.ticket:  # it ended meanwhile
-            shard.pool.free(load.pages)
+        fetch = self._traffic.done(done)
+        shard, request = self._shards[fetch.shard], fetch.request
+        if request.fetch_ticket != done.ticket:  # it ended meanwhile
+            shard.pool.free(fetch.pages)
             return
-        self._admission.preemption.observe_load(len(load.pages), max(now - load.started, 1e-9))
+        self._admission.preemption.observe_fetch(len(fetch.pages), max(now - fetch.started, 1e-9))
         before = request.num_computed_tokens
-        shard.pages.finish_load(request, load.pages, done.num_pages)
-        num_loaded = request.num_computed_tokens - before
-        self._admission.cache_counts.loaded(request, num_loaded)
+        shard.pages.finish_fetch(request, fetch.pages, done.num_pages)
+        num_fetched = request.num_computed_tokens - before
+        self._admission.cache_counts.fetched(request, num_fetched)
         if request.num_reused_tokens is None:
-            request.num_loaded_tokens = num_loaded
+            request.num_fetched_tokens = num_fetched
         self._admission.begin_computing(shard, request)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
@@ -320,9 +320,9 @@ class Scheduler:
         return sum(len(shard.running) for shard in self._shards)
 
     @property
-    def num_loads(self) -> int:
-        """Loads from the page store under way."""
-        return self._traffic.num_loads
+    def num_fetches(self) -> int:
+        """Fetches from the page store under way."""
+        return self._traffic.num_fetches
 
     @property
     def has_work(self) -> bool:

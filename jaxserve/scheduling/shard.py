@@ -159,7 +159,7 @@ class Shard:
     def victim(self) -> Request | None:
         """The last request in policy order that could give its pages to others in this step."""
         for request in reversed(self.running):
-            is_idle = request.key not in self._settled and request.load_ticket is None
+            is_idle = request.key not in self._settled and request.fetch_ticket is None
             if is_idle and request.page_ids:
                 return request
         return None
@@ -167,11 +167,11 @@ class Shard:
     def last_idle(self) -> Ranked | None:
         """The last in policy order of those that may be stopped in this step.
 
-        A request that loads pages cannot give them up, and one that only waits for its last
+        A request that fetches pages cannot give them up, and one that only waits for its last
         token would gain nothing by making room.
         """
         for rank, request in zip(reversed(self.ranks), reversed(self.running), strict=True):
-            is_idle = request.key not in self._settled and request.load_ticket is None
+            is_idle = request.key not in self._settled and request.fetch_ticket is None
             if is_idle and not request.has_all_tokens:
                 return Ranked(*rank)
         return None
@@ -183,7 +183,7 @@ class Shard:
         decodes, prefills = [], []
         for request in self.running:
             num_tokens = request.num_tokens
-            if request.load_ticket is not None:
+            if request.fetch_ticket is not None:
                 continue
             if num_tokens >= request.max_num_tokens:
                 # It only waits for its commit; no later step reads its KV.
@@ -304,7 +304,7 @@ class Shard:
         assert not shared & set(private), "a page is written while others read it"
         for request in requests:
             written = request.num_published_pages * self.page_size
-            assert written <= request.num_computed_tokens or request.load_ticket is not None
+            assert written <= request.num_computed_tokens or request.fetch_ticket is not None
         used = len(shared | set(private))
         assert used == self.pool.num_used, (
             f"{self.pool.num_used} pages in use, running requests hold {used}"

@@ -18,14 +18,14 @@ from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.step import (
-    LoadDone,
-    PageLoads,
+    FetchDone,
+    PageFetch,
     SamplingExtras,
     StepPlan,
     StepResult,
     StepRow,
 )
-from jaxserve.testing.plan_checks import check_plan, load_pages
+from jaxserve.testing.plan_checks import check_plan, fetch_pages
 
 _UNWRITTEN = -1  # no token has this id, so reading it changes every hash
 
@@ -89,7 +89,7 @@ class FakeExecutor:
     one of -50 or less forbids it. Log-probabilities are made up from the tokens' numbers.
 
     Steps take effect at launch, in order; results are handed out at collect. So do saves and
-    copies, while loads are done in `poll`, in order, and leave garbage in their pages until then.
+    copies, while fetches are done in `poll`, in order, and leave garbage in their pages until then.
     The hidden state of a probed row is its key and its end, so that one sees whose it is; that of
     a token, where all are wanted, is the token and its position.
 
@@ -97,9 +97,9 @@ class FakeExecutor:
         page_size: tokens per page.
         model: what computes the tokens.
         step_seconds: how long a step keeps the pretended device busy; `collect` sleeps for it.
-        store: where pages are saved and loaded, closed by `close`: int32 pages of the shape
+        store: where pages are saved and fetched, closed by `close`: int32 pages of the shape
             [page_size], the tokens whose KV a real page would hold.
-        load_polls: how many calls of `poll` it takes until a load is done; a waiting one is
+        fetch_polls: how many calls of `poll` it takes until a fetch is done; a waiting one is
             enough for the oldest.
     """
 
@@ -110,7 +110,7 @@ class FakeExecutor:
         model: FakeModel | None = None,
         step_seconds: float = 0.0,
         store: PageStore | None = None,
-        load_polls: int = 1,
+        fetch_polls: int = 1,
     ) -> None:
         self.model = model or FakeModel()
         self.plans: list[StepPlan] = []
@@ -120,9 +120,9 @@ class FakeExecutor:
         self._pages: dict[tuple[int, int], np.ndarray] = {}  # (shard, page) -> int32 [page_size]
         self._last_token: dict[int, int] = {}  # by slot
         self._store = store
-        self._load_polls = load_polls
-        self._loads: deque[tuple[PageLoads, int]] = deque()  # and the polls it still takes
-        self._tickets: set[int] = set()  # of all loads ever
+        self._fetch_polls = fetch_polls
+        self._fetches: deque[tuple[PageFetch, int]] = deque()  # and the polls it still takes
+        self._tickets: set[int] = set()  # of all fetches ever
         self._results: deque[tuple[FakeHandle, StepResult]] = deque()
         self._unsampled: FakeHandle | None = None  # the step launched last, if it is late
 
@@ -132,8 +132,8 @@ class FakeExecutor:
         Raises:
             ValueError: the plan contradicts itself; the message says where.
         """
-        loading = set().union(*(load_pages(loads) for loads, _ in self._loads))
-        check_plan(plan, self._page_size, loading)
+        fetching = set().union(*(fetch_pages(fetch) for fetch, _ in self._fetches))
+        check_plan(plan, self._page_size, fetching)
         self._move_pages(plan)
         # All rows write before any is sampled, as on a device: a page shared by mistake shows.
         if self._unsampled is not None:
@@ -202,44 +202,44 @@ class FakeExecutor:
             time.sleep(max(0.0, handle.done_at - time.monotonic()))
         return self._results.popleft()[1]
 
-    def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """Fill the pages of the loads that are due; see `Executor.poll`."""
-        self._loads = deque((loads, polls - 1) for loads, polls in self._loads)
-        done: list[LoadDone] = []
-        while self._loads and (self._loads[0][1] <= 0 or (wait and not done)):
-            loads, _ = self._loads.popleft()
-            done.append(LoadDone(loads.ticket, self._load(loads)))
+    def poll(self, *, wait: bool = False) -> list[FetchDone]:
+        """Fill the pages of the fetches that are due; see `Executor.poll`."""
+        self._fetches = deque((fetch, polls - 1) for fetch, polls in self._fetches)
+        done: list[FetchDone] = []
+        while self._fetches and (self._fetches[0][1] <= 0 or (wait and not done)):
+            fetch, _ = self._fetches.popleft()
+            done.append(FetchDone(fetch.ticket, self._put(fetch)))
         return done
 
     def close(self) -> None:
-        """Give up the loads and close the store. Idempotent."""
-        self._loads.clear()
+        """Give up the fetches and close the store. Idempotent."""
+        self._fetches.clear()
         if self._store is not None:
             self._store.close()
 
     def _move_pages(self, plan: StepPlan) -> None:
-        if self._store is None and (plan.saves or plan.loads):
-            raise ValueError("a plan saves or loads pages, and there is no page store")
+        if self._store is None and (plan.saves or plan.fetches):
+            raise ValueError("a plan saves or fetches pages, and there is no page store")
         for save in plan.saves:
             assert self._store is not None
             self._store.put(save.key, self._page(save.shard, save.page))
         for copy in plan.copies:
             self._page(copy.shard, copy.target)[:] = self._page(copy.shard, copy.source)
-        for loads in plan.loads:
-            if loads.ticket in self._tickets:
-                raise ValueError(f"there was a load of ticket {loads.ticket} already")
-            self._tickets.add(loads.ticket)
-            self._loads.append((loads, self._load_polls))
-            for shard, page in load_pages(loads):
+        for fetch in plan.fetches:
+            if fetch.ticket in self._tickets:
+                raise ValueError(f"there was a fetch of ticket {fetch.ticket} already")
+            self._tickets.add(fetch.ticket)
+            self._fetches.append((fetch, self._fetch_polls))
+            for shard, page in fetch_pages(fetch):
                 self._page(shard, page)[:] = _UNWRITTEN
 
-    def _load(self, loads: PageLoads) -> int:
+    def _put(self, fetch: PageFetch) -> int:
         """Fill pages as far as the store has them; returns how many."""
         assert self._store is not None
-        contents = np.empty((len(loads.keys), self._page_size), np.int32)
-        count = self._store.fetch(loads.keys, contents)
-        for page, content in zip(loads.pages[:count], contents, strict=False):
-            self._page(loads.shard, page)[:] = content
+        contents = np.empty((len(fetch.keys), self._page_size), np.int32)
+        count = self._store.fetch(fetch.keys, contents)
+        for page, content in zip(fetch.pages[:count], contents, strict=False):
+            self._page(fetch.shard, page)[:] = content
         return count
 
     def _write(self, row: StepRow) -> None:

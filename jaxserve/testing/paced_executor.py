@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxserve.core.logprobs import TokenLogprobs
-from jaxserve.core.step import LoadDone, SamplingExtras, StepPlan, StepResult
+from jaxserve.core.step import FetchDone, SamplingExtras, StepPlan, StepResult
 
 
 class _Step(NamedTuple):
@@ -62,8 +62,8 @@ class PacedExecutor:
         token_ids = np.where(samples, self._token_id, -1).astype(np.int32)
         return StepResult(token_ids, token_hidden=token_hidden)
 
-    def poll(self, *, wait: bool = False) -> list[LoadDone]:
-        """There are no loads."""
+    def poll(self, *, wait: bool = False) -> list[FetchDone]:
+        """There are no fetches."""
         return []
 
     def close(self) -> None:

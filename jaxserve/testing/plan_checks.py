@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from jaxserve.core.step import PageLoads, StepPlan, StepRow
+from jaxserve.core.step import PageFetch, StepPlan, StepRow
 
 Page = tuple[int, int]  # shard, page
 
 
-def check_plan(plan: StepPlan, page_size: int, loading: Collection[Page]) -> None:
+def check_plan(plan: StepPlan, page_size: int, fetching: Collection[Page]) -> None:
     """Verify what can be seen of a plan without knowing what the pages hold.
 
     Rows may share pages that they only read. One row may write a page that others read in the
@@ -19,12 +19,12 @@ def check_plan(plan: StepPlan, page_size: int, loading: Collection[Page]) -> Non
     Args:
         plan: to be launched next.
         page_size: tokens per page.
-        loading: pages that loads of earlier plans are going to fill.
+        fetching: pages that fetches of earlier plans are going to fill.
 
     Raises:
         ValueError: the plan contradicts itself; the message says where.
     """
-    if not (plan.rows or plan.saves or plan.copies or plan.loads):
+    if not (plan.rows or plan.saves or plan.copies or plan.fetches):
         raise ValueError("a plan without rows or page movements")
     _unique("two rows have the same key", (row.key for row in plan.rows))
     _unique("two rows have the same slot", (row.slot for row in plan.rows))
@@ -37,12 +37,12 @@ def check_plan(plan: StepPlan, page_size: int, loading: Collection[Page]) -> Non
         _unique("a row has a page twice", row.page_ids)
     _check_sharing(plan, page_size)
     _check_movements(plan, page_size)
-    _check_loading(plan, loading)
+    _check_fetching(plan, fetching)
 
 
-def load_pages(loads: PageLoads) -> set[Page]:
-    """The pages that a load fills."""
-    return {(loads.shard, page) for page in loads.pages}
+def fetch_pages(fetch: PageFetch) -> set[Page]:
+    """The pages that a fetch fills."""
+    return {(fetch.shard, page) for page in fetch.pages}
 
 
 def _unique(problem: str, values: Iterable[Any]) -> None:
@@ -87,26 +87,26 @@ def _check_movements(plan: StepPlan, page_size: int) -> None:
         for page in _row_pages(row)[: row.start // page_size]:
             if page in targets and page not in written:  # copies are made to be written on
                 raise ValueError(f"a row only reads page {page}, a copy's target")
-    for loads in plan.loads:
-        if not loads.pages or len(loads.pages) != len(loads.keys):
-            raise ValueError(f"a load of {len(loads.pages)} pages from {len(loads.keys)} keys")
+    for fetch in plan.fetches:
+        if not fetch.pages or len(fetch.pages) != len(fetch.keys):
+            raise ValueError(f"a fetch of {len(fetch.pages)} pages from {len(fetch.keys)} keys")
 
 
-def _check_loading(plan: StepPlan, loading: Collection[Page]) -> None:
-    """Pages that a load fills are nobody else's until it is done."""
-    new = [(loads.shard, page) for loads in plan.loads for page in loads.pages]
-    _unique("two loads fill the same page", (*new, *loading))
+def _check_fetching(plan: StepPlan, fetching: Collection[Page]) -> None:
+    """Pages that a fetch fills are used by nothing else until it is done."""
+    new = [(fetch.shard, page) for fetch in plan.fetches for page in fetch.pages]
+    _unique("two fetches fill the same page", (*new, *fetching))
     for row in plan.rows:
-        _refuse("row", _row_pages(row), {*new, *loading})
+        _refuse("row", _row_pages(row), {*new, *fetching})
     for copy in plan.copies:
-        _refuse("copy's target", [(copy.shard, copy.target)], {*new, *loading})
-        # What a new load will overwrite may be copied or saved first.
-        _refuse("copy's source", [(copy.shard, copy.source)], loading)
+        _refuse("copy's target", [(copy.shard, copy.target)], {*new, *fetching})
+        # What a new fetch will overwrite may be copied or saved first.
+        _refuse("copy's source", [(copy.shard, copy.source)], fetching)
     for save in plan.saves:
-        _refuse("save", [(save.shard, save.page)], loading)
+        _refuse("save", [(save.shard, save.page)], fetching)
 
 
-def _refuse(what: str, pages: Iterable[Page], loading: Collection[Page]) -> None:
+def _refuse(what: str, pages: Iterable[Page], fetching: Collection[Page]) -> None:
     for page in pages:
-        if page in loading:
-            raise ValueError(f"page {page} of a {what} is being loaded")
+        if page in fetching:
+            raise ValueError(f"page {page} of a {what} is being fetched")

@@ -170,11 +170,11 @@ def test_an_abort_while_pages_are_loaded_loses_nothing(make: Callable[..., Engin
         run(engine, [(list(range(start, start + 39)), greedy(2))])
     engine.add("late", prompt, greedy(8))
     engine.step(0.0)
-    assert engine._scheduler.num_loads == 1
+    assert engine._scheduler.num_fetches == 1
     engine.abort("late")
     engine._scheduler.check()
     [after] = run(engine, [(prompt, greedy(8))])
     assert_idle(engine)
     engine.close()
-    assert not engine._scheduler.num_loads
+    assert not engine._scheduler.num_fetches
     assert len(after.token_ids) == 8

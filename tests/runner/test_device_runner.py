@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.layout import Format, Layout
 
 from jaxserve.cache.page_keys import page_key
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
+from jaxserve.core.step import FetchDone, PageCopy, PageFetch, PageSave, StepPlan
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.compile_counter import CompileCounter
@@ -41,7 +41,7 @@ def test_zeros(order: tuple[int, ...] | None, programs: int):
 
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
 def test_requests_go_on_in_pages_that_were_moved(mesh: str, program_cache_dir: Path):
-    """Saved, overwritten and loaded elsewhere, or copied: decoding sees what was in the pages."""
+    """Saved, overwritten and fetched elsewhere, or copied: decoding sees what was in the pages."""
     made = SmallRunner(mesh, program_cache_dir, model_config("llama"), moves_pages=True)
     counter = CompileCounter()
     watch = CompileWatch(counter)
@@ -62,15 +62,15 @@ def test_requests_go_on_in_pages_that_were_moved(mesh: str, program_cache_dir: P
     saves = tuple(PageSave(shard, i, keys[i]) for i in range(3))
     copies = (PageCopy(shard, 2, 7),)
     made.step(made.row(stranger, (0, 1, 2)), saves=saves, copies=copies)
-    loads = (
-        PageLoads(5, shard, (3, 4), keys[:2]),
-        PageLoads(6, shard, (5, 6), (keys[2], keys[3])),  # the last one was never saved
+    fetches = (
+        PageFetch(5, shard, (3, 4), keys[:2]),
+        PageFetch(6, shard, (5, 6), (keys[2], keys[3])),  # the last one was never saved
     )
-    assert made.step(loads=loads) == []
-    done: list[LoadDone] = []
+    assert made.step(fetches=fetches) == []
+    done: list[FetchDone] = []
     while len(done) < 2:
         done += made.runner.poll(wait=True)
-    assert done == [LoadDone(5, 2), LoadDone(6, 1)]
+    assert done == [FetchDone(5, 2), FetchDone(6, 1)]
     assert after(3, 4, 5) == after(3, 4, 7) == expected
     for other in ((0, 4, 5), (3, 1, 5), (3, 4, 2)):
         assert after(*other) != expected

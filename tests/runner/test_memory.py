@@ -92,7 +92,7 @@ def smollm2() -> ModelGraph:
 
 
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=3"])
-@pytest.mark.parametrize("program", ["save", "load", "copy"])
+@pytest.mark.parametrize("program", ["save", "fetch", "copy"])
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
     smollm2: ModelGraph, mesh: str, program: str, kv_dtype: str
@@ -107,7 +107,7 @@ def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
         if program == "save":
             lowered = lowering.save_pages(largest)
         else:
-            lowered = lowering.load_pages(largest) if program == "load" else lowering.copy_pages()
+            lowered = lowering.fetch_pages(largest) if program == "fetch" else lowering.copy_pages()
         memory = lowered.compile().memory_analysis()
         assert memory is not None
         pool = num_pages * lowering.page_bytes // rules.data

@@ -13,7 +13,7 @@ from jax.stages import Compiled
 
 from jaxserve.cache.page_keys import page_key
 from jaxserve.cache.page_store import PageStore
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan
+from jaxserve.core.step import FetchDone, PageCopy, PageFetch, PageSave, StepPlan
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
@@ -23,7 +23,7 @@ from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.page_programs import COPIES, PIECES, piece_sizes
-from jaxserve.runner.page_transfers import MAX_LOADED_PIECES
+from jaxserve.runner.page_transfers import MAX_FETCHED_PIECES
 from jaxserve.runner.program_cache import CompileWatch
 from jaxserve.runner.step_program import StepProgram
 from tests.runner.test_memory import model_config
@@ -105,7 +105,7 @@ class Device:
             assert self.store.expect(save.key)
         self.pool = self.mover.launch(StepPlan((), **movements), self.pool)
 
-    def poll(self, *, wait: bool = False) -> list[LoadDone]:
+    def poll(self, *, wait: bool = False) -> list[FetchDone]:
         self.pool, done = self.mover.poll(self.pool, wait=wait)
         return done
 
@@ -135,7 +135,7 @@ def test_pages_travel_unharmed(mesh: str, dtype: str):
     random = np.random.default_rng(1)
     stored: dict[int, np.ndarray] = {}
     for turn in range(4):
-        saves, copies, loads = [], [], []
+        saves, copies, fetches = [], [], []
         for shard in range(device.shards):
             count = int(random.integers(0, 2 * PIECES[-1]))
             for page in random.permutation(PAGES)[:count].tolist():
@@ -153,30 +153,30 @@ def test_pages_travel_unharmed(mesh: str, dtype: str):
             pages = random.permutation(PAGES)[:count].tolist()
             numbers = random.permutation(len(stored))[:count].tolist()
             ticket = turn * device.shards + shard
-            loads.append(PageLoads(ticket, shard, tuple(pages), keys(numbers)))
+            fetches.append(PageFetch(ticket, shard, tuple(pages), keys(numbers)))
             for page, number in zip(pages, numbers, strict=True):
                 device.page(shard, page)[...] = stored[number]
-        device.launch(loads=tuple(loads))
-        done: list[LoadDone] = []
-        while len(done) < len(loads):
+        device.launch(fetches=tuple(fetches))
+        done: list[FetchDone] = []
+        while len(done) < len(fetches):
             done += device.poll(wait=True)
-        assert done == [LoadDone(each.ticket, len(each.pages)) for each in loads]
+        assert done == [FetchDone(each.ticket, len(each.pages)) for each in fetches]
         device.check()
     assert device.poll(wait=True) == []
     device.mover.close()
 
 
 def test_movements_of_one_plan_happen_in_their_order(device: Device):
-    """A page is saved, then copied over; and loaded elsewhere with what it held at first."""
+    """A page is saved, then copied over; and fetched elsewhere with what it held at first."""
     first = device.page(0, 3).copy()
     device.launch(
         saves=(PageSave(0, 3, key(0)),),
         copies=(PageCopy(0, 5, 3),),
-        loads=(PageLoads(7, 0, (9,), (key(0),)),),
+        fetches=(PageFetch(7, 0, (9,), (key(0),)),),
     )
     device.page(0, 3)[...] = device.page(0, 5)
     device.page(0, 9)[...] = first
-    assert device.poll(wait=True) == [LoadDone(7, 1)]
+    assert device.poll(wait=True) == [FetchDone(7, 1)]
     device.check()
 
 
@@ -189,40 +189,40 @@ def test_copies_fill_their_programs(device: Device, count: int):
 
 
 @pytest.mark.parametrize("missing", [0, 4, 6])
-def test_a_load_ends_at_the_first_page_that_the_store_lacks(device: Device, missing: int):
+def test_a_fetch_ends_at_the_first_page_that_the_store_lacks(device: Device, missing: int):
     device.launch(saves=tuple(PageSave(0, i, key(i)) for i in range(7)))
     device.store.discard([key(missing)])
-    device.launch(loads=(PageLoads(1, 0, tuple(range(20, 27)), keys(range(7))),))
+    device.launch(fetches=(PageFetch(1, 0, tuple(range(20, 27)), keys(range(7))),))
     for i in range(missing):
         device.page(0, 20 + i)[...] = device.page(0, i)
-    assert device.poll(wait=True) == [LoadDone(1, missing)]
+    assert device.poll(wait=True) == [FetchDone(1, missing)]
     device.check()
 
 
 def test_nothing_waits_for_the_store(device: Device):
-    """Steps go on while saves and loads are stuck; then both come to an end."""
+    """Steps go on while saves and fetches are stuck; then both come to an end."""
     device.store.may_put.clear()
     device.store.may_fetch.clear()
-    device.launch(saves=(PageSave(0, 0, key(0)),), loads=(PageLoads(1, 0, (8,), (key(0),)),))
+    device.launch(saves=(PageSave(0, 0, key(0)),), fetches=(PageFetch(1, 0, (8,), (key(0),)),))
     saved = device.page(0, 0).copy()
     device.launch(copies=(PageCopy(0, 4, 0),))
     device.page(0, 0)[...] = device.page(0, 4)
     assert device.poll() == []
     device.check()
     device.store.may_fetch.set()
-    assert device.poll() == [], "loaded before it was saved"
+    assert device.poll() == [], "fetched before it was saved"
     device.store.may_put.set()
-    assert device.poll(wait=True) == [LoadDone(1, 1)]
+    assert device.poll(wait=True) == [FetchDone(1, 1)]
     device.page(0, 8)[...] = saved
     device.check()
 
 
-def test_a_long_load_comes_in_pieces_that_make_room_for_each_other(device: Device):
-    pages = PIECES[-1] * (MAX_LOADED_PIECES + 1)
+def test_a_long_fetch_comes_in_pieces_that_make_room_for_each_other(device: Device):
+    pages = PIECES[-1] * (MAX_FETCHED_PIECES + 1)
     device.launch(saves=tuple(PageSave(0, i, key(i)) for i in range(PAGES)))
     numbers = [i % PAGES for i in range(pages)]
-    device.launch(loads=(PageLoads(1, 0, tuple(numbers), keys(numbers)),))
-    assert device.poll(wait=True) == [LoadDone(1, pages)]
+    device.launch(fetches=(PageFetch(1, 0, tuple(numbers), keys(numbers)),))
+    assert device.poll(wait=True) == [FetchDone(1, pages)]
     device.check()
 
 
@@ -231,24 +231,24 @@ def test_a_save_that_fails_is_called_off_and_the_others_are_not(
 ):
     device.store.bad = {key(1)}
     device.launch(saves=tuple(PageSave(0, i, key(i)) for i in (0, 1, 5)))  # a piece each
-    device.launch(loads=(PageLoads(1, 0, (30,), (key(5),)),))
-    assert device.poll(wait=True) == [LoadDone(1, 1)]
+    device.launch(fetches=(PageFetch(1, 0, (30,), (key(5),)),))
+    assert device.poll(wait=True) == [FetchDone(1, 1)]
     assert device.store.cancelled == {key(1)}
     assert [device.store.match([key(i)]) for i in (0, 1, 5)] == [1, 0, 1]
     assert "1 KV pages could not be saved" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [0, 5])
-def test_a_load_that_fails_reports_what_came_before(
+def test_a_fetch_that_fails_reports_what_came_before(
     device: Device, caplog: pytest.LogCaptureFixture, bad: int
 ):
-    device.launch(saves=tuple(PageSave(0, i, key(i)) for i in range(6)))  # loaded as 4 + 1 + 1
-    device.launch(loads=(PageLoads(0, 0, tuple(range(30, 36)), keys(range(6))),))
-    assert device.poll(wait=True) == [LoadDone(0, 6)]
+    device.launch(saves=tuple(PageSave(0, i, key(i)) for i in range(6)))  # fetched as 4 + 1 + 1
+    device.launch(fetches=(PageFetch(0, 0, tuple(range(30, 36)), keys(range(6))),))
+    assert device.poll(wait=True) == [FetchDone(0, 6)]
     device.store.bad = {key(bad)}
-    device.launch(loads=(PageLoads(1, 0, tuple(range(10, 16)), keys(range(6))),))
-    assert device.poll(wait=True) == [LoadDone(1, bad)]
-    assert "pages could not be loaded" in caplog.text
+    device.launch(fetches=(PageFetch(1, 0, tuple(range(10, 16)), keys(range(6))),))
+    assert device.poll(wait=True) == [FetchDone(1, bad)]
+    assert "pages could not be fetched" in caplog.text
     for i in range(6):
         device.page(0, 30 + i)[...] = device.page(0, i)
     for i in range(bad):
@@ -263,8 +263,8 @@ def test_pages_beyond_what_may_wait_are_given_up(caplog: pytest.LogCaptureFixtur
     assert device.store.cancelled == set(keys(range(20, 26)))
     assert "faster than the host" in caplog.text
     device.store.may_put.set()
-    device.launch(loads=(PageLoads(1, 0, tuple(range(30, 56)), keys(range(26))),))
-    assert device.poll(wait=True) == [LoadDone(1, 20)]
+    device.launch(fetches=(PageFetch(1, 0, tuple(range(30, 56)), keys(range(26))),))
+    assert device.poll(wait=True) == [FetchDone(1, 20)]
     device.launch(saves=(PageSave(0, 0, key(30)),))  # there is room again
     device.mover.close()
     assert key(30) not in device.store.cancelled
@@ -277,12 +277,12 @@ def close_in_time(device: Device) -> None:
     assert not thread.is_alive(), "close hangs"
 
 
-def test_close_finishes_saves_and_gives_up_loads(device: Device):
+def test_close_finishes_saves_and_gives_up_fetches(device: Device):
     brought = []
     device.store.put = lambda key, page: brought.append((key, page.copy()))  # type: ignore
-    numbers = [i % PAGES for i in range(PIECES[-1] * (MAX_LOADED_PIECES + 2))]
+    numbers = [i % PAGES for i in range(PIECES[-1] * (MAX_FETCHED_PIECES + 2))]
     device.launch(saves=tuple(PageSave(0, i, key(i)) for i in range(21)))
-    device.launch(loads=(PageLoads(1, 0, tuple(numbers), keys(numbers)),))  # nobody polls
+    device.launch(fetches=(PageFetch(1, 0, tuple(numbers), keys(numbers)),))  # nobody polls
     close_in_time(device)
     assert [key for key, _ in brought] == list(keys(range(21)))
     for i, (_, page) in enumerate(brought):
@@ -292,7 +292,7 @@ def test_close_finishes_saves_and_gives_up_loads(device: Device):
 
 def test_close_does_not_wait_for_a_page_that_nobody_brings(device: Device):
     assert device.store.expect(key(0))  # for a plan that was never launched
-    device.launch(loads=(PageLoads(1, 0, (3,), (key(0),)), PageLoads(2, 0, (4,), (key(0),))))
+    device.launch(fetches=(PageFetch(1, 0, (3,), (key(0),)), PageFetch(2, 0, (4,), (key(0),))))
     close_in_time(device)
 
 
@@ -301,7 +301,7 @@ def test_close_does_not_wait_for_a_page_that_nobody_brings(device: Device):
     [
         (False, False, set()),
         (False, True, {"copy-pages"}),
-        (True, False, {f"{what}-pages-{n}" for what in ("save", "load") for n in PIECES}),
+        (True, False, {f"{what}-pages-{n}" for what in ("save", "fetch") for n in PIECES}),
     ],
 )
 def test_no_program_is_compiled_that_no_plan_can_ask_for(
@@ -312,7 +312,7 @@ def test_no_program_is_compiled_that_no_plan_can_ask_for(
     assert set(mover.jobs()) == names
     plans: dict[str, Callable[[], StepPlan]] = {
         "no page store": lambda: StepPlan((), saves=(PageSave(0, 0, key(0)),)),
-        "there is no page store": lambda: StepPlan((), loads=(PageLoads(0, 0, (0,), (key(0),)),)),
+        "there is no page store": lambda: StepPlan((), fetches=(PageFetch(0, 0, (0,), (key(0),)),)),
         "without copies": lambda: StepPlan((), copies=(PageCopy(0, 0, 1),)),
     }
     for message, plan in plans.items():
@@ -332,8 +332,8 @@ def test_moving_pages_compiles_nothing():
     saves = tuple(PageSave(i % 2, i, key(i)) for i in range(45))
     copies = tuple(PageCopy(1, i, 30 + i) for i in range(20))
     device.launch(saves=saves, copies=copies)
-    device.launch(loads=(PageLoads(0, 1, tuple(range(21)), keys(range(21))),))
-    assert device.poll(wait=True) == [LoadDone(0, 21)]
+    device.launch(fetches=(PageFetch(0, 1, tuple(range(21)), keys(range(21))),))
+    assert device.poll(wait=True) == [FetchDone(0, 21)]
     jax.block_until_ready(device.pool)
     watch.close()
     assert counter.after_ready == 0

@@ -10,7 +10,7 @@ from jaxserve.cache.page_keys import page_key
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.request import Request
 from jaxserve.core.sampling_params import SamplingParams
-from jaxserve.core.step import LoadDone, PageCopy, PageLoads, PageSave, StepPlan, StepRow
+from jaxserve.core.step import FetchDone, PageCopy, PageFetch, PageSave, StepPlan, StepRow
 from jaxserve.testing.fake_executor import FakeExecutor, FakeModel
 
 MODEL = FakeModel(vocab_size=10**6)
@@ -151,34 +151,34 @@ def test_saves_see_the_pages_before_copies_and_rows_do(moving: Moving) -> None:
     intruder = OTHER._replace(page_ids=(3, 1), token_ids=(9, 9, 9, 9, 9))
     moving.step(
         intruder, saves=(PageSave(0, 3, KEYS[0]),), copies=(PageCopy(0, 1, 7),),
-        loads=(PageLoads(1, 0, (8,), (KEYS[0],)),),
+        fetches=(PageFetch(1, 0, (8,), (KEYS[0],)),),
     )  # fmt: skip
-    assert moving.executor.poll() == [LoadDone(1, 1)]
+    assert moving.executor.poll() == [FetchDone(1, 1)]
     expected = run(PROMPT, DECODE)[1]
     assert moving.decode(8, 7) == expected
     assert moving.decode(3, 7) != expected
 
 
 @pytest.mark.parametrize("num_stored", [0, 1, 2])
-def test_a_load_ends_at_the_first_page_that_the_store_lacks(
+def test_a_fetch_ends_at_the_first_page_that_the_store_lacks(
     moving: Moving, num_stored: int
 ) -> None:
     moving.step(saves=tuple(PageSave(0, 3, key) for key in KEYS[:num_stored]), copies=NO_OP)
-    moving.step(loads=(PageLoads(1, 0, (8, 9), tuple(KEYS[:2])),))
-    assert moving.executor.poll(wait=True) == [LoadDone(1, num_stored)]
+    moving.step(fetches=(PageFetch(1, 0, (8, 9), tuple(KEYS[:2])),))
+    assert moving.executor.poll(wait=True) == [FetchDone(1, num_stored)]
     assert (moving.decode(8, 1) == run(PROMPT, DECODE)[1]) == (num_stored > 0)
 
 
-def test_loads_take_as_many_polls_as_told_and_waiting_shortens_it() -> None:
-    moving = Moving(load_polls=3)
+def test_fetches_take_as_many_polls_as_told_and_waiting_shortens_it() -> None:
+    moving = Moving(fetch_polls=3)
     for ticket in range(3):
-        moving.step(loads=(PageLoads(ticket, 0, (8 + ticket,), (KEYS[0],)),))
+        moving.step(fetches=(PageFetch(ticket, 0, (8 + ticket,), (KEYS[0],)),))
     assert moving.executor.poll() == moving.executor.poll() == []
-    assert moving.executor.poll(wait=True) == [LoadDone(i, 0) for i in range(3)]
-    moving.step(loads=(PageLoads(3, 0, (8,), (KEYS[0],)),))
-    moving.step(loads=(PageLoads(4, 0, (9,), (KEYS[0],)),))
-    assert moving.executor.poll(wait=True) == [LoadDone(3, 0)]
-    assert moving.executor.poll(wait=True) == [LoadDone(4, 0)]
+    assert moving.executor.poll(wait=True) == [FetchDone(i, 0) for i in range(3)]
+    moving.step(fetches=(PageFetch(3, 0, (8,), (KEYS[0],)),))
+    moving.step(fetches=(PageFetch(4, 0, (9,), (KEYS[0],)),))
+    assert moving.executor.poll(wait=True) == [FetchDone(3, 0)]
+    assert moving.executor.poll(wait=True) == [FetchDone(4, 0)]
     assert moving.executor.poll(wait=True) == []
 
 
@@ -189,34 +189,34 @@ def test_loads_take_as_many_polls_as_told_and_waiting_shortens_it() -> None:
         ((), {"copies": [PageCopy(0, 3, 7), PageCopy(0, 1, 7)]}, "same target"),
         ((), {"copies": [PageCopy(0, 3, 7), PageCopy(0, 7, 8)]}, "source of a copy and a target"),
         ((DECODE,), {"copies": [PageCopy(0, 7, 3)]}, "only reads page"),
-        ((), {"loads": [PageLoads(1, 0, (8, 9), (KEYS[0],))]}, "2 pages from 1 keys"),
-        ((), {"loads": [PageLoads(1, 0, (), ())]}, "0 pages from 0 keys"),
-        ((), {"loads": [PageLoads(1, 0, (8, 8), (KEYS[0], KEYS[1]))]}, "fill the same page"),
-        ((), {"loads": [PageLoads(0, 0, (8,), (KEYS[0],))]}, "ticket 0 already"),
-        ((DECODE,), {"loads": [PageLoads(1, 0, (1,), (KEYS[0],))]}, "of a row is being loaded"),
-        # 30 is being loaded since an earlier plan.
-        ((PROMPT._replace(page_ids=(3, 30)),), {}, "of a row is being loaded"),
-        ((), {"loads": [PageLoads(1, 0, (30,), (KEYS[0],))]}, "fill the same page"),
-        ((), {"saves": [PageSave(0, 30, KEYS[0])]}, "of a save is being loaded"),
-        ((), {"copies": [PageCopy(0, 30, 8)]}, "source is being loaded"),
-        ((), {"copies": [PageCopy(0, 8, 30)]}, "target is being loaded"),
+        ((), {"fetches": [PageFetch(1, 0, (8, 9), (KEYS[0],))]}, "2 pages from 1 keys"),
+        ((), {"fetches": [PageFetch(1, 0, (), ())]}, "0 pages from 0 keys"),
+        ((), {"fetches": [PageFetch(1, 0, (8, 8), (KEYS[0], KEYS[1]))]}, "fill the same page"),
+        ((), {"fetches": [PageFetch(0, 0, (8,), (KEYS[0],))]}, "ticket 0 already"),
+        ((DECODE,), {"fetches": [PageFetch(1, 0, (1,), (KEYS[0],))]}, "of a row is being fetched"),
+        # 30 is being fetched since an earlier plan.
+        ((PROMPT._replace(page_ids=(3, 30)),), {}, "of a row is being fetched"),
+        ((), {"fetches": [PageFetch(1, 0, (30,), (KEYS[0],))]}, "fill the same page"),
+        ((), {"saves": [PageSave(0, 30, KEYS[0])]}, "of a save is being fetched"),
+        ((), {"copies": [PageCopy(0, 30, 8)]}, "source is being fetched"),
+        ((), {"copies": [PageCopy(0, 8, 30)]}, "target is being fetched"),
     ],
 )
 def test_a_contradiction_in_movements_is_refused(
     moving: Moving, rows: Sequence[StepRow], movements: dict[str, Any], message: str
 ) -> None:
-    moving.step(loads=(PageLoads(0, 0, (30,), (KEYS[3],)),))
+    moving.step(fetches=(PageFetch(0, 0, (30,), (KEYS[3],)),))
     with pytest.raises(ValueError, match=message):
         moving.executor.launch(
             StepPlan(tuple(rows), **{name: tuple(each) for name, each in movements.items()})
         )
 
 
-def test_without_a_store_nothing_is_saved_or_loaded() -> None:
+def test_without_a_store_nothing_is_saved_or_fetched() -> None:
     executor = FakeExecutor(page_size=4)
     for plan in (
         StepPlan((), saves=(PageSave(0, 3, KEYS[0]),)),
-        StepPlan((), loads=(PageLoads(1, 0, (8,), (KEYS[0],)),)),
+        StepPlan((), fetches=(PageFetch(1, 0, (8,), (KEYS[0],)),)),
     ):
         with pytest.raises(ValueError, match="no page store"):
             executor.launch(plan)
@@ -224,8 +224,8 @@ def test_without_a_store_nothing_is_saved_or_loaded() -> None:
     executor.close()
 
 
-def test_close_gives_up_loads_and_closes_the_store(moving: Moving) -> None:
-    moving.step(loads=(PageLoads(1, 0, (8,), (KEYS[0],)),))
+def test_close_gives_up_fetches_and_closes_the_store(moving: Moving) -> None:
+    moving.step(fetches=(PageFetch(1, 0, (8,), (KEYS[0],)),))
     moving.executor.close()
     moving.executor.close()
     assert moving.executor.poll(wait=True) == []

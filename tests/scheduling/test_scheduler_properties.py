@@ -121,10 +121,10 @@ class Bench:
         self.check()
 
     def poll(self, *, wait: bool = False) -> None:
-        """Hear of pages that were loaded."""
+        """Hear of pages that were fetched."""
         for done in self.executor.poll(wait=wait):
-            self.log.append(("loaded", (done, self.clock)))
-            self.scheduler.loaded(done, self.clock)
+            self.log.append(("fetched", (done, self.clock)))
+            self.scheduler.fetched(done, self.clock)
             self.check()
 
     def drain(self, max_steps: int = 2000) -> None:
@@ -132,12 +132,12 @@ class Bench:
         for _ in range(max_steps):
             launched = self.launch()
             if not launched:
-                busy = self.in_flight or self.scheduler.num_loads
+                busy = self.in_flight or self.scheduler.num_fetches
                 assert busy or not self.scheduler.has_work, "stuck"
             if self.in_flight and (not launched or len(self.in_flight) == self.depth):
                 self.collect()
             self.poll(wait=not launched and not self.in_flight)
-            if not (self.in_flight or self.scheduler.has_work or self.scheduler.num_loads):
+            if not (self.in_flight or self.scheduler.has_work or self.scheduler.num_fetches):
                 return
         raise AssertionError("requests make no progress")
 
@@ -212,8 +212,8 @@ class Bench:
         for what, argument in self.log:
             if what == "add":
                 scheduler.add(make_request(*argument))
-            elif what == "loaded":
-                scheduler.loaded(*argument)
+            elif what == "fetched":
+                scheduler.fetched(*argument)
             elif what == "abort":
                 scheduler.abort(argument)
             elif what == "plan":
@@ -343,7 +343,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def launch(self) -> None:
         launched, scheduler = self.bench.launch(), self.bench.scheduler
-        busy = launched or self.bench.in_flight or scheduler.num_loads
+        busy = launched or self.bench.in_flight or scheduler.num_fetches
         assert busy or not scheduler.has_work, "stuck"
 
     @rule(wait=st.booleans())

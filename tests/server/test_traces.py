@@ -33,7 +33,7 @@ def record(**changes: Any) -> RequestRecord:
         "number": 1, "request_id": "r", "tenant": "gold", "traceparent": "", "arrival": 10.0,
         "started": 11.0, "first_token": 13.0, "last_token": 17.0, "finished": 17.0,
         "num_prompt_tokens": 5, "num_output_tokens": 3, "num_cached_tokens": 4,
-        "num_loaded_tokens": 0, "num_preemptions": 0, "is_answered": True, "max_tokens": 3,
+        "num_fetched_tokens": 0, "num_preemptions": 0, "is_answered": True, "max_tokens": 3,
         "asked_max_tokens": 3, "temperature": 0.5, "top_p": 1.0,
         "finish_reason": FinishReason.LENGTH,
     }  # fmt: skip

@@ -130,8 +130,8 @@ def _counters(
     yield write.counter("prompt_tokens_cached", counts["prompt_tokens_cached"])
     sources = {
         "local_compute": counts["prompt_tokens"] - counts["prompt_tokens_cached"],
-        "local_cache_hit": counts["prompt_tokens_cached"] - counts["prompt_tokens_loaded"],
-        "external_kv_transfer": counts["prompt_tokens_loaded"],
+        "local_cache_hit": counts["prompt_tokens_cached"] - counts["prompt_tokens_fetched"],
+        "external_kv_transfer": counts["prompt_tokens_fetched"],
     }
     yield write.counters("prompt_tokens_by_source", ("source",), sources)
     yield write.counter("generation_tokens", counts["generation_tokens"])

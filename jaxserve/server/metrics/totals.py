@@ -76,7 +76,7 @@ class Totals:
             counts["step_padding_rows"] += step.row_bucket - step.num_sampled
             counts["prompt_tokens"] += times.num_prompt_tokens
             counts["prompt_tokens_cached"] += times.num_cached_tokens
-            counts["prompt_tokens_loaded"] += times.num_loaded_tokens
+            counts["prompt_tokens_fetched"] += times.num_fetched_tokens
             counts["generation_tokens"] += step.num_generated
             self.token_buckets[step.token_bucket] += 1
             if step.row_bucket:
@@ -98,7 +98,7 @@ class Totals:
                 if record.is_answered and record.first_token is None:  # its grammar allowed none
                     self.counts["prompt_tokens"] += record.num_prompt_tokens
                     self.counts["prompt_tokens_cached"] += record.num_cached_tokens
-                    self.counts["prompt_tokens_loaded"] += record.num_loaded_tokens
+                    self.counts["prompt_tokens_fetched"] += record.num_fetched_tokens
                 for name, value in _measures(record).items():
                     if value is not None:
                         self.histograms[name].observe(value)
