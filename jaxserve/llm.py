@@ -19,6 +19,7 @@ from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.vllm_names import engine_options
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.stages import told_on_stderr
 from jaxserve.interrupts import whole
 from jaxserve.llm_results import (
     CompletionOutput,
@@ -48,7 +49,8 @@ class LLM:
     """A model ready to answer, on this process's devices.
 
     It steps the engine on the caller's thread and needs no event loop, so that it works the
-    same in a script, a notebook and inside a running loop.
+    same in a script, a notebook and inside a running loop. What a start does is told by bars on
+    a terminal, elsewhere by log lines, on stderr unless logging is set up.
 
     Args:
         model: as `EngineConfig.model`.
@@ -62,7 +64,8 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         known = {field.name for field in dataclasses.fields(EngineConfig)}
         config = EngineConfig(model=model, **engine_options(options, known))
-        self._engine = build_sync_engine(config)
+        with told_on_stderr():
+            self._engine = build_sync_engine(config)
         self._num_requests = 0
         # Who takes the deltas of each unfinished request: streams may overlap other calls.
         self._takers: dict[str, Callable[[TokenDelta], object]] = {}

@@ -79,7 +79,7 @@ def generate(
     """Generate text with MODEL, offline, and stream it to the terminal.
 
     MODEL is as for `jaxserve serve`. The text goes to stdout; token counts, time to first
-    token and tokens per second go to stderr.
+    token and tokens per second go to stderr, and so do the stages of the start.
     """
     if (prompt is not None) + (chat is not None) + interactive != 1:
         raise click.UsageError("give one of --prompt, --chat and --interactive")
@@ -87,7 +87,10 @@ def generate(
         raise click.UsageError("--system goes with --chat or --interactive")
     messages = [] if system is None else [{"role": "system", "content": system}]
     prompt, chat = _read_dash(prompt), _read_dash(chat)
-    from jaxserve.llm import LLM  # imports JAX: only now, so that --help is instant
+    from jaxserve.engine.stages import stage
+
+    with stage("imports", "JAX and the engine imported"):  # only now, so that --help is instant
+        from jaxserve.llm import LLM
 
     with contextlib.closing(LLM(**dataclasses.asdict(config))) as llm:
         advised = llm.model_info.default_sampling_params

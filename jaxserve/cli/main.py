@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import sys
 
 import click
 
@@ -12,6 +13,7 @@ COMMANDS = {
     "convert": "Convert a checkpoint to Orbax.",
     "pull": "Download a model.",
 }
+STAGES = "jaxserve.engine.stages"  # the logger
 
 
 class LazyGroup(click.Group):
@@ -43,3 +45,5 @@ def main(verbose: int) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("jaxserve").setLevel(level)
+    if not verbose and not sys.stderr.isatty():  # where no bar shows how far a start is
+        logging.getLogger(STAGES).setLevel(logging.INFO)

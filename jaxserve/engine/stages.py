@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as all commands' log lines
 _SECONDS_BETWEEN = 10.0  # log lines of a stage that takes long
 
 
@@ -29,6 +31,29 @@ def stage(name: str, done: str) -> Iterator[None]:
 def stage_done(name: str, done: str, seconds: float) -> None:
     """Log that a stage is done; see `stage`."""
     log.info("%s", done, extra={"stage": name, "seconds": round(seconds, 3)})
+
+
+@contextlib.contextmanager
+def told_on_stderr() -> Iterator[None]:
+    """Have stages told on stderr meanwhile, where a script would wait in silence.
+
+    That is where stderr is no terminal, which has bars, and nobody has set up logging: whoever
+    has handlers, or a level for jaxserve's loggers, has said what to see.
+    """
+    is_set_up = log.hasHandlers() or logging.getLogger("jaxserve").level != logging.NOTSET
+    if sys.stderr.isatty() or is_set_up:
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LINE))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @contextlib.contextmanager

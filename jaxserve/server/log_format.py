@@ -98,6 +98,7 @@ def configure_logging(format: str, level: str | None) -> None:
     whole = logging.getLogger("jaxserve")
     if level is not None:
         whole.setLevel(level.upper())
+    logging.getLogger("jaxserve.engine.stages").setLevel(logging.NOTSET)  # as all of the engine
     for name in STARTING:
         tell = level is None and not whole.isEnabledFor(logging.INFO)
         logging.getLogger(name).setLevel(logging.INFO if tell else logging.NOTSET)

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jaxserve.cli.generate import generate
+from jaxserve.cli.main import main
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.llm import LLM
@@ -52,13 +53,18 @@ def greedy(llm: LLM, prompt: str | Mapping, max_tokens: int) -> str:
     return llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].text
 
 
-def test_a_command_line_from_files_to_text(model: Path, program_cache_dir: Path, llm: LLM) -> None:
+def test_a_command_line_from_files_to_text(
+    model: Path, program_cache_dir: Path, llm: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
     flags = [x for name, v in SMALL.items() for x in ("--" + name.replace("_", "-"), str(v))]
     flags += ["--compilation-cache-dir", str(program_cache_dir)]
     arguments = [str(model), "--prompt", "hello", "--temperature", "0", "--max-tokens", "9"]
-    result = CliRunner().invoke(generate, [*arguments, *flags])
+    result = CliRunner().invoke(main, ["generate", *arguments, *flags])
     assert result.exit_code == 0, result.output
     assert result.stdout == greedy(llm, "hello", 9) + "\n"
+    stages = [r.stage for r in caplog.records if r.name == "jaxserve.engine.stages"]
+    assert {"imports", "checkpoint", "kernels", "weights", "programs"} == set(stages)
+    assert len(stages) == 5  # each once, though stderr is no terminal
 
 
 def test_figures_are_on_stderr(run: Run) -> None:
