@@ -20,6 +20,7 @@ from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
 from jaxserve.testing.fake_engine import fake_engine
 from jaxserve.testing.fake_executor import FakeModel
+from tests.waiting import PATIENCE
 
 MODEL = FakeModel(vocab_size=256)  # bytes only: no answer ends by chance
 
@@ -119,7 +120,7 @@ def expected() -> Callable[[list[int], int], list[int]]:
 
 
 async def _wait_for(
-    engine: AsyncEngine, condition: Callable[[EngineLoad], bool], seconds: float = 5.0
+    engine: AsyncEngine, condition: Callable[[EngineLoad], bool], seconds: float = PATIENCE
 ) -> EngineLoad:
     async with asyncio.timeout(seconds):
         while not condition(load := engine.load()):

@@ -14,6 +14,7 @@ from jaxserve.server.kserve import open_inference_pb2, open_inference_pb2_grpc
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2, jaxserve_pb2_grpc
+from tests.waiting import PATIENCE
 
 CODES = grpc.StatusCode
 KEY = (("authorization", "Bearer acme-key-0123456789"),)
@@ -149,7 +150,10 @@ def test_a_tenant_is_told_of_its_own_pages_only(make_engine, tmp_path: Path) -> 
         await server.start()
         await server.attach(make_engine())
         try:
-            async with asyncio.timeout(20), grpc.aio.insecure_channel(server.address) as channel:
+            async with (
+                asyncio.timeout(PATIENCE),
+                grpc.aio.insecure_channel(server.address) as channel,
+            ):
                 vllm: Any = vllm_engine_pb2_grpc.VllmEngineStub(channel)
                 request = common_pb2.SubscribeKvEventsRequest()
                 call = vllm.SubscribeKvEvents(request, metadata=KEY)

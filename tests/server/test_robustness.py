@@ -16,10 +16,10 @@ from jaxserve.bench.frontend.stalled import WAYS, stalled_clients
 from jaxserve.server.security.options import allow_many_files
 from jaxserve.server.v1 import jaxserve_pb2 as pb
 from jaxserve.server.v1 import jaxserve_pb2_grpc
+from tests.waiting import PATIENCE
 
 CHAT = "/v1/chat/completions"
 NUM_STALLED = 1001  # each way of stalling as often as the others
-PATIENCE = 300  # seconds until a test that hangs fails
 
 
 class Server(NamedTuple):

@@ -25,6 +25,7 @@ from jaxserve.testing.echo_model import EchoModel
 from jaxserve.testing.fake_engine import fake_engine
 from jaxserve.testing.fake_executor import FakeModel
 from tests.server.in_a_thread import in_a_thread
+from tests.waiting import PATIENCE
 
 MODEL = FakeModel(vocab_size=256)  # bytes only: no answer ends by chance
 
@@ -81,7 +82,7 @@ async def _serving(
     await server.start()
     try:
         url = f"http://{server.address}"
-        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
             yield Serving(server, context, client)
     finally:
         await server.stop(0)
@@ -127,7 +128,7 @@ def wait_idle() -> Callable[..., object]:
     """`await wait_idle(engine)`: until no request is left, then all pages must be back."""
 
     async def wait(engine: AsyncEngine) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while (load := engine.load()).num_running + load.num_waiting:
                 await asyncio.sleep(0.002)
         assert load.num_used_pages == 0

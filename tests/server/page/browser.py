@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from tests.waiting import PATIENCE
+
 PHONE = {"width": 360, "height": 740}
-SECONDS = 15  # that anything may take, on a machine with much else to do
 
 
 class Complaints:
@@ -41,7 +42,7 @@ class Complaints:
 def opened(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, Complaints]]:
     """The page at a URL in a fresh context; afterwards there must have been no complaint."""
     context = browser.new_context(**options)  # type: ignore[arg-type]
-    context.set_default_timeout(SECONDS * 1000)
+    context.set_default_timeout(PATIENCE * 1000)
     complaints = Complaints(context, url)
     page = context.new_page()
     page.goto(url)

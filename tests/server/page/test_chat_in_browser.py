@@ -14,12 +14,13 @@ from playwright.sync_api import Browser, Page, Route, expect
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.testing.browser import find_chromium, launched
 from jaxserve.testing.fake_executor import FakeModel
-from tests.server.page.browser import PHONE, SECONDS, opened
+from tests.server.page.browser import PHONE, opened
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here: see scripts/install_chromium.sh"
 )
-expect.set_options(timeout=SECONDS * 1000)
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 class Letters(FakeModel):

@@ -7,13 +7,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from jaxserve.testing.browser import find_chromium, launched
-from tests.server.page.browser import PHONE, SECONDS, opened
-from tests.waiting import eventually
+from tests.server.page.browser import PHONE, opened
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here: see scripts/install_chromium.sh"
 )
-expect.set_options(timeout=SECONDS * 1000)
+expect.set_options(timeout=PATIENCE * 1000)
 
 # Elements whose text has less contrast than WCAG's AA asks for, with their ratio.
 CONTRAST = """

@@ -18,6 +18,7 @@ from jaxserve.server.http.server import HttpServer
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.server import ServerOptions
+from tests.waiting import PATIENCE
 
 ACME_KEY = "acme-key-0123456789"
 GLOBEX_KEY = "globex-key-0123456789"
@@ -106,7 +107,7 @@ async def _http_serving(
         scheme = "https" if options.get("tls") else "http"
         url = f"{scheme}://{server.address}"
         async with httpx.AsyncClient(
-            base_url=url, timeout=20, trust_env=False, verify=verify
+            base_url=url, timeout=PATIENCE, trust_env=False, verify=verify
         ) as client:
             yield HttpServing(server, context, client)
     finally:

@@ -10,6 +10,7 @@ from jaxserve.server.security.admin import make_admin_app
 from jaxserve.server.security.options import SecurityOptions
 from jaxserve.server.serve import serve
 from jaxserve.server.server import ServerOptions
+from tests.waiting import PATIENCE
 
 
 def make(drained: list[int]):
@@ -83,7 +84,7 @@ def test_it_is_another_port_of_the_loopback_interface(make_engine) -> None:
         serving = asyncio.create_task(
             serve(make_engine, options, security=security, announce=lines.append)
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not lines:
                 await asyncio.sleep(0.01)
             fields = dict(field.split("=") for field in lines[0].split()[2:])

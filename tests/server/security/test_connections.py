@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from jaxserve.server.http import connections
+from tests.waiting import PATIENCE
 
 CHAT = "/v1/chat/completions"
 
@@ -31,7 +32,7 @@ def quiet() -> Iterator[None]:
     logging.getLogger("uvicorn.error").disabled = False
 
 
-async def end_of(reader: asyncio.StreamReader, seconds: float = 5.0) -> bytes:
+async def end_of(reader: asyncio.StreamReader, seconds: float = PATIENCE) -> bytes:
     """What comes until the server ends the connection."""
     async with asyncio.timeout(seconds):
         try:
@@ -131,7 +132,7 @@ def test_a_stream_that_nobody_reads_is_cut_off_and_its_pages_freed(
             writer.write(request(50_000, ignore_eos=True, logprobs=True, top_logprobs=20))
             await reader.readline()
             reader._transport.pause_reading()  # type: ignore[attr-defined]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while not s.server._connections.num_cut:
                     largest = max(
                         (c.transport._transport.get_write_buffer_size()
@@ -152,7 +153,7 @@ def test_too_many_connections_are_turned_away(http_serving, make_engine) -> None
     async def main() -> None:
         async with http_serving(make_engine(), max_connections=3, read_timeout=0.5) as s:
             held = [await asyncio.open_connection("127.0.0.1", s.server.port) for _ in range(3)]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while len(s.server._connections.open) < 3:
                     await asyncio.sleep(0.01)
             answer = await s.client.get("/health")
@@ -170,7 +171,7 @@ def test_small_writes_do_not_wait_for_the_client(http_serving, make_engine) -> N
     async def main() -> None:
         async with http_serving(make_engine()) as s:
             _, writer = await asyncio.open_connection("127.0.0.1", s.server.port)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while not s.server._connections.open:
                     await asyncio.sleep(0.01)
             (connection,) = s.server._connections.open

@@ -15,6 +15,7 @@ from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tls import Tls
 from jaxserve.server.server import GrpcServer, ServerOptions
 from jaxserve.server.v1 import jaxserve_pb2 as pb
+from tests.waiting import PATIENCE
 
 CODES = grpc.StatusCode
 ACME = (("authorization", "Bearer acme-key-0123456789"),)
@@ -86,7 +87,7 @@ def test_a_handshake_that_does_not_come_is_cut_off(certificates, tls: bool, sent
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(sent)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await reader.read()  # if anything, an alert or a settings frame
             writer.close()
         finally:
@@ -199,7 +200,7 @@ def test_a_tenant_over_its_limits_is_told_when_to_come_back(keyed, make_request)
         assert int(dict(await second.trailing_metadata())["retry-after"]) >= 1
         assert [m async for m in s.stub.Generate(make_request(), metadata=GLOBEX)]
         first.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while engine.load().num_running:
                 await asyncio.sleep(0.005)
         assert [m async for m in s.stub.Generate(make_request(), metadata=ACME)]

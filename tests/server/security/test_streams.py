@@ -5,6 +5,8 @@ import asyncio
 import grpc
 import pytest
 
+from tests.waiting import PATIENCE
+
 OPTIONS = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 
 
@@ -21,7 +23,7 @@ def test_a_stream_that_nobody_reads_is_cut_off(
             stalled = s.stub.Generate(request)
             await stalled.read()
             other = grpc.aio.insecure_channel(s.server.address)
-            async with other, asyncio.timeout(20):
+            async with other, asyncio.timeout(PATIENCE):
                 while not s.server._streams.num_cut:
                     # Beside it, others are served.
                     messages = type(s.stub)(other).Generate(make_request(max_tokens=4))

@@ -17,6 +17,7 @@ from jaxserve.engine.records import StepRecord
 from jaxserve.server.vllm_grpc.facts import throughput
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
+from tests.waiting import PATIENCE
 
 CODES = grpc.StatusCode
 
@@ -222,7 +223,7 @@ def test_the_tokenizer_arrives_as_an_archive(make_engine, serving, tmp_path: Pat
 
 def test_kv_events_tell_what_a_prompt_could_share(make_engine, serving) -> None:
     async def main() -> None:
-        async with asyncio.timeout(30), serving(make_engine(num_pages=16)) as s:
+        async with asyncio.timeout(PATIENCE), serving(make_engine(num_pages=16)) as s:
             stub = stub_of(s)
             call = stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest())
             await call.initial_metadata()
