@@ -24,7 +24,7 @@ class Grammar:
             `choice` (the source is a JSON list of strings).
         source: the constraint's text.
         is_strict: of a `json_schema`: refuse what cannot be enforced token by token, such as
-            `uniqueItems`; else it is left out, and the caller's to check.
+            `uniqueItems`; else it is left out, and servers look at the finished answer for it.
         whitespace: of JSON: a regular expression of what may stand between its parts, empty for
             nothing; None as the engine's `json_whitespace` has it.
 

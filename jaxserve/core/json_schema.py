@@ -42,8 +42,7 @@ def enforceable_schema(schema: Mapping[str, Any], *, is_strict: bool) -> dict[st
 
     Everything that fits the result fits the given schema, but for keywords that only a look at
     the finished text could enforce (`uniqueItems` of numbers, `not`, `if`, `contains`, ...): they
-    are refused if it is strict, and left out if not, as OpenAI's API has it: then the caller is
-    the one who checks.
+    are refused if it is strict, and left out if not, as OpenAI's API has it: see `left_out`.
 
     Args:
         schema: a JSON schema of any draft.
@@ -64,10 +63,27 @@ def enforceable_schema(schema: Mapping[str, Any], *, is_strict: bool) -> dict[st
     return result
 
 
+def left_out(schema: Mapping[str, Any]) -> list[str]:
+    """The keywords that `enforceable_schema` leaves out of a schema that is not strict.
+
+    A `oneOf` is among them, as more than one of its schemas may fit.
+
+    Args:
+        schema: one that `enforceable_schema` takes.
+
+    Returns:
+        Each with its place, as `properties.x.not`.
+    """
+    rewriter = _Rewriter(schema, is_strict=False)
+    rewriter.rewritten(schema, "")
+    return rewriter.left_out
+
+
 class _Rewriter:
     def __init__(self, root: Mapping[str, Any], is_strict: bool) -> None:
         self._root = root
         self._is_strict = is_strict
+        self.left_out: list[str] = []
 
     def rewritten(self, schema: Any, where: str, *, is_joined: bool = False) -> Any:
         """A schema and all inside it.
@@ -97,6 +113,8 @@ class _Rewriter:
             if key in node and not _says_nothing(key, node[key], node):
                 self._leave_out(node, key, where)
             node.pop(key, None)
+        if "oneOf" in node and not self._is_strict:
+            self.left_out.append(f"{where}oneOf")
         return self._inside(node, where)
 
     def _inside(self, node: dict[str, Any], where: str) -> dict[str, Any]:
@@ -123,6 +141,7 @@ class _Rewriter:
     def _leave_out(self, node: dict[str, Any], key: str, where: str, why: str = "") -> None:
         if self._is_strict:
             raise _refusal(f"{where}{key}{why}", "is not supported where strict is true")
+        self.left_out.append(f"{where}{key}{why}")
         del node[key]
 
     def _bound(self, node: dict[str, Any], where: str) -> None:

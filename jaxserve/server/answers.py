@@ -12,6 +12,7 @@ from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.outputs import TokenDelta
 from jaxserve.server.choices import generate_choices
 from jaxserve.server.context import ServerContext
+from jaxserve.server.schema_check import SchemaCheck
 
 
 async def stream_answers(
@@ -52,9 +53,12 @@ async def stream_answers(
     count = len(prompts) * n
     ids = [f"{request_id}-{i}" for i in range(count)] if count > 1 else [request_id]
     choices = generate_choices(engine, request_id, prompts, params, service, n=n)
+    count_mismatch = context.observability.metrics.count_mismatch
+    check = SchemaCheck(request_id, params, engine.tokenizer, count_mismatch)
     with context.answering(), context.several(request_id, ids):
         async with contextlib.aclosing(choices):
             async for index, delta in choices:
+                await check.take(index, delta)
                 yield index, delta
                 if delta.finish_reason is FinishReason.ABORT and not engine.is_ready:
                     raise Draining("the server stopped before the answer was complete")

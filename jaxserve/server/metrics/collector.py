@@ -45,6 +45,11 @@ class EngineCollector(Collector):
         engine.records.observe(totals)
         self._engine, self._totals = engine, totals
 
+    def count(self, name: str) -> None:
+        """Count one more of what `Totals.counts` has by this name."""
+        if self._totals is not None:
+            self._totals.count(name)
+
     def collect(self) -> Iterator[Metric]:
         """All metrics as of now."""
         engine, totals = self._engine, self._totals
@@ -142,6 +147,7 @@ def _counters(
     missed = load.num_queried_tokens - load.num_device_hit_tokens
     yield write.counter("external_prefix_cache_queries", missed if has_store else 0)
     yield write.counter("external_prefix_cache_hits", load.num_store_hit_tokens)
+    yield write.counter("schema_mismatches", counts["schema_mismatches"])
     yield write.counter("restored_tokens", load.num_restored_tokens)
     yield write.counter("corrupt_pages", load.num_corrupt_pages)
     yield write.counter("length_predictions", load.num_predictions)

@@ -34,6 +34,10 @@ class Metrics:
         """What was counted, as of now; None before there is an engine."""
         return self._collector.totals
 
+    def count_mismatch(self) -> None:
+        """Count an answer that does not fit its schema; see `server.schema_check`."""
+        self._collector.count("schema_mismatches")
+
     def attach(self, engine: AsyncEngine) -> None:
         """Report this engine from now on."""
         self._collector.attach(engine)

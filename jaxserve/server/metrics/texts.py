@@ -23,6 +23,7 @@ COUNTERS = {
     "prompt_tokens_by_source": "Tokens of prompts by where their KV came from.",
     "generation_tokens": "Tokens of answers.",
     "request_success": "Requests that ended, by reason.",
+    "schema_mismatches": "Answers that break a rule of their schema which no grammar enforces.",
     "prefix_cache_queries": "Tokens looked up in the device's cache when a request first starts.",
     "prefix_cache_hits": "Tokens whose KV was there.",
     "external_prefix_cache_queries": "Tokens that were not there, looked up off the device.",

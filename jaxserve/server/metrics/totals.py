@@ -109,6 +109,11 @@ class Totals:
             self.histograms["request_params_n"].observe(n)
             self.histograms["request_max_num_generation_tokens"].observe(num_tokens)
 
+    def count(self, name: str) -> None:
+        """Count one more of what `counts` has by this name."""
+        with self._lock:
+            self.counts[name] += 1
+
     def snapshot(self) -> "Totals":
         """A copy of one moment."""
         with self._lock:
