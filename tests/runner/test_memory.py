@@ -16,6 +16,7 @@ from jaxserve.runner.step_program import StepProgram
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
+WAYS = [("cpu", True), ("cpu", False), ("xla", True), ("xla", False)]  # whether layers are a loop
 
 
 def model_config(family: str) -> ModelConfig:
@@ -45,18 +46,23 @@ def lowering(
     return StepLowering(program, jnp.dtype("float32"), num_pages, PAGE_SIZE, jnp.dtype(kv_dtype))
 
 
+# Both backends with both ways through the layers, each for few and for many tokens; then with two
+# kinds of layers, and on a mesh.
 @pytest.mark.parametrize(
-    ("family", "mesh", "devices"),
-    [("llama", "", 1), ("gemma3", "", 1), ("llama", "data=2,tensor=2", 4)],
-)
-@pytest.mark.parametrize("num_tokens", [1, 32])
-@pytest.mark.parametrize(
-    ("implementation", "loop_layers"),
-    [("cpu", True), ("cpu", False), ("xla", True), ("xla", False)],
-)
+    ("family", "mesh", "num_tokens", "implementation", "loop_layers"),
+    [
+        *(("llama", "", n, *way) for n in (1, 32) for way in WAYS),
+        ("gemma3", "", 1, "cpu", True), ("gemma3", "", 32, "xla", True),
+        ("gemma3", "", 32, "xla", False),
+        ("llama", "data=2,tensor=2", 32, "cpu", True),
+        ("llama", "data=2,tensor=2", 1, "xla", True),
+        ("llama", "data=2,tensor=2", 32, "xla", False),
+    ],
+)  # fmt: skip
 def test_temporaries_do_not_grow_with_the_pool(
-    family: str, mesh: str, devices: int, num_tokens: int, implementation: str, loop_layers: bool
+    family: str, mesh: str, num_tokens: int, implementation: str, loop_layers: bool
 ):
+    devices = 4 if mesh else 1
     temporaries = []
     for num_pages in (1_000, 10_000):
         lowered = lowering(family, mesh, num_pages, implementation, loop_layers).backbone(
@@ -91,9 +97,8 @@ def smollm2() -> ModelGraph:
     return ModelGraph(from_preset("smollm2-135m"))
 
 
-@pytest.mark.parametrize("mesh", ["", "data=2,tensor=3"])
+@pytest.mark.parametrize(("mesh", "kv_dtype"), [("", "bfloat16"), ("data=2,tensor=3", "float32")])
 @pytest.mark.parametrize("program", ["save", "fetch", "copy"])
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
     smollm2: ModelGraph, mesh: str, program: str, kv_dtype: str
 ):
