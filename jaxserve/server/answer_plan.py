@@ -130,11 +130,12 @@ class AnswerPlan:
             skip_special_tokens=params.skip_special_tokens and not self._has_special_markers(),
         )
 
-    def reader(self, begun: str | None) -> TextReader:
+    def reader(self, begun: str | None, params: SamplingParams) -> TextReader:
         """Reads one answer.
 
         Args:
             begun: what the prompt has of a thought that the model goes on with, or None.
+            params: the sampler's, from `shaped`.
         """
         thoughts = self.form.thoughts
         think = None
@@ -143,7 +144,9 @@ class AnswerPlan:
         calls = None
         if self._offered:
             names = [tool.name for tool in self._callable]
-            calls = CallStream(self.form.calls.marks, names, is_parallel=self.is_parallel)
+            form = self.form.calls
+            marks = form.marks if params.grammar is None else form.enforced_marks
+            calls = CallStream(marks, names, is_parallel=self.is_parallel)
         return AnswerReader(think, calls)
 
     def thought_tokens(self, begun: str | None) -> ThoughtTokens | None:

@@ -121,7 +121,7 @@ def joined(events: list[AnswerEvent]) -> tuple[str, str, list[str]]:
 
 
 def read(plan: AnswerPlan, pieces: list[str], *, is_cut: bool = False) -> list[AnswerEvent]:
-    reader = plan.reader(None)
+    reader = plan.reader(None, SamplingParams())
     events = [event for piece in pieces for event in reader.push(piece)]
     return events + reader.finish(is_cut=is_cut)
 

@@ -87,7 +87,7 @@ def chat_router(context: ServerContext) -> APIRouter:
                 model=engine.model_info.name,
                 names=TokenNames(engine.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
                 job=job,
-                parsers=[_parser(body, plan, prompt) for _ in range(job.num_choices)],
+                parsers=[_parser(body, plan, prompt, job) for _ in range(job.num_choices)],
                 thoughts=_thoughts(plan, prompt, job.num_choices),
                 with_token_ids=bool(body.return_token_ids),
                 echo=_echoed(body),
@@ -119,10 +119,12 @@ def _plan(body: ChatRequest, context: ServerContext) -> AnswerPlan:
     )
 
 
-def _parser(body: ChatRequest, plan: AnswerPlan, prompt: ConversationPrompt) -> MessageParser:
+def _parser(
+    body: ChatRequest, plan: AnswerPlan, prompt: ConversationPrompt, job: Job
+) -> MessageParser:
     if plan.is_plain:
         return PlainText()
-    reader = plan.reader(prompt.begun)
+    reader = plan.reader(prompt.begun, job.params)
     return AnswerParser(reader, with_reasoning=body.include_reasoning is not False)
 
 

@@ -126,7 +126,7 @@ def responses_router(context: ServerContext) -> APIRouter:
                 model=engine.model_info.name,
                 names=TokenNames(engine.tokenizer),
                 settings=_settings(body),
-                reader=None if plan.is_plain else plan.reader(prompt.begun),
+                reader=None if plan.is_plain else plan.reader(prompt.begun, job.params),
                 thoughts=plan.thought_tokens(prompt.begun),
             )
             generation = await begin(request, context, engine, job)

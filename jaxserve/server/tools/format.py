@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.grammar import Grammar
 from jaxserve.core.json_schema import enforceable_schema
-from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.call_marks import CallMarks
 from jaxserve.server.tools.grammar_rules import answer_rules
 from jaxserve.server.tools.tool import Tool
 
@@ -27,13 +27,19 @@ class ToolFormat(abc.ABC):
 
     Attributes:
         marks: where calls are in an answer.
+        enforced_marks: where they are in an answer that a grammar shapes, which knows of no others.
         call_parts: what stands before a call's name, between it and its arguments, and after.
         separator: what stands between two calls.
     """
 
     marks: ClassVar[CallMarks]
+    enforced_marks: ClassVar[CallMarks]
     call_parts: ClassVar[tuple[str, str, str]]
     separator: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "enforced_marks" not in vars(cls):
+            cls.enforced_marks = cls.marks
 
     def forced(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
         """An answer that is a call of one of these tools.

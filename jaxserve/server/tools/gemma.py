@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxserve.core.grammar import Grammar
-from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.call_marks import CallMarks
 from jaxserve.server.tools.format import ToolFormat, lark, tool_list
 from jaxserve.server.tools.tool import Tool
 
@@ -17,8 +17,9 @@ class GemmaFormat(ToolFormat):
     """
 
     marks = CallMarks(
-        openers=("```json", "```tool_code", "```tool_call", "```python", "```", ""),
-        closers=("```",),
+        pairs=dict.fromkeys(
+            ("```json", "```tool_code", "```tool_call", "```python", "```", ""), "```"
+        ),
         has_python_calls=True,
     )
     call_parts = ('{"name": "', '", "parameters": ', "}")

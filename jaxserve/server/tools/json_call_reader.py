@@ -23,11 +23,13 @@ class JsonCallReader:
 
     Args:
         names: those of the tools.
+        needs_arguments: a name alone is no call.
 
     Attributes: see `CallReader`.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, needs_arguments: bool = False) -> None:
+        self._needs_arguments = needs_arguments
         self.state = State.READING
         self.name: str | None = None
         self._chars: list[str] = []
@@ -74,8 +76,9 @@ class JsonCallReader:
         return self.name is not None and self._quoted_from is None and self._unquoter is None
 
     def cut(self) -> None:
-        """A name that has been read is enough."""
-        self.name = self._found_name
+        """A name that has been read is enough, unless there is to be more."""
+        if not self._needs_arguments:
+            self.name = self._found_name
 
     def take_arguments(self) -> str:
         """The arguments' text since the last time; `{}` at the end of a call without any."""
@@ -217,7 +220,8 @@ class JsonCallReader:
         return None
 
     def _complete(self) -> None:
-        if self._found_name is None:
+        lacks_arguments = self._needs_arguments and self._arguments is None
+        if self._found_name is None or lacks_arguments:
             return self._break()
         self.state = State.COMPLETE
         if self._arguments is None:

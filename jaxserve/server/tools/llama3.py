@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxserve.core.grammar import Grammar
-from jaxserve.server.tools.call_stream import CallMarks
+from jaxserve.server.tools.call_marks import CallMarks
 from jaxserve.server.tools.format import ToolFormat, lark, tool_list
 from jaxserve.server.tools.tool import Tool
 
@@ -15,7 +15,7 @@ class Llama3Format(ToolFormat):
     https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/.
     """
 
-    marks = CallMarks(openers=("<|python_tag|>", ""), are_tags=True)
+    marks = CallMarks(pairs={"<|python_tag|>": "", "": ""})
     call_parts = ('{"name": "', '", "parameters": ', "}")
     separator = "; "
 

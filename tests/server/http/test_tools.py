@@ -30,6 +30,7 @@ TOOLS: Any = [
     },
     {"type": "function", "function": {"name": "get_time"}},
 ]
+STRICT = {**TOOLS[0]["function"], "strict": True}
 PARIS = '{"city": "Paris", "unit": "celsius"}'
 CALL = f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>'
 TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
@@ -118,6 +119,28 @@ def test_a_call_and_its_stream(client: openai.OpenAI) -> None:
     assert joined["content"] == "\nI look.\n"
     assert [call[1:] for call in joined["calls"]] == [["get_weather", PARIS], ["get_time", "{}"]]
     assert joined["reason"] == "tool_calls"
+
+
+BARE = f'{{"name": "get_weather", "arguments": {PARIS}}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "content"), [(BARE, ""), (f"I look.\n```json\n{BARE}\n```\n", "I look.\n")]
+)
+def test_json_that_names_a_tool_is_a_call_unless_a_grammar_shapes_the_answer(
+    client: openai.OpenAI, text: str, content: str
+) -> None:
+    choice, joined = ask(client, text, tools=TOOLS), stream(client, text, tools=TOOLS)
+    assert calls_of(choice.message) == [("get_weather", PARIS)]
+    assert [call[1:] for call in joined["calls"]] == [["get_weather", PARIS]]
+    assert (choice.message.content or "") == joined["content"] == content
+    assert choice.finish_reason == joined["reason"] == "tool_calls"
+    # Its arguments would be held to nothing, where calls between tags are held to the schema.
+    for tools in (None, [{**TOOLS[1]}], [{**TOOLS[0], "function": STRICT}]):
+        choice = ask(client, text, **({} if tools is None else {"tools": tools}))
+        assert (choice.message.content, choice.message.tool_calls) == (text, None)
+    choice = ask(client, BARE, tools=TOOLS, response_format={"type": "json_object"})
+    assert (choice.message.content, choice.message.tool_calls) == (BARE, None)
 
 
 def test_only_calls(client: openai.OpenAI) -> None:

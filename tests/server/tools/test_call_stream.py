@@ -221,6 +221,79 @@ def test_calls_that_a_limit_cut_off(name: str, text: str, content: str, calls: l
         assert joined(read(name, *pieces, is_cut=True)) == (content, calls)
 
 
+def fenced(text: str, language: str = "json") -> str:
+    return f"```{language}\n{text}\n```"
+
+
+CODE = fenced("x = 1\n" + call(), "python")
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (call(), "", ONE),
+        (f"\n{call()}\n{call('get', '{}')}", "", TWO),
+        (f"[{call()}, {call('get', '{}')}]", "", TWO),
+        (f"{call()}\nThat is it", "That is it", ONE),
+        (fenced(call()), "", ONE),
+        (fenced(call(), ""), "", ONE),
+        (fenced(call(key="parameters")), "", ONE),
+        (f"I look.\n\n{fenced(call())}\nDone.", "I look.\n\n\nDone.", ONE),
+        (f"A\n{fenced(call())}\nB\n{fenced(call('get', '{}'))}", "A\n\nB\n", TWO),
+        (fenced(f"{call()}\n{call('get', '{}')}"), "", TWO),
+        (f"<tools>\n{call()}\n</tools>", "", ONE),
+        (fenced(tagged(call()), "xml"), "", ONE),
+        (fenced(f"{tagged(call())}\n{tagged(call('get', '{}'))}", "xml"), "", TWO),
+        (f"```json\n{call()}", "", ONE),
+        (fenced(call() + "}"), "", ONE),
+        (f"{CODE}\n{fenced(call())}", f"{CODE}\n", ONE),
+        (f"{CODE}\n{tagged(call())}", f"{CODE}\n", ONE),
+        (f"```\nx\n```\n{fenced(call())}", "```\nx\n```\n", ONE),
+    ],
+)
+def test_what_qwen_coder_writes(text: str, content: str, calls: list[list[str]]):
+    """Calls without the tags that the template asks for."""
+    for pieces in ([text], text):
+        assert joined(read("hermes", *pieces)) == (content, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("nobody"), fenced(call("nobody")), fenced(call(arguments="[1]")),
+        '{"name": "get"}', fenced('{"name": "get"}'), '{"name": "get", "city": "Paris"}',
+        '{"calls": [\n' + call() + "\n]}", fenced('{"calls": [\n' + call() + "\n]}"),
+        "So: " + call(), CODE, f"{CODE}\n{call()}", fenced(f"// a call\n{call()}"),
+        "```\n```", "``````", "```", "```json", f"`{call()}`", "[1, 2]", "[]", "{}",
+        f"```jsonc\n{call()}\n```", f"````\n{call()}\n````",
+    ],
+)  # fmt: skip
+def test_other_json_and_code_is_left_alone(text: str):
+    for pieces in ([text], text):
+        for is_cut in (False, True):
+            assert joined(read("hermes", *pieces, is_cut=is_cut)) == (text, [])
+
+
+@pytest.mark.parametrize("text", [call(), fenced(call()), "<tools>" + call() + "</tools>"])
+def test_a_grammar_knows_of_tags_alone(text: str):
+    marks = tool_format("hermes", chat_template=None, family="").enforced_marks
+    reader = CallStream(marks, NAMES)
+    assert joined([*reader.push(text), *reader.finish()]) == (text, [])
+
+
+@pytest.mark.parametrize("text", [call(), fenced(call()), fenced(tagged(call()), "xml")])
+def test_calls_without_tags_that_a_limit_cut_off(text: str):
+    """Up to the arguments it may be any other JSON; then it is a call, as far as it came."""
+    for size in range(len(text)):
+        content, calls = joined(read("hermes", *text[:size], is_cut=True))
+        if calls:
+            assert (content, calls[0][0]) == ("", "get_weather")
+            assert PARIS.startswith(calls[0][1])
+        else:
+            assert text[:size].startswith(content)
+            assert '"arguments": {' not in text[:size]
+
+
 def test_a_broken_call_hides_no_other():
     text = f'<tool_call>{{"name": "ge {tagged(call())}'
     for pieces in ([text], text):
@@ -240,7 +313,14 @@ def test_arguments_are_streamed():
 def test_content_is_not_held_up():
     reader = stream("hermes")
     assert reader.push("a < b <tool") == [Content("a < b ")]
-    assert reader.push("s>") == [Content("<tools>")]
+    assert reader.push("kit>") == [Content("<toolkit>")]
+    assert reader.push(" ``") == [Content(" ")]
+    assert reader.push("` ") == []
+    assert reader.push("x") == [Content("``` "), Content("x")]
+    assert reader.push("\n{") == [Content("\n{")]
+    reader = stream("hermes")
+    assert reader.push('{"ci') == []
+    assert reader.push('ty"') == [Content('{"city"')]
     reader = stream("llama3")
     assert reader.push('{"ci') == []
     assert reader.push('ty"') == [Content('{"city"')]
@@ -257,6 +337,7 @@ def test_one_call_at_most():
 FRAGMENTS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "<|python_tag|>", "```json", "```tool_code", "```", "[", "]",
+        "<tools>", "</tools>", "```xml", "``",
         call(), call("get", "{}"), call("nobody"), call(key="parameters"), '{"name": "get"',
         ', "arguments": {"a": "\\"}"', "}", "{", '"', "; ", ",", "\n", " ", "Hi", "<", "get(",
         "x=1", ")", call(arguments=QUOTED), '"{\\', ', "x": 1', "null",
