@@ -1,6 +1,7 @@
 """What every checkpoint format offers."""
 
 import abc
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ import numpy as np
 
 from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.parameters import Parameter
+from jaxserve.models.registry import parameters_of
+from pallas_kernels.weights import Format, Quantised
 
 if TYPE_CHECKING:
     import jax
@@ -28,9 +32,14 @@ class Checkpoint(abc.ABC):
         """The model's architecture."""
 
     @property
-    @abc.abstractmethod
     def names(self) -> frozenset[str]:
-        """Names of all parameters, as the model's family declares them."""
+        """Names of all parameters."""
+        return frozenset(self.parameters)
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The model's parameters by name, as its family declares them."""
+        return parameters_of(self.config)
 
     @property
     @abc.abstractmethod
@@ -49,6 +58,18 @@ class Checkpoint(abc.ABC):
         Raises:
             CheckpointError: there is no such parameter, or its bytes cannot be read.
         """
+
+    def formats(self, name: str) -> tuple[Format | None, ...]:
+        """How each part of a parameter is quantised in the file, None where it is not."""
+        return (None,) * len(self.parameters[name].part_sizes or (1,))
+
+    def read_parts(self, name: str) -> list[np.ndarray | Quantised]:
+        """Read one parameter's parts, those that are quantised as they are.
+
+        Raises:
+            CheckpointError: as of `read`.
+        """
+        return [*self.parameters[name].split(self.read(name))]
 
     def restore(self, targets: "Mapping[str, jax.ShapeDtypeStruct]") -> "dict[str, jax.Array]":
         """Place those parameters that this format can read shard by shard from disk.

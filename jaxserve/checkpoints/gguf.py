@@ -1,5 +1,6 @@
 """Checkpoints in one GGUF file, whole or split (llama.cpp's format)."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,14 @@ import numpy as np
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.gguf_file import GgufFile
 from jaxserve.checkpoints.pull import demo_sampling
-from jaxserve.checkpoints.tensors import check_tensors, combine_source
+from jaxserve.checkpoints.quantised.rows import on_outputs
+from jaxserve.checkpoints.tensors import check_tensors
 from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults, from_gguf_metadata
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_gguf import from_gguf
-from jaxserve.models.parameters import GGUF_EMBEDDING, GGUF_HEAD
-from jaxserve.models.registry import parameters_of
+from jaxserve.models.parameters import GGUF_EMBEDDING, GGUF_HEAD, Piece
+from pallas_kernels.weights import Format, Quantised
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -46,22 +48,15 @@ class GgufCheckpoint(Checkpoint):
             rope_factors=None if factors is None else factors.tolist(),
             allow_unknown=allow_unknown,
         )
-        self._sources = {
-            name: parameter.sources["gguf"]
-            for name, parameter in parameters_of(self._config).items()
-        }
+        self._pieces = {name: one.sources["gguf"] for name, one in self.parameters.items()}
         shapes = {name: info.shape for name, info in tensors.items()}
-        check_tensors(self._sources.values(), shapes, lambda name: name == ROPE_FACTORS, path)
+        pieces = itertools.chain(*self._pieces.values())
+        check_tensors(pieces, shapes, lambda name: name == ROPE_FACTORS, path)
 
     @property
     def config(self) -> ModelConfig:
         """The model's architecture, from the file's metadata."""
         return self._config
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all parameters."""
-        return frozenset(self._sources)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -76,7 +71,23 @@ class GgufCheckpoint(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         """Dequantise one parameter to float32."""
-        if name not in self._sources:
+        parts = [one.arrange(self._file.read(one.tensor)) for one in self._of(name)]
+        return self.parameters[name].join(parts)
+
+    def formats(self, name: str) -> tuple[Format | None, ...]:
+        """How each part is quantised in the file; None where it is not, or in no known way."""
+        return tuple(self._file.format(piece.tensor) for piece in self._of(name))
+
+    def read_parts(self, name: str) -> list[np.ndarray | Quantised]:
+        """One parameter's parts, in the file's own numbers."""
+        return [self._read_part(piece) for piece in self._of(name)]
+
+    def _read_part(self, piece: Piece) -> np.ndarray | Quantised:
+        if self._file.format(piece.tensor) is None:
+            return piece.arrange(self._file.read(piece.tensor))
+        return on_outputs(piece.arrange, self._file.read_quantised(piece.tensor))
+
+    def _of(self, name: str) -> tuple[Piece, ...]:
+        if name not in self._pieces:
             raise CheckpointError(f"{self._file.path}: there is no parameter {name}")
-        source = self._sources[name]
-        return combine_source(source, {t: self._file.read(t) for t in source.tensors})
+        return self._pieces[name]

@@ -11,8 +11,10 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from jaxserve.checkpoints.quantised.gguf_blocks import quantised_format, read_blocks
 from jaxserve.core.errors import CheckpointError
 from jaxserve.files.gguf_header import GgufTensor, map_file, read_gguf_header
+from pallas_kernels.weights import Format, Quantised
 
 _PLAIN = {
     GGMLQuantizationType.F32: np.dtype("<f4"),
@@ -105,8 +107,7 @@ class GgufFile:
             CheckpointError: the quantisation type is not supported.
         """
         info = self.tensors[name]
-        path, data = self._parts[info.part]
-        raw = np.frombuffer(data, np.uint8, info.size, info.start)
+        path, raw = self._parts[info.part][0], self._raw(info)
         if info.kind in _PLAIN:
             return raw.view(_PLAIN[info.kind]).reshape(info.shape).astype(np.float32)
         block_size, block_bytes = GGML_QUANT_SIZES[info.kind]
@@ -124,6 +125,19 @@ class GgufFile:
             raise CheckpointError(
                 f"{path}: tensor {name} has the unsupported type {info.kind.name}"
             ) from error
+
+    def format(self, name: str) -> Format | None:
+        """The format that `read_quantised` gives; None if the tensor is not quantised in one."""
+        return quantised_format(self.tensors[name].kind)
+
+    def read_quantised(self, name: str) -> Quantised:
+        """Read one tensor that has a `format`, in exactly the numbers that `read` gives."""
+        info = self.tensors[name]
+        return read_blocks(self._raw(info).reshape(*info.shape[:-1], -1), info.kind)
+
+    def _raw(self, info: TensorInfo) -> np.ndarray:
+        data = self._parts[info.part][1]
+        return np.frombuffer(data, np.uint8, info.size, info.start)
 
     def _place(self, tensor: GgufTensor, part: int, data_start: int) -> TensorInfo:
         path, data = self._parts[part]

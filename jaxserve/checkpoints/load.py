@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +12,12 @@ from tqdm import tqdm
 from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.gguf import GgufCheckpoint
 from jaxserve.checkpoints.gguf_file import whole_files
+from jaxserve.checkpoints.quantised.rows import concatenate, map_rows
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.parameters import Parameter, Shape
-from jaxserve.models.registry import parameters_of
+from jaxserve.models.weights import Parts, Weight
+from pallas_kernels.weights import Format, Quantised, quantise
 
 PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
 
@@ -63,49 +66,99 @@ def open_checkpoint(path: Path, *, allow_unknown: bool = False) -> Checkpoint:
 
 def load_params(
     checkpoint: Checkpoint,
-    targets: Mapping[str, jax.ShapeDtypeStruct],
+    targets: Mapping[str, Any],
     *,
     progress: bool = True,
-) -> dict[str, jax.Array]:
+) -> dict[str, Weight]:
     """Read every parameter onto its devices, each device getting only its own shard.
 
     Args:
         checkpoint: an open checkpoint.
-        targets: for every parameter the shape, dtype and sharding (None: the default device)
-            wanted. Those of attention may have n times the checkpoint's KV heads, each with 1/n
-            of its query heads (`Parameter.repeat`).
+        targets: for every parameter the shapes, types and shardings (None: the default device)
+            wanted, see `models.weights.abstract_weight`. Those of attention may have n times the
+            checkpoint's KV heads, each with 1/n of its query heads (`Parameter.repeats`). What is
+            quantised in another format, or not at all, is quantised while it is read.
         progress: show a bar on stderr, if that is a terminal and loading takes long.
 
     Raises:
         CheckpointError: a parameter is missing, not wanted, of another shape, or unreadable.
     """
-    stored = parameters_of(checkpoint.config)
+    stored = checkpoint.parameters
     _check_names(checkpoint.names, targets)
-    targets = {name: _with_sharding(target) for name, target in targets.items()}
-    same = {name: t for name, t in targets.items() if tuple(t.shape) == stored[name].shape}
-    params = checkpoint.restore(same)
+    targets = {name: jax.tree.map(_with_sharding, target) for name, target in targets.items()}
+    dense = {
+        name: target
+        for name, target in targets.items()
+        if isinstance(target, jax.ShapeDtypeStruct) and tuple(target.shape) == stored[name].shape
+    }
+    params: dict[str, Weight] = dict(checkpoint.restore(dense))
     rest = [name for name in targets if name not in params]
     # `disable=None` is tqdm's "only on a terminal".
     for name in tqdm(rest, "loading weights", delay=PROGRESS_DELAY,
                      disable=None if progress else True):  # fmt: skip
-        target, value = targets[name], checkpoint.read(name)
-        if name not in same:
-            value = _repeated(name, stored[name], value, tuple(target.shape))
-        params[name] = _place(value, target)
+        target = targets[name]
+        if name in dense:
+            value = checkpoint.read(name)
+        else:
+            parts = _repeated(name, stored[name], checkpoint.read_parts(name), target)
+            value = _held_as(target, stored[name], parts)
+        params[name] = jax.tree.map(_place, value, target)
     return {name: params[name] for name in targets}
 
 
-def _repeated(name: str, parameter: Parameter, value: np.ndarray, shape: Shape) -> np.ndarray:
-    """The parameter with as many KV heads as `shape` has."""
-    times = shape[0] // value.shape[0]
-    if parameter.repeat is not None and times > 1:
+def _repeated(
+    name: str, parameter: Parameter, parts: list[np.ndarray | Quantised], target: Any
+) -> list[np.ndarray | Quantised]:
+    """The parts with as many KV heads as `target` has."""
+    wanted = _shape(target)
+    times = wanted[0] // parameter.shape[0]
+    if parameter.repeats and times > 1:
         with contextlib.suppress(ValueError):  # heads that cannot be dealt out evenly
-            value = parameter.repeat(value, times)
-    if value.shape != shape:
+            parts = [
+                map_rows(lambda array, repeat=repeat: repeat(array, times), part)
+                for repeat, part in zip(parameter.repeats, parts, strict=True)
+            ]
+    length = sum(part.shape[parameter.joined] for part in parts)
+    shape = list(parts[0].shape)
+    shape[parameter.joined] = length
+    if tuple(shape) != wanted:
         raise CheckpointError(
-            f"parameter {name} has shape {parameter.shape}, the model wants {shape}"
+            f"parameter {name} has shape {parameter.shape}, the model wants {wanted}"
         )
-    return value
+    return parts
+
+
+def _shape(target: Any) -> Shape:
+    """The shape of the parameter that a target stands for."""
+    if not isinstance(target, Parts):
+        return tuple(target.shape)
+    shape = list(target.parts[0].shape)
+    shape[target.axis] = sum(part.shape[target.axis] for part in target.parts)
+    return tuple(shape)
+
+
+def _held_as(target: Any, parameter: Parameter, parts: list[np.ndarray | Quantised]) -> Any:
+    """The parameter of these parts in the form of `target`, in NumPy."""
+    if isinstance(target, Parts):
+        return Parts(
+            tuple(_in_format(one.format, part) if isinstance(one, Quantised) else _dense(part)
+                  for one, part in zip(target.parts, parts, strict=True)),
+            target.axis,
+        )  # fmt: skip
+    if isinstance(target, Quantised):
+        held = [_in_format(target.format, part) for part in parts]
+        return held[0] if len(held) == 1 else concatenate(*held, axis=parameter.joined)
+    return parameter.join([_dense(part) for part in parts])
+
+
+def _in_format(format: Format, part: np.ndarray | Quantised) -> Quantised:
+    if isinstance(part, Quantised) and part.format == format:
+        return part
+    return quantise(_dense(part), format)
+
+
+def _dense(part: np.ndarray | Quantised) -> np.ndarray:
+    return part.dequantise() if isinstance(part, Quantised) else part
 
 
 def _check_names(found: frozenset[str], wanted: Mapping[str, object]) -> None:

@@ -78,11 +78,6 @@ class OrbaxCheckpoint(Checkpoint):
         return self._config
 
     @property
-    def names(self) -> frozenset[str]:
-        """Names of all parameters."""
-        return frozenset(self._dtypes)
-
-    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's directory."""
         return self._path / TOKENIZER

@@ -8,7 +8,6 @@ import numpy as np
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import parameters_of
 
 
 class RandomCheckpoint(Checkpoint):
@@ -25,17 +24,11 @@ class RandomCheckpoint(Checkpoint):
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._parameters = parameters_of(config)
 
     @property
     def config(self) -> ModelConfig:
         """The model's architecture."""
         return self._config
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all parameters."""
-        return frozenset(self._parameters)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -48,7 +41,7 @@ class RandomCheckpoint(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         """Draw one parameter, float32."""
-        parameter = self._parameters[name]
+        parameter = self.parameters[name]
         if parameter.kind == "factor":
             return np.ones(parameter.shape, np.float32)
         rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -12,13 +13,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxserve.checkpoints.base import Checkpoint
-from jaxserve.checkpoints.tensors import check_tensors, combine_source
+from jaxserve.checkpoints.tensors import check_tensors, widened
 from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults, from_generation_config
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_hf import from_hf_config
-from jaxserve.models.parameters import HF_EMBEDDING, HF_HEAD, HF_PREFIX, Shape, Source
-from jaxserve.models.registry import parameters_of
+from jaxserve.models.parameters import HF_EMBEDDING, HF_HEAD, HF_PREFIX, Piece, Shape
 
 GENERATION_CONFIG = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -75,18 +75,19 @@ class SafetensorsCheckpoint(Checkpoint):
             config = dataclasses.replace(config, tie_embeddings=False)
         self._config = config
         prefix = embedding.removesuffix(HF_EMBEDDING)
-        self._sources = {
-            name: _named_as_here(parameter.sources["hf"], prefix, lm_head)
-            for name, parameter in parameters_of(config).items()
+        self._pieces = {
+            name: [_named_as_here(piece, prefix, lm_head) for piece in parameter.sources["hf"]]
+            for name, parameter in self.parameters.items()
         }
+        pieces = [*itertools.chain(*self._pieces.values())]
 
         def ignored(name: str) -> bool:
             tied_head = config.tie_embeddings and name == lm_head
             return tied_head or any(part in name for part in IGNORED_PARTS)
 
         shapes = {name: header.shape for name, header in headers.items()}
-        check_tensors(self._sources.values(), shapes, ignored, self._path)
-        for name in (name for source in self._sources.values() for name in source.tensors):
+        check_tensors(pieces, shapes, ignored, self._path)
+        for name in (piece.tensor for piece in pieces):
             if headers[name].dtype not in DTYPES:
                 raise CheckpointError(
                     f"{self._path}: tensor {name} has type {headers[name].dtype}; supported: "
@@ -97,11 +98,6 @@ class SafetensorsCheckpoint(Checkpoint):
     def config(self) -> ModelConfig:
         """The model's architecture, from config.json and generation_config.json."""
         return self._config
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all parameters."""
-        return frozenset(self._sources)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -115,10 +111,13 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         """Read one parameter, in float32 or, where it is stored so, bfloat16."""
-        if name not in self._sources:
+        if name not in self._pieces:
             raise CheckpointError(f"{self._path}: there is no parameter {name}")
-        source = self._sources[name]
-        return combine_source(source, {t: self._read_tensor(t) for t in source.tensors})
+        parts = [
+            piece.arrange(widened(piece.tensor, self._read_tensor(piece.tensor)))
+            for piece in self._pieces[name]
+        ]
+        return self.parameters[name].join(parts)
 
     def _read_tensor(self, name: str) -> np.ndarray:
         with _opened(self._files[name]) as opened:
@@ -153,22 +152,16 @@ class _Header(NamedTuple):
     dtype: str
 
 
-def _named_as_here(source: Source, prefix: str, lm_head: str) -> Source:
-    """A declared source under the names that a file has for its tensors.
+def _named_as_here(piece: Piece, prefix: str, lm_head: str) -> Piece:
+    """A declared piece under the name that a file has for its tensor.
 
     Args:
-        source: as its family declares it.
+        piece: as its family declares it.
         prefix: what stands in the place of `HF_PREFIX`.
         lm_head: the name of the output projection.
     """
-
-    def renamed(name: str) -> str:
-        if name == HF_HEAD:
-            return lm_head
-        return prefix + name.removeprefix(HF_PREFIX)
-
-    tensors = {renamed(name): shape for name, shape in source.tensors.items()}
-    return dataclasses.replace(source, tensors=tensors)
+    name = lm_head if piece.tensor == HF_HEAD else prefix + piece.tensor.removeprefix(HF_PREFIX)
+    return dataclasses.replace(piece, tensor=name)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,19 @@
-"""Tensors of other people's files: checked against a declaration, and combined by it."""
+"""Tensors of other people's files: checked against what a model declares."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
 from jaxserve.core.errors import CheckpointError
-from jaxserve.models.parameters import Shape, Source
+from jaxserve.models.parameters import Piece, Shape
 
 
-def combine_source(source: Source, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Build a parameter from its source tensors, with float16 widened to float32.
+def widened(name: str, tensor: np.ndarray) -> np.ndarray:
+    """A dense tensor as parameters are made of: float16 and float64 become float32.
 
     Raises:
-        CheckpointError: a tensor has a type that is not a supported floating type.
+        CheckpointError: it has a type that is not a supported floating type.
     """
-    return source.combine(*(_widen(name, tensors[name]) for name in source.tensors))
-
-
-def _widen(name: str, tensor: np.ndarray) -> np.ndarray:
     if tensor.dtype == np.float16 or tensor.dtype == np.float64:
         return tensor.astype(np.float32)
     if tensor.dtype == np.float32 or tensor.dtype.name == "bfloat16":
@@ -26,7 +22,7 @@ def _widen(name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def check_tensors(
-    sources: Collection[Source],
+    pieces: Iterable[Piece],
     found: Mapping[str, Shape],
     ignored: Callable[[str], bool],
     where: object,
@@ -34,7 +30,7 @@ def check_tensors(
     """Check that a file holds exactly the tensors wanted, in the shapes wanted.
 
     Args:
-        sources: of every parameter.
+        pieces: of all parameters.
         found: tensor name -> shape, of the file.
         ignored: whether a tensor that no parameter needs may be left unread.
         where: the file, for messages.
@@ -42,7 +38,7 @@ def check_tensors(
     Raises:
         CheckpointError: a tensor is missing, has another shape, or would go unused.
     """
-    wanted = {name: shape for s in sources for name, shape in s.tensors.items()}
+    wanted = {piece.tensor: piece.shape for piece in pieces}
     for name, shape in wanted.items():
         if name not in found:
             raise CheckpointError(f"{where}: tensor {name} is missing")

@@ -1,6 +1,7 @@
 """Where models meet the kernels: write this step's KV and attend on every mesh shard; multiply."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.weights import multiply
 from jaxserve.parallel.mesh import ShardingRules
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.linear import linear
@@ -51,7 +53,8 @@ class KernelBackend:
 
     def linear(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
         """x [tokens, in] times weight [out..., in] -> [tokens, out...]."""
-        return linear(x, weight.get_value(), implementation=self.linear_implementation)
+        product = functools.partial(linear, implementation=self.linear_implementation)
+        return multiply(x, weight.get_value(), product)
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.layers import Linear, rms_norm, rope_frequencies, rope_table, rotate
 from jaxserve.models.parameters import Parameter
+from jaxserve.models.weights import take_rows
 from pallas_kernels.paged_batch import PagedBatch
 
 Rope = tuple[jax.Array, jax.Array]
@@ -120,7 +121,7 @@ class Decoder(nnx.Module):
             Final hidden states [tokens, hidden], not normed, and the updated pool.
         """
         config = self.config
-        x = jnp.take(self.embed[...], token_ids, axis=0, mode="clip")
+        x = take_rows(self.embed.get_value(), token_ids).astype(self.final_norm.get_value().dtype)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
         run = self._looped if backend.loop_layers else self._unrolled

@@ -1,17 +1,19 @@
 """A model's structure apart from its weights, which are a flat dict by dotted name."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import family_of
+from jaxserve.models.weights import DENSE, Storage, Weight, abstract_weight
 from jaxserve.parallel.mesh import ShardingRules
 
-Params = Mapping[str, jax.Array]
+Params = Mapping[str, Weight]
 
 
 class ModelGraph:
@@ -33,11 +35,20 @@ class ModelGraph:
         self._graphdef, self._state = nnx.split(model)
 
     def abstract_params(
-        self, rules: ShardingRules, dtype: np.dtype
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape, type and placement of every parameter on a mesh."""
+        self,
+        rules: ShardingRules,
+        dtype: np.dtype,
+        storage: Mapping[str, Storage] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Shapes, types and placements of every parameter on a mesh: a `Weight` by name.
+
+        Args:
+            rules: the mesh.
+            dtype: of arrays.
+            storage: how parameters are held that are not one array each.
+        """
         return {
-            name: jax.ShapeDtypeStruct(one.shape, dtype, sharding=rules.sharding(*one.axes))
+            name: abstract_weight(one, storage.get(name, DENSE), rules, dtype)
             for name, one in self.parameters.items()
         }
 

@@ -7,7 +7,7 @@ intermediate size, D head dim, H query heads, KVH KV heads, G query heads per KV
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from jaxserve.models.config import ModelConfig
 
 Shape = tuple[int, ...]
-Combine = Callable[..., np.ndarray]
+Arrange = Callable[[np.ndarray], np.ndarray]
 Format = Literal["hf", "gguf"]
 
 # Names of tensors at which a checkpoint is recognised.
@@ -29,16 +29,19 @@ def same(x: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Where one parameter comes from.
+class Piece:
+    """A tensor of a checkpoint, and what part of a parameter it is.
 
     Attributes:
-        tensors: source tensor name -> the shape it must have, in the order `combine` takes.
-        combine: from those tensors to the parameter.
+        tensor: its name.
+        shape: that it must have.
+        arrange: from the tensor to the part. Of a weight it leaves the last axis alone and moves
+            nothing but rows, so that it can be applied to each array of a quantised one.
     """
 
-    tensors: Mapping[str, Shape]
-    combine: Combine = same
+    tensor: str
+    shape: Shape
+    arrange: Arrange = same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,22 +54,35 @@ class Parameter:
             `parallel.ShardingRules` turns them into a placement.
         kind: "weight" multiplies activations along its last axis, "bias" is added to a product,
             "factor" multiplies element by element.
-        sources: what it is made of, by the format of the checkpoint. Names of Hugging Face
-            tensors begin with `HF_PREFIX` here, whatever a file has in its place.
-        repeat: (array as stored, n) -> the array with every KV head n times; None where KV
-            heads leave no mark on it.
+        sources: the pieces that it is made of, by the format of the checkpoint. Names of Hugging
+            Face tensors begin with `HF_PREFIX` here, whatever a file has in its place.
+        joined: the axis along which the pieces lie one after the other.
+        part_sizes: how long each part is along it.
+        repeats: for each part: (the part, n) -> the part with every KV head n times; () where KV
+            heads leave no mark on the parameter.
     """
 
     shape: Shape
     axes: tuple[str | None, ...]
     kind: Literal["weight", "bias", "factor"]
-    sources: Mapping[Format, Source]
-    repeat: Callable[[np.ndarray, int], np.ndarray] | None = None
+    sources: Mapping[Format, tuple[Piece, ...]]
+    joined: int = 0
+    part_sizes: tuple[int, ...] = ()
+    repeats: tuple[Callable[[np.ndarray, int], np.ndarray], ...] = ()
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The parameter of its parts, each arranged already."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, self.joined)
+
+    def split(self, value: np.ndarray) -> list[np.ndarray]:
+        """The parts of the parameter."""
+        ends = np.cumsum(self.part_sizes)
+        return np.split(value, ends[:-1], self.joined) if self.part_sizes else [value]
 
 
 class Place(NamedTuple):
@@ -105,7 +121,10 @@ def model_parameters(
 
 
 def _table(shape: Shape, hf: str, gguf: str) -> Parameter:
-    sources: dict[Format, Source] = {"hf": Source({hf: shape}), "gguf": Source({gguf: shape})}
+    sources: dict[Format, tuple[Piece, ...]] = {
+        "hf": (Piece(hf, shape),),
+        "gguf": (Piece(gguf, shape),),
+    }
     return Parameter(shape=shape, axes=("vocab", None), kind="weight", sources=sources)
 
 
@@ -117,9 +136,9 @@ def norm(size: int, hf: str, gguf: str, *, plus_one: bool = False) -> Parameter:
         hf, gguf: the tensors' names, without `.weight`.
         plus_one: Hugging Face's file holds factors minus one, as Gemma's do; GGUF never does.
     """
-    sources: dict[Format, Source] = {
-        "hf": Source({f"{hf}.weight": (size,)}, _one_plus if plus_one else same),
-        "gguf": Source({f"{gguf}.weight": (size,)}),
+    sources: dict[Format, tuple[Piece, ...]] = {
+        "hf": (Piece(f"{hf}.weight", (size,), _one_plus if plus_one else same),),
+        "gguf": (Piece(f"{gguf}.weight", (size,)),),
     }
     return Parameter(shape=(size,), axes=(None,), kind="factor", sources=sources)
 
@@ -143,44 +162,45 @@ def attention(
     """
     e, d, kvh, g = config.hidden_size, config.head_dim, config.num_kv_heads, config.group_size
     hf, gguf = place.hf + "self_attn.{}_proj", place.gguf + "attn_{}"
-    heads = (kvh * g, kvh, kvh)
+    heads = {"q": kvh * g, "k": kvh, "v": kvh}
 
-    def join(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        split = [a.reshape(kvh, -1, d, *a.shape[1:]) for a in (q, k, v)]
-        return np.concatenate(split, axis=1)
+    def by_head(x: np.ndarray) -> np.ndarray:
+        return x.reshape(kvh, -1, d, *x.shape[1:])
 
-    def unpermute(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return join(interleaved_to_halves(q, d), interleaved_to_halves(k, d), v)
+    def unpermuted(x: np.ndarray) -> np.ndarray:
+        return by_head(interleaved_to_halves(x, d))
 
-    def sources(kind: str, inputs: Shape) -> dict[Format, Source]:
-        def tensors(name: str) -> dict[str, Shape]:
-            return {
-                f"{name.format(x)}.{kind}": (n * d, *inputs)
-                for x, n in zip("qkv", heads, strict=True)
-            }
+    def pieces(name: str, kind: str, inputs: Shape, permuted: str) -> tuple[Piece, ...]:
+        return tuple(
+            Piece(
+                f"{name.format(x)}.{kind}",
+                (n * d, *inputs),
+                unpermuted if x in permuted else by_head,
+            )
+            for x, n in heads.items()
+        )
 
-        from_gguf = unpermute if interleaved else join
-        return {"hf": Source(tensors(hf), join), "gguf": Source(tensors(gguf), from_gguf)}
+    def fused(kind: Literal["weight", "bias"], *inputs: int) -> Parameter:
+        shape = (kvh, g + 2, d, *inputs)
+        return Parameter(
+            shape=shape, axes=("kv_heads", *(None,) * (len(shape) - 1)), kind=kind,
+            sources={"hf": pieces(hf, kind, inputs, ""),
+                     "gguf": pieces(gguf, kind, inputs, "qk" if interleaved else "")},
+            joined=1, part_sizes=(g, 1, 1), repeats=(_deal_queries, _repeat_heads, _repeat_heads),
+        )  # fmt: skip
 
-    shape = (kvh, g + 2, d)
     found = {
-        "qkv": Parameter(
-            shape=(*shape, e), axes=("kv_heads", None, None, None), kind="weight",
-            sources=sources("weight", (e,)), repeat=_repeat_kv_heads,
-        ),
+        "qkv": fused("weight", e),
         "o": Parameter(
-            shape=(e, heads[0] * d), axes=(None, "kv_heads"), kind="weight",
+            shape=(e, heads["q"] * d), axes=(None, "kv_heads"), kind="weight",
             sources={
-                "hf": Source({f"{hf.format('o')}.weight": (e, heads[0] * d)}),
-                "gguf": Source({f"{gguf.format('output')}.weight": (e, heads[0] * d)}),
+                "hf": (Piece(f"{hf.format('o')}.weight", (e, heads["q"] * d)),),
+                "gguf": (Piece(f"{gguf.format('output')}.weight", (e, heads["q"] * d)),),
             },
         ),
     }  # fmt: skip
     if config.qkv_bias:
-        found["qkv_bias"] = Parameter(
-            shape=shape, axes=("kv_heads", None, None), kind="bias",
-            sources=sources("bias", ()), repeat=_repeat_kv_heads,
-        )  # fmt: skip
+        found["qkv_bias"] = fused("bias")
     if config.qk_norm:
         for x in "qk":
             names = f"{place.hf}self_attn.{x}_norm", f"{place.gguf}attn_{x}_norm"
@@ -193,19 +213,19 @@ def gated_mlp(config: ModelConfig, place: Place) -> dict[str, Parameter]:
     e, f = config.hidden_size, config.intermediate_size
     hf, gguf = place.hf + "mlp.{}_proj.weight", place.gguf + "ffn_{}.weight"
 
-    def source(name: str, shape: Shape, *parts: str) -> Source:
-        tensors = {name.format(part): shape for part in parts}
-        return Source(tensors, _stack if len(parts) > 1 else same)
-
     return {
         "gate_up": Parameter(
             shape=(2, f, e), axes=(None, "mlp", None), kind="weight",
-            sources={"hf": source(hf, (f, e), "gate", "up"),
-                     "gguf": source(gguf, (f, e), "gate", "up")},
+            sources={
+                "hf": tuple(Piece(hf.format(x), (f, e), _one_of) for x in ("gate", "up")),
+                "gguf": tuple(Piece(gguf.format(x), (f, e), _one_of) for x in ("gate", "up")),
+            },
+            part_sizes=(1, 1),
         ),
         "down": Parameter(
             shape=(e, f), axes=(None, "mlp"), kind="weight",
-            sources={"hf": source(hf, (e, f), "down"), "gguf": source(gguf, (e, f), "down")},
+            sources={"hf": (Piece(hf.format("down"), (e, f)),),
+                     "gguf": (Piece(gguf.format("down"), (e, f)),)},
         ),
     }  # fmt: skip
 
@@ -220,16 +240,15 @@ def interleaved_to_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(x.shape)
 
 
-def _repeat_kv_heads(value: np.ndarray, times: int) -> np.ndarray:
-    """Turn [KVH, G+2, ...] into [n*KVH, G/n + 2, ...].
+def _deal_queries(value: np.ndarray, times: int) -> np.ndarray:
+    """[KVH, G, ...] -> [n*KVH, G/n, ...]: queries of a KV head are dealt out to its copies."""
+    kv_heads, group, *rest = value.shape
+    return value.reshape(kv_heads * times, group // times, *rest)
 
-    Every KV head becomes n copies with equal K and V, and its query heads are dealt out to them
-    in order. Attention is unchanged.
-    """
-    heads = value.shape[0] * times
-    queries, keys_values = value[:, :-2], value[:, -2:]
-    queries = queries.reshape(heads, -1, *value.shape[2:])
-    return np.concatenate([queries, np.repeat(keys_values, times, axis=0)], axis=1)
+
+def _repeat_heads(value: np.ndarray, times: int) -> np.ndarray:
+    """[KVH, 1, ...] -> [n*KVH, 1, ...]: every copy has equal keys, or values."""
+    return np.repeat(value, times, axis=0)
 
 
 def _one_plus(x: np.ndarray) -> np.ndarray:
@@ -237,5 +256,5 @@ def _one_plus(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) + 1.0
 
 
-def _stack(*parts: np.ndarray) -> np.ndarray:
-    return np.stack(parts)
+def _one_of(x: np.ndarray) -> np.ndarray:
+    return x[None]

@@ -5,7 +5,7 @@ has; `ahead_of_time` compiles the same for devices that are somewhere else.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from jaxserve.models.backend import kv_pages_spec
+from jaxserve.models.weights import Storage
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.logit_programs import EDIT_FIELDS, edit_logits, max_edits, token_logprobs
 from jaxserve.runner.packing import packed_length
@@ -42,6 +43,7 @@ class StepLowering:
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
         kv_dtype: type of the values in the KV pool.
+        storage: how weights are held that are not one array each.
     """
 
     program: StepProgram
@@ -49,6 +51,7 @@ class StepLowering:
     num_pages: int
     page_size: int
     kv_dtype: np.dtype
+    storage: Mapping[str, Storage] = dataclasses.field(default_factory=dict)
 
     @property
     def rules(self) -> ShardingRules:
@@ -58,9 +61,9 @@ class StepLowering:
     # -- what the programs keep on the devices --------------------------------------------
 
     @property
-    def params(self) -> dict[str, Abstract]:
-        """The weights by name."""
-        return self.program.graph.abstract_params(self.rules, self.dtype)
+    def params(self) -> dict[str, Any]:
+        """The weights by name, see `models.weights`."""
+        return self.program.graph.abstract_params(self.rules, self.dtype, self.storage)
 
     @property
     def page_dtype(self) -> np.dtype:

@@ -65,9 +65,9 @@ def write_tiny_checkpoint(
     model_type = "gemma3_text" if family == "gemma3" else family
     data = {"model_type": model_type, **_SHAPES, **_FAMILIES[family], **config}
     shapes = {
-        name: shape
+        piece.tensor: piece.shape
         for parameter in parameters_of(from_hf_config(data)).values()
-        for name, shape in parameter.sources["hf"].tensors.items()
+        for piece in parameter.sources["hf"]
     }
     random = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)

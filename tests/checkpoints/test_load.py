@@ -100,9 +100,9 @@ def test_every_query_head_keeps_its_key(kv_heads, new_group, repeats):
     config = dataclasses.replace(
         from_preset("smollm2-135m"), num_heads=kv_heads * group, num_kv_heads=kv_heads
     )
-    repeat = parameters_of(config)["layers.0.qkv"].repeat
-    assert repeat is not None
-    new = repeat(old, repeats)
+    qkv = parameters_of(config)["layers.0.qkv"]
+    parts = zip(qkv.repeats, qkv.split(old), strict=True)
+    new = qkv.join([repeat(part, repeats) for repeat, part in parts])
     assert new.shape == (kv_heads * repeats, new_group + 2, 5)
     for head in range(kv_heads * group):
         was, now = old[head // group], new[head // new_group]

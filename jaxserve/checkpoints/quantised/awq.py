@@ -40,7 +40,7 @@ class Awq(Scheme):
 
     @property
     def mark(self) -> str:
-        """See the base class."""
+        """`qweight`, packed integers."""
         return "qweight"
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:

@@ -53,7 +53,7 @@ class Compressed(Scheme):
 
     @property
     def mark(self) -> str:
-        """See the base class."""
+        """What its kind of storage calls its values."""
         return "weight_packed" if self.packed else _SCALE
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:

@@ -29,7 +29,7 @@ class Fp8(Scheme):
 
     @property
     def mark(self) -> str:
-        """See the base class."""
+        """The name of its scales."""
         return self.scale
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:

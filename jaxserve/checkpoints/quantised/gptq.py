@@ -50,7 +50,7 @@ class Gptq(Scheme):
 
     @property
     def mark(self) -> str:
-        """See the base class."""
+        """`qweight`, packed integers."""
         return "qweight"
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:

@@ -42,6 +42,11 @@ def on_outputs(combine: Callable[..., Any], *weights: Quantised) -> Quantised:
     return result
 
 
+def map_rows(arrange: Callable[[Any], Any], weight: Any) -> Any:
+    """A weight with its rows moved; `arrange` takes an array, of a quantised weight each."""
+    return on_outputs(arrange, weight) if isinstance(weight, Quantised) else arrange(weight)
+
+
 def take_rows(weight: Quantised, index: Any) -> Quantised:
     """Some outputs of a weight, by anything that indexes its axes of outputs."""
     return on_outputs(lambda array: array[index], weight)

@@ -1,0 +1,98 @@
+"""Weights in every form in which a model may hold them, as pytrees.
+
+A weight is an array, or quantised (`pallas_kernels.weights.Quantised`), or `Parts` of which each is
+one of these: a parameter that is made of several tensors keeps them apart where their formats
+differ. Biases and factors are arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.models.parameters import Parameter
+from jaxserve.parallel.mesh import ShardingRules
+from pallas_kernels.weights import Format, Quantised
+
+# How each part of a parameter is held: a format, or None for an array. One entry: all as one.
+Storage = tuple[Format | None, ...]
+DENSE: Storage = (None,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A weight [out..., in] in parts that lie one after the other along an axis of outputs.
+
+    Attributes:
+        parts: the weights.
+        axis: of the outputs, along which they lie.
+    """
+
+    parts: tuple[Any, ...]
+    axis: int = dataclasses.field(metadata={"static": True})
+
+
+Weight = jax.Array | Quantised | Parts
+
+
+def multiply(
+    x: jax.Array, weight: Weight, product: Callable[[jax.Array, Any], jax.Array]
+) -> jax.Array:
+    """x [tokens, in] times a weight [out..., in] -> [tokens, out...].
+
+    Args:
+        x: activations.
+        weight: in any form.
+        product: multiplies by an array or by a quantised weight.
+    """
+    if not isinstance(weight, Parts):
+        return product(x, weight)
+    return jnp.concatenate([product(x, part) for part in weight.parts], 1 + weight.axis)
+
+
+def take_rows(weight: Weight, rows: jax.Array) -> jax.Array:
+    """Rows [n, in] of a table [rows, in], in float32 if it is quantised; `rows` is int32 [n]."""
+    if isinstance(weight, Parts):
+        raise TypeError("a table is in one part")
+    taken = jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), weight)
+    return taken.dequantise() if isinstance(taken, Quantised) else taken
+
+
+def abstract_weight(
+    parameter: Parameter, storage: Storage, rules: ShardingRules, dtype: np.dtype
+) -> Any:
+    """Shapes, types and placements of a parameter as it is held: a `Weight` without values.
+
+    Args:
+        parameter: its declaration.
+        storage: how its parts are held.
+        rules: the mesh, and what is split over it.
+        dtype: of arrays.
+    """
+
+    def one(shape: tuple[int, ...], format: Format | None) -> Any:
+        def abstract(last: int, kind: Any, *, is_split: bool = True) -> jax.ShapeDtypeStruct:
+            axes = parameter.axes if is_split else (*parameter.axes[:-1], None)
+            sharding = rules.sharding(*axes)
+            return jax.ShapeDtypeStruct((*shape[:-1], last), jnp.dtype(kind), sharding=sharding)
+
+        inputs = shape[-1]
+        if format is None:
+            return abstract(inputs, dtype)
+        groups = abstract(format.num_groups(inputs), format.scale, is_split=format.group > 0)
+        minimums = groups if format.has_minimums else None
+        values = abstract(format.value_bytes(inputs), format.value_type)
+        return Quantised(values, groups, minimums, format)
+
+    if len(storage) == 1:
+        return one(parameter.shape, storage[0])
+    axis = parameter.joined
+    shapes = [
+        (*parameter.shape[:axis], size, *parameter.shape[axis + 1 :])
+        for size in parameter.part_sizes
+    ]
+    return Parts(tuple(map(one, shapes, storage)), axis)
