@@ -23,7 +23,8 @@ Bits count scales and minimums too, for groups of 128 where nothing else is said
 | compressed-tensors, 2, 4, 8 bits | | as GPTQ, or per channel | | as GPTQ |
 | float8_e4m3fn | 8 | fp8, per channel or group | 8 | every row has scales of its own |
 
-With scales stored as float32 (rare) a minimum is rounded to float32 once more than
-`(code - zero) * scale` is. Zeros may differ in sign from those of other readers where a format has
-zero points. Everything else that GGUF has is dequantised (`gguf_file`).
+Weights with GPTQ's activation order are held so where their inputs can be taken in another order,
+and dequantised otherwise (`hf_weights`). With scales stored as float32 (rare) a minimum is rounded
+to float32 once more than `(code - zero) * scale` is. Zeros may differ in sign from those of other
+readers where a format has zero points. What else GGUF has is dequantised (`gguf_file`).
 """

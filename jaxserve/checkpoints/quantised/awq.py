@@ -17,6 +17,7 @@ from jaxserve.checkpoints.quantised.scheme import (
     affine_format,
     affine_weight,
     num_groups,
+    sizes_of,
 )
 from jaxserve.checkpoints.quantised.words import transposed
 from jaxserve.core.errors import CheckpointError
@@ -42,6 +43,16 @@ class Awq(Scheme):
     def mark(self) -> str:
         """`qweight`, packed integers."""
         return "qweight"
+
+    @property
+    def scales(self) -> str:
+        """`scales`."""
+        return "scales"
+
+    def shape(self, found: Mapping[str, Shape]) -> Shape:
+        """From `qweight`."""
+        columns, words = sizes_of(found, "qweight")
+        return words * _PER_WORD, columns
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:
         """Shapes of `qweight`, `qzeros` and `scales`."""

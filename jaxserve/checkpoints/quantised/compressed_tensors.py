@@ -21,6 +21,7 @@ from jaxserve.checkpoints.quantised.scheme import (
     affine_values,
     affine_weight,
     group_order,
+    sizes_of,
     word_values,
 )
 from jaxserve.checkpoints.quantised.words import WORD_BITS, unpack_columns
@@ -55,6 +56,18 @@ class Compressed(Scheme):
     def mark(self) -> str:
         """What its kind of storage calls its values."""
         return "weight_packed" if self.packed else _SCALE
+
+    @property
+    def scales(self) -> str:
+        """`weight_scale`."""
+        return _SCALE
+
+    def shape(self, found: Mapping[str, Shape]) -> Shape:
+        """From the codes, which fill whole words in every format that holds them."""
+        if not self.packed:
+            return sizes_of(found, "weight")
+        rows, words = sizes_of(found, "weight_packed")
+        return rows, words * WORD_BITS // self.bits
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:
         """Shapes of the codes, the scales and the zero points."""

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxserve.checkpoints.quantised.blocks import Blocks
-from jaxserve.checkpoints.quantised.scheme import Scheme, Shape, Shapes, checked_format
+from jaxserve.checkpoints.quantised.scheme import (
+    Scheme,
+    Shape,
+    Shapes,
+    checked_format,
+    sizes_of,
+)
 from jaxserve.core.errors import CheckpointError
 from pallas_kernels.weights import Format, Quantised, from_codes
 
@@ -31,6 +37,15 @@ class Fp8(Scheme):
     def mark(self) -> str:
         """The name of its scales."""
         return self.scale
+
+    @property
+    def scales(self) -> str:
+        """The name of its scales."""
+        return self.scale
+
+    def shape(self, found: Mapping[str, Shape]) -> Shape:
+        """That of `weight`."""
+        return sizes_of(found, "weight")
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:
         """Shapes of `weight` and its scales."""

@@ -23,6 +23,7 @@ from jaxserve.checkpoints.quantised.scheme import (
     affine_weight,
     group_order,
     num_groups,
+    sizes_of,
     word_values,
 )
 from jaxserve.checkpoints.quantised.words import WORD_BITS, transposed, unpack_columns
@@ -52,6 +53,16 @@ class Gptq(Scheme):
     def mark(self) -> str:
         """`qweight`, packed integers."""
         return "qweight"
+
+    @property
+    def scales(self) -> str:
+        """`scales`."""
+        return "scales"
+
+    def shape(self, found: Mapping[str, Shape]) -> Shape:
+        """From `qweight`."""
+        words, rows = sizes_of(found, "qweight")
+        return rows, words * WORD_BITS // self.bits
 
     def tensors(self, shape: Shape) -> dict[str, Shapes]:
         """Shapes of `qweight`, `qzeros` and `scales`."""

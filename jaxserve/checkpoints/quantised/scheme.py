@@ -32,6 +32,19 @@ class Scheme(abc.ABC):
     def mark(self) -> str:
         """Suffix of the tensor that only a matrix stored in this way has."""
 
+    @property
+    @abc.abstractmethod
+    def scales(self) -> str:
+        """Suffix of the tensor of scales, whose type `format` takes."""
+
+    @abc.abstractmethod
+    def shape(self, found: Mapping[str, Shape]) -> Shape:
+        """(out, in) of the matrix that tensors of such shapes, by suffix, hold if they fit.
+
+        Raises:
+            CheckpointError: a tensor is missing, or has other than two axes.
+        """
+
     @abc.abstractmethod
     def tensors(self, shape: Shape) -> dict[str, Shapes]:
         """Suffix -> shapes of every tensor that a matrix [out, in] must have; one of each will do.
@@ -197,6 +210,20 @@ def affine_weight(
     weight = Quantised(values, scales, minimums, format)
     weight.check()
     return weight
+
+
+def sizes_of(found: Mapping[str, Shape], suffix: str) -> tuple[int, int]:
+    """Rows and columns of a tensor.
+
+    Raises:
+        CheckpointError: it is missing, or no matrix.
+    """
+    if suffix not in found:
+        raise CheckpointError(f"tensor {suffix} is missing")
+    shape = found[suffix]
+    if len(shape) != 2:
+        raise CheckpointError(f"tensor {suffix} has shape {tuple(shape)}, expected a matrix")
+    return shape[0], shape[1]
 
 
 def num_groups(columns: int, group: int | None) -> int:
