@@ -20,6 +20,8 @@ from jaxserve.core.request import FinishReason
 from jaxserve.testing.fake_engine import fake_sync_engine
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 

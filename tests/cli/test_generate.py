@@ -17,6 +17,8 @@ from jaxserve.engine.outputs import TokenDelta
 from jaxserve.llm import LLM
 from jaxserve.testing.tiny_model import write_tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SMALL = {"num_pages": 64, "max_num_seqs": 2, "max_num_batched_tokens": 16}
 Run = Callable[..., Result]
 
@@ -62,7 +64,7 @@ def test_a_command_line_from_files_to_text(
     result = CliRunner().invoke(main, ["generate", *arguments, *flags])
     assert result.exit_code == 0, result.output
     assert result.stdout == greedy(llm, "hello", 9) + "\n"
-    stages = [r.stage for r in caplog.records if r.name == "jaxserve.engine.stages"]
+    stages = [r.__dict__["stage"] for r in caplog.records if "stage" in r.__dict__]
     assert {"imports", "checkpoint", "kernels", "weights", "programs"} == set(stages)
     assert len(stages) == 5  # each once, though stderr is no terminal
 

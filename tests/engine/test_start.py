@@ -72,11 +72,11 @@ def test_changed_options_compile_what_they_change(tiny_model: Callable[..., Path
         assert start(tiny_model(), tmp_path, **options).load().compiles_before_ready == 0, options
 
 
-def test_other_weights_share_the_programs(tiny_model: Callable[..., Path], tmp_path: Path):
+def test_other_weights_share_the_programs(tmp_path: Path, program_cache_dir: Path):
     """Weights are arguments, not constants: a fine-tuned model starts warm, and differs."""
     first = write_tiny_checkpoint(tmp_path / "a" / "model", seed=1)
     second = write_tiny_checkpoint(tmp_path / "b" / "model", seed=2)
-    one, other = (start(path, tmp_path / "cache") for path in (first, second))
+    one, other = (start(path, program_cache_dir) for path in (first, second))
     assert other.load().compiles_before_ready == 0
     requests = [([1, 2, 3], greedy(12))]
     assert tokens(run(one, requests)) != tokens(run(other, requests))
@@ -105,17 +105,17 @@ def test_serving_compiles_nothing(tiny_model: Callable[..., Path], tmp_path: Pat
 
 
 def test_a_surprise_raises_when_strict_and_counts_otherwise(
-    tiny_model: Callable[..., Path], tmp_path: Path
+    tiny_model: Callable[..., Path], program_cache_dir: Path
 ):
     def surprise(number: int) -> None:
         jax.jit(lambda x: x + number)(np.float32(1))
 
-    lax = start(tiny_model(), tmp_path)
+    lax = start(tiny_model(), program_cache_dir)
     before = lax.load().compiles_before_ready
     surprise(1)
     assert lax.load().compiles_after_ready == 1
     assert lax.load().compiles_before_ready == before
-    strict = start(tiny_model(), tmp_path, strict_compile=True)
+    strict = start(tiny_model(), program_cache_dir, strict_compile=True)
     with pytest.raises(CompileAfterReady):
         surprise(2)
     assert strict.load().compiles_after_ready == 1

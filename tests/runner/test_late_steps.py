@@ -72,7 +72,7 @@ def following(row: StepRow) -> StepRow:
 def test_late_rows_without_extras_are_plain_rows(made: SmallRunner):
     """In this step and in the next, which reads their tokens from the last-token map."""
     random = np.random.default_rng(1)
-    for _ in range(40):
+    for _ in range(16):
         rows = random_rows(made, random)
         plain = made.step(*rows), made.step(*map(following, rows))
         late = [
