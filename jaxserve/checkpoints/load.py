@@ -13,11 +13,12 @@ from jaxserve.checkpoints.base import MARKER, Checkpoint
 from jaxserve.checkpoints.gguf import GgufCheckpoint
 from jaxserve.checkpoints.gguf_file import whole_files
 from jaxserve.checkpoints.quantised.rows import concatenate, map_rows
+from jaxserve.checkpoints.quantised.search import quantise_float
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.parameters import Parameter, Shape
-from jaxserve.models.weights import Parts, Weight
-from pallas_kernels.weights import Format, Quantised, quantise
+from jaxserve.models.weights import Parts, Weight, dense
+from pallas_kernels.weights import Format, Quantised
 
 PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
 
@@ -141,24 +142,20 @@ def _held_as(target: Any, parameter: Parameter, parts: list[np.ndarray | Quantis
     """The parameter of these parts in the form of `target`, in NumPy."""
     if isinstance(target, Parts):
         return Parts(
-            tuple(_in_format(one.format, part) if isinstance(one, Quantised) else _dense(part)
+            tuple(_in_format(one.format, part) if isinstance(one, Quantised) else dense(part)
                   for one, part in zip(target.parts, parts, strict=True)),
             target.axis,
         )  # fmt: skip
     if isinstance(target, Quantised):
         held = [_in_format(target.format, part) for part in parts]
         return held[0] if len(held) == 1 else concatenate(*held, axis=parameter.joined)
-    return parameter.join([_dense(part) for part in parts])
+    return parameter.join([dense(part) for part in parts])
 
 
 def _in_format(format: Format, part: np.ndarray | Quantised) -> Quantised:
     if isinstance(part, Quantised) and part.format == format:
         return part
-    return quantise(_dense(part), format)
-
-
-def _dense(part: np.ndarray | Quantised) -> np.ndarray:
-    return part.dequantise() if isinstance(part, Quantised) else part
+    return quantise_float(dense(part), format)
 
 
 def _check_names(found: frozenset[str], wanted: Mapping[str, object]) -> None:

@@ -48,6 +48,21 @@ class EngineConfig:
         group="model",
         choices=("auto", "float32", "bfloat16"),
     )
+    quantization: str = option(
+        "auto",
+        "how weights are held: auto as the checkpoint has them, where a kernel multiplies them so, "
+        "and in --dtype elsewhere; none in --dtype; int8 and fp8 with a scale for each output, "
+        "int4 with one for every 32 inputs",
+        group="model",
+        choices=("auto", "none", "int8", "int4", "fp8"),
+    )
+    activation_dtype: str = option(
+        "auto",
+        "what quantised weights multiply: activations as they are (auto, float), or each token's "
+        "rounded to int8, which is faster and less exact",
+        group="model",
+        choices=("auto", "float", "int8"),
+    )
     max_model_len: int | None = option(
         None, "longest prompt plus answer, in tokens (default: the model's, at most 8192)",
         group="model",

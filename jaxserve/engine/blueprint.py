@@ -16,10 +16,12 @@ from jaxserve.checkpoints.generation import Generation, read_generation
 from jaxserve.checkpoints.load import open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
 from jaxserve.checkpoints.random_weights import RandomCheckpoint
+from jaxserve.checkpoints.storage import formats_of
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.engine.pool_size import GIB, longest_request, num_pages
+from jaxserve.engine.products import choose_products
 from jaxserve.engine.stages import stage
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
@@ -117,32 +119,34 @@ def draw_up(config: EngineConfig) -> Blueprint:
         tokenizer.parses_special_in_chat = config.chat_special_tokens
     model, rules = shard_model(checkpoint.config, mesh)
     _check_divides(config, rules)
-    lowering, max_model_len = _lowering(config, model, rules)
+    lowering, max_model_len = _lowering(config, checkpoint, model, rules)
     return Blueprint(
         config, path, checkpoint, generation, tokenizer, model, max_model_len, lowering
     )
 
 
 def _lowering(
-    config: EngineConfig, model: ModelConfig, rules: ShardingRules
+    config: EngineConfig, checkpoint: Checkpoint, model: ModelConfig, rules: ShardingRules
 ) -> tuple[StepLowering, int]:
     """The step's programs, and the longest request that they can serve."""
     dtype = _dtype(config)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
     max_model_len = _max_model_len(config, model)
     attention = _attention(config, model, rules, dtype, kv_dtype)
-    products = _linear(config, rules, dtype)
     graph = ModelGraph(model)
+    products, storage = choose_products(config, checkpoint, graph.parameters, rules, dtype)
     # What the weights leave free decides about the pool, and the pool about the longest request.
-    weights = graph.abstract_params(rules, dtype)
+    weights = graph.abstract_params(rules, dtype, storage)
     pool = num_pages(config, model, rules, kv_dtype, max_model_len, weights)
     max_model_len = longest_request(config, max_model_len, pool // rules.data)
     buckets = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
-    program = StepProgram.of_graph(graph, rules, buckets, attention, products)
-    lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype)
+    activations: linear.Activations = "int8" if config.activation_dtype == "int8" else "float"
+    program = StepProgram.of_graph(graph, rules, buckets, attention, products, activations)
+    lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype, storage)
     log.info(
-        "attention: %s, linear layers: %s; KV cache: %d pages of %d tokens, %.2f GiB of %s per "
-        "device; requests of up to %d tokens%s", attention, products, pool, config.page_size,
+        "attention: %s, linear layers: %s, weights: %s; KV cache: %d pages of %d tokens, %.2f GiB "
+        "of %s per device; requests of up to %d tokens%s", attention, products,
+        ", ".join(map(str, formats_of(storage))) or dtype.name, pool, config.page_size,
         lowering.page_bytes * lowering.pages_per_shard / GIB, kv_dtype.name, max_model_len,
         _why(max_model_len, config, model),
     )  # fmt: skip
@@ -208,17 +212,6 @@ def _attention(
     except ValueError as error:
         chosen = f" (--dtype {dtype.name}, --kv-cache-dtype {kv_dtype.name})"
         raise ConfigError(f"{error}{chosen if kv_dtype != dtype else ''}") from error
-
-
-def _linear(config: EngineConfig, rules: ShardingRules, dtype: np.dtype) -> str:
-    """The products with weights that run on this mesh's devices."""
-    devices = rules.mesh.devices
-    try:
-        return linear.choose_implementation(
-            config.linear_implementation, devices.flat[0], devices.size, dtype
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:

@@ -5,10 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-
-import jax
 
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
@@ -26,6 +23,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.pool_size import out_of_memory
 from jaxserve.engine.stages import counting, stage, stage_done
 from jaxserve.files.cache_home import cache_home
+from jaxserve.models.graph import Params
 from jaxserve.prediction.base import LengthPredictor
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
@@ -92,7 +90,7 @@ def _load(
     cache: ProgramCache,
     counter: CompileCounter,
     progress: bool,
-) -> tuple[Mapping[str, jax.Array], DeviceRunner]:
+) -> tuple[Params, DeviceRunner]:
     """Weights, and a runner that is warm; its programs come while they are read."""
     config, lowering = plan.config, plan.lowering
     kernels = threading.Event()
@@ -177,6 +175,8 @@ def _program_cache(plan: Blueprint) -> ProgramCache:
         "kv_dtype": lowering.kv_dtype.name,
         "attention": backend.implementation,
         "linear": backend.linear_implementation,
+        "activations": backend.activations,
+        "storage": lowering.storage,
     }
     directory = config.compilation_cache_dir
     path = cache_home("programs") if directory is None else Path(directory)

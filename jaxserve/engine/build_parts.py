@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from jaxserve.cache.page_store import PageStore
 from jaxserve.checkpoints.gguf_file import parts_of
 from jaxserve.core.config import EngineConfig
 from jaxserve.files.cache_home import cache_home
+from jaxserve.models.graph import Params
+from jaxserve.models.weights import Weight, dense
 from jaxserve.prediction import make_predictor
 from jaxserve.prediction.base import LengthPredictor
 from jaxserve.runner.lowering import StepLowering
@@ -47,6 +49,7 @@ def model_fingerprint(model: Path | None, config: EngineConfig) -> str:
         files = sorted(model.rglob("*")) if model.is_dir() else parts_of(model)
         stats = [(file, file.stat()) for file in files if file.is_file()]
         facts = [f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+    facts.append(f"{config.quantization} {config.activation_dtype}")
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -74,7 +77,7 @@ def build_store(
 
 def build_predictor(
     config: EngineConfig,
-    params: Mapping[str, jax.Array],
+    params: Params,
     hidden_size: int,
     max_model_len: int,
     fingerprint: str,
@@ -94,12 +97,13 @@ def build_predictor(
     )
 
 
-def _embedder(table: jax.Array) -> Callable[[Sequence[int]], np.ndarray]:
-    rows = np.asarray(table)  # on CPU no copy
+def _embedder(table: Weight) -> Callable[[Sequence[int]], np.ndarray]:
+    table = jax.tree.map(np.asarray, table)  # on CPU no copy
 
     def embed(token_ids: Sequence[int]) -> np.ndarray:
         """float32 [tokens, hidden]."""
-        return rows[np.asarray(token_ids)].astype(np.float32)
+        rows = jax.tree.map(lambda array: array[np.asarray(token_ids)], table)
+        return dense(rows).astype(np.float32)
 
     return embed
 

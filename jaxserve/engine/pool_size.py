@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def num_pages(
     rules: ShardingRules,
     kv_dtype: np.dtype,
     max_model_len: int,
-    params: Mapping[str, jax.ShapeDtypeStruct],
+    params: Mapping[str, Any],
 ) -> int:
     """Pages of the KV pool, over all data shards.
 
@@ -39,13 +40,13 @@ def num_pages(
         rules: the mesh.
         kv_dtype: of the values in the pool.
         max_model_len: in tokens; more pages than all requests could take are not made.
-        params: the weights, which need not be loaded yet.
+        params: shapes and placements of the weights, see `models.weights`.
 
     Raises:
         ConfigError: pool and weights do not fit what the devices or the host have.
     """
     page_bytes = _page_bytes(config, model, rules, kv_dtype)
-    room = _Room(config, rules, sum(map(_bytes_per_device, params.values())))
+    room = _Room(config, rules, sum(map(_bytes_per_device, jax.tree.leaves(params))))
     if config.num_pages is not None:
         room.check(config.num_pages // rules.data * page_bytes, f"--num-pages {config.num_pages}")
         return config.num_pages

@@ -1,7 +1,6 @@
 """Where models meet the kernels: write this step's KV and attend on every mesh shard; multiply."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,10 +10,11 @@ from jax.sharding import PartitionSpec
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.weights import multiply
 from jaxserve.parallel.mesh import ShardingRules
+from pallas_kernels import linear
 from pallas_kernels.kv_write import kv_write
-from pallas_kernels.linear import linear
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_batch import PagedBatch, bits_dtype
+from pallas_kernels.weights import Quantised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +29,14 @@ class KernelBackend:
         loop_layers: share one attention between all layers (`Decoder`), which takes an
             implementation whose layer and window may be traced values.
         linear_implementation: of `pallas_kernels.linear`.
+        activations: what quantised weights multiply, see there.
     """
 
     rules: ShardingRules
     implementation: str
     loop_layers: bool = False
     linear_implementation: str = "xla"
+    activations: linear.Activations = "float"
 
     @property
     def kv_write_implementation(self) -> str:
@@ -53,8 +55,16 @@ class KernelBackend:
 
     def linear(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
         """x [tokens, in] times weight [out..., in] -> [tokens, out...]."""
-        product = functools.partial(linear, implementation=self.linear_implementation)
-        return multiply(x, weight.get_value(), product)
+        return multiply(x, weight.get_value(), self._product)
+
+    def _product(self, x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
+        has_codes = isinstance(weight, Quantised) and weight.format.codes.startswith("int")
+        return linear.linear(
+            x,
+            weight,
+            implementation=self.linear_implementation,
+            activations=self.activations if has_codes else "float",
+        )
 
     def __call__(
         self,

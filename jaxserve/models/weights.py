@@ -58,8 +58,12 @@ def take_rows(weight: Weight, rows: jax.Array) -> jax.Array:
     """Rows [n, in] of a table [rows, in], in float32 if it is quantised; `rows` is int32 [n]."""
     if isinstance(weight, Parts):
         raise TypeError("a table is in one part")
-    taken = jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), weight)
-    return taken.dequantise() if isinstance(taken, Quantised) else taken
+    return dense(jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), weight))
+
+
+def dense(weight: Any) -> Any:
+    """The array that a weight in one part stands for, of NumPy or JAX as it is."""
+    return weight.dequantise() if isinstance(weight, Quantised) else weight
 
 
 def abstract_weight(

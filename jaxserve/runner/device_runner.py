@@ -13,6 +13,7 @@ from jax.stages import Compiled
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.step import FetchDone, SamplingExtras, StepPlan, StepResult, StepRow
+from jaxserve.models.graph import Params
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
 from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
@@ -67,7 +68,7 @@ class DeviceRunner:
     def __init__(
         self,
         lowering: StepLowering,
-        params: Mapping[str, jax.Array],
+        params: Params,
         store: PageStore | None = None,
         *,
         prefix_cache: bool = False,

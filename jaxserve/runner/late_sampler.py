@@ -18,6 +18,7 @@ from jax.stages import Compiled
 
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.sampling_params import MAX_LOGPROBS
+from jaxserve.models.graph import Params
 from jaxserve.runner.buckets import pick
 from jaxserve.runner.logit_edits import LateRow, pack_edits, pack_masks
 from jaxserve.runner.logit_programs import ALL_TOKENS
@@ -63,7 +64,7 @@ class LateSampler:
         head: the head's weights by name, on the mesh.
     """
 
-    def __init__(self, lowering: StepLowering, head: Mapping[str, jax.Array]) -> None:
+    def __init__(self, lowering: StepLowering, head: Params) -> None:
         self._lowering = lowering
         self._head = dict(head)
         self._shards = lowering.rules.data

@@ -18,6 +18,7 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.logit_programs import allow
 from jaxserve.runner.packing import NO_SLOT, SAMPLING_FIELDS, unpack, unpack_sampling
 from jaxserve.runner.sampler import sample
+from pallas_kernels.linear import Activations
 from pallas_kernels.paged_batch import PagedBatch
 
 
@@ -43,6 +44,7 @@ class StepProgram:
         buckets: Buckets,
         implementation: str,
         linear_implementation: str = "xla",
+        activations: Activations = "float",
     ) -> "StepProgram":
         """The step of a model on a mesh.
 
@@ -52,11 +54,12 @@ class StepProgram:
             buckets: shapes per data shard.
             implementation: of attention.
             linear_implementation: of the products with weights.
+            activations: what quantised weights multiply, see `pallas_kernels.linear`.
         """
         # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers. The
         # GPU kernel, which a CPU may interpret, takes no traced window.
         loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
-        backend = KernelBackend(rules, implementation, loop, linear_implementation)
+        backend = KernelBackend(rules, implementation, loop, linear_implementation, activations)
         return cls(graph, backend, buckets)
 
     def backbone(

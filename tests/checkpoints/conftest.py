@@ -214,9 +214,12 @@ def to_gguf_values(name: str, x: np.ndarray, family: str, sizes: Sizes) -> np.nd
 
 @pytest.fixture
 def make_gguf(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray]]]:
-    """make_gguf(family, kind) -> (file, the parameters it must load as)."""
+    """make_gguf(family, kind) -> (file, the parameters it must load as).
 
-    def make(family: str, kind: gguf.GGMLQuantizationType, *, extra=()):
+    `kinds` has the types of tensors of other names than most, by a part of the name.
+    """
+
+    def make(family: str, kind: gguf.GGMLQuantizationType, *, extra=(), kinds=()):
         sizes = EVEN
         arch = {"gemma3_text": "gemma3"}.get(family, family)
         tensors = hf_tensors(family, sizes)
@@ -240,10 +243,10 @@ def make_gguf(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray]
             if x.ndim == 1:
                 writer.add_tensor(target, stored)
                 continue
-            blocks = quantize(stored, kind)
-            writer.add_tensor(target, blocks, raw_dtype=kind)
+            own = next((k for part, k in dict(kinds).items() if part in target), kind)
+            writer.add_tensor(target, quantize(stored, own), raw_dtype=own)
             # What is lost is lost row by row, so the order of rows does not matter to it.
-            tensors[name] = dequantize(quantize(x, kind), kind)
+            tensors[name] = dequantize(quantize(x, own), own)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
