@@ -35,7 +35,7 @@ _EXTENSION, _API, _CONTEXT, _ARGS, _NUM_RESULTS, _RESULTS = 1, 2, 3, 9, 12, 14
 _FRAME_WORDS = 22
 # Words of XLA_FFI_Buffer: its type, where the data and where the sizes of its axes are.
 _KIND, _DATA, _SIZES = 2, 3, 5
-_UINT16, _FLOAT32, _BFLOAT16 = 7, 11, 16  # XLA_FFI_DataType
+INT8, UINT8, UINT16, FLOAT16, FLOAT32, BFLOAT16 = 2, 6, 7, 10, 11, 16  # XLA_FFI_DataType
 _BUFFER_WORDS = 6
 # Words of XLA_FFI_Api.
 _API_VERSION, _SCHEDULE, _NUM_THREADS = 4, 17, 18
@@ -80,10 +80,16 @@ def size(buffer: int, axis: int) -> int:
 
 
 @njit(forceinline=True)
+def kind(buffer: int) -> int:
+    """The type of a buffer's numbers, as XLA's interface counts them (INT8, ...)."""
+    return words(buffer, _BUFFER_WORDS)[_KIND] & 0xFFFFFFFF
+
+
+@njit(forceinline=True)
 def itemsize(buffer: int) -> int:
     """Bytes of a number: 4 for float32, 2 for bfloat16 or its bits in uint16; 0 for others."""
-    kind = words(buffer, _BUFFER_WORDS)[_KIND] & 0xFFFFFFFF
-    return 4 if kind == _FLOAT32 else 2 if kind in (_BFLOAT16, _UINT16) else 0
+    of = kind(buffer)
+    return 4 if of == FLOAT32 else 2 if of in (BFLOAT16, UINT16) else 0
 
 
 @njit(forceinline=True)

@@ -44,6 +44,12 @@ def halves(address: int, count: int) -> np.ndarray:
 
 
 @njit(forceinline=True)
+def octets(address: int, count: int) -> np.ndarray:
+    """The int8 array at an address."""
+    return carray(_pointer(address), count, np.int8)
+
+
+@njit(forceinline=True)
 def floats(address: int, count: int) -> np.ndarray:
     """The float32 array at an address."""
     return carray(_pointer(address), count, np.float32)

@@ -27,7 +27,8 @@ _I32, _I64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _FOUR = 4
 _FOUR_FLOATS = ir.VectorType(_FLOAT, _FOUR)
-_FAST = ("fast",)
+# Nothing is reordered: a sum comes out alike in tiles of any size, alone or among others.
+_FUSED = ("contract",)
 
 
 def _at(builder: Any, base: Any, index: Any, kind: Any, size: int = 4) -> Any:
@@ -48,21 +49,21 @@ def _load_halves(builder: Any, base: Any, index: Any) -> list[Any]:
     return [builder.bitcast(half, _VECTOR) for half in (even, odd)]
 
 
-def _sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> list[Any]:
+def sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> list[Any]:
     """A loop over k < count, `add(k, sums)` being the next sums, in registers throughout."""
     before = builder.block
     body, after = builder.append_basic_block("k"), builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
     builder.position_at_end(body)
     k = builder.phi(_I64)
-    sums = [builder.phi(_VECTOR) for _ in starts]
+    sums = [builder.phi(start.type) for start in starts]
     added = add(k, sums)
     following = builder.add(k, _I64(1))
     k.add_incoming(_I64(0), before)
     k.add_incoming(following, body)
     builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     builder.position_at_end(after)
-    results = [builder.phi(_VECTOR) for _ in starts]  # a block begins with all its phis
+    results = [builder.phi(start.type) for start in starts]  # a block begins with all its phis
     for phi, result, start, new in zip(sums, results, starts, added, strict=True):
         for target in (phi, result):
             target.add_incoming(start, before)
@@ -71,7 +72,7 @@ def _sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> 
 
 
 def _fma(builder: Any, total: Any, x: Any, y: Any) -> Any:
-    return builder.fadd(total, builder.fmul(x, y, flags=_FAST), flags=_FAST)
+    return builder.fadd(total, builder.fmul(x, y, flags=_FUSED), flags=_FUSED)
 
 
 def product_tile(
@@ -133,28 +134,28 @@ def product_tile(
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
         starts = [_load(builder, out, index) if adds else zero for index in indices]
-        results = _sum_products(builder, count, starts, add)
+        results = sum_products(builder, count, starts, add)
         for index, value in zip(indices, results, strict=True):
             builder.store(value, _at(builder, out, index, _VECTOR), align=4)
 
-    return _as_intrinsic(emit, 7 if fetches is None else 8)
+    return as_intrinsic(emit, 7 if fetches is None else 8)
 
 
-def dot_tile(rows: int, columns: int, *, is_narrow: bool = False) -> Any:
+def dot_tile(rows: int, columns: int, *, is_narrow: bool = False, fetches: bool = True) -> Any:
     """out [rows, columns] = a [rows, count * LANES] @ b [columns, count * LANES], transposed.
 
     Args:
         rows, columns: of the tile; their product is how many sums it holds.
         is_narrow: b is bfloat16, a is split (see the module), and `count` of 2 * LANES numbers.
+        fetches: as of `product_tile`, of the next b.
 
     Returns:
-        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count, ahead) for Numba, `ahead`
-        being the address of the next b: fetched meanwhile.
+        An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba.
     """
     size, vectors = (2, 2) if is_narrow else (4, 1)  # bytes of a number of b; vectors per step
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
-             count: Any, ahead: Any) -> None:  # fmt: skip
+             count: Any, ahead: Any = None) -> None:  # fmt: skip
         def add(k: Any, sums: Sequence[Any]) -> list[Any]:
             first = builder.mul(k, _I64(vectors * LANES))
 
@@ -164,7 +165,8 @@ def dot_tile(rows: int, columns: int, *, is_narrow: bool = False) -> Any:
 
             of_b = []
             for start in starts(b_stride, columns):
-                fetch(builder, builder.add(ahead, builder.mul(start, _I64(size))))
+                if fetches:
+                    fetch(builder, builder.add(ahead, builder.mul(start, _I64(size))))
                 halves = _load_halves if is_narrow else lambda *at: [_load(*at)]
                 of_b.append(halves(builder, b, start))
             of_a = [
@@ -179,19 +181,19 @@ def dot_tile(rows: int, columns: int, *, is_narrow: bool = False) -> Any:
             return list(sums)
 
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        results = _sum_products(builder, count, [zero] * (rows * columns), add)
+        results = sum_products(builder, count, [zero] * (rows * columns), add)
         for row in range(rows):
             mine = results[row * columns : (row + 1) * columns]
             start = builder.mul(out_stride, _I64(row))
             if columns == _FOUR:
                 place = _at(builder, out, start, _FOUR_FLOATS)
-                builder.store(_four_totals(builder, mine), place, align=4)
+                builder.store(four_totals(builder, mine), place, align=4)
                 continue
             for column, value in enumerate(mine):
                 index = builder.add(start, _I64(column))
                 builder.store(_total(builder, value), _at(builder, out, index, _FLOAT))
 
-    return _as_intrinsic(emit, 8)
+    return as_intrinsic(emit, 8 if fetches else 7)
 
 
 def _total(builder: Any, vector: Any) -> Any:
@@ -199,33 +201,34 @@ def _total(builder: Any, vector: Any) -> Any:
     reduction = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
     name = f"llvm.vector.reduce.fadd.v{LANES}f32"
     reduce = cgutils.get_or_insert_function(builder.module, reduction, name)
-    return builder.call(reduce, [_FLOAT(-0.0), vector], fastmath=_FAST)
+    return builder.call(reduce, [_FLOAT(-0.0), vector], fastmath=("reassoc",))
 
 
-def _four_totals(builder: Any, vectors: Sequence[Any]) -> Any:
+def four_totals(builder: Any, vectors: Sequence[Any]) -> Any:
     """The sums of four vectors' numbers, as one vector of four.
 
     Adding up one vector is four shuffles one after the other, which may take longer than the
     products; four vectors are added up in little more than one.
     """
+    lanes_of_each = vectors[0].type.count
 
     def both(x: Any, y: Any, picked: Sequence[Sequence[int]]) -> Any:
         """The sum of two choices from every four numbers of x (0 to 3) and of y (4 to 7)."""
         parts = []
         for choice in picked:
             lanes = [
-                group + lane % 4 + (LANES if lane >= 4 else 0)
-                for group in range(0, LANES, 4)
+                group + lane % 4 + (lanes_of_each if lane >= 4 else 0)
+                for group in range(0, lanes_of_each, 4)
                 for lane in choice
             ]
-            mask = ir.Constant(ir.VectorType(_I32, LANES), lanes)
+            mask = ir.Constant(ir.VectorType(_I32, lanes_of_each), lanes)
             parts.append(builder.shuffle_vector(x, y, mask))
-        return builder.fadd(*parts, flags=_FAST)
+        return builder.fadd(*parts, flags=_FUSED)
 
     first, second = (
         both(x, y, [(0, 4, 1, 5), (2, 6, 3, 7)]) for x, y in (vectors[:2], vectors[2:])
     )
-    total, size = both(first, second, [(0, 1, 4, 5), (2, 3, 6, 7)]), LANES
+    total, size = both(first, second, [(0, 1, 4, 5), (2, 3, 6, 7)]), lanes_of_each
     while size > _FOUR:
         size //= 2
         halves = [
@@ -236,7 +239,7 @@ def _four_totals(builder: Any, vectors: Sequence[Any]) -> Any:
             )
             for start in (0, size)
         ]
-        total = builder.fadd(*halves, flags=_FAST)
+        total = builder.fadd(*halves, flags=_FUSED)
     return total
 
 
@@ -248,7 +251,7 @@ def _spread(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _as_intrinsic(emit: Any, count: int) -> Any:
+def as_intrinsic(emit: Any, count: int) -> Any:
     """What `emit` writes, for Numba: a function of `count` addresses and numbers."""
 
     @intrinsic

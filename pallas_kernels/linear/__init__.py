@@ -38,7 +38,7 @@ def choose_implementation(
         raise ValueError(f"no linear {implementation!r}; there are {', '.join(NAMES)}")
     if implementation not in ("auto", "cpu"):
         return implementation
-    reason = _module("cpu").refusal(jnp.dtype(dtype).name, format)
+    reason = _module("cpu").refusal(jnp.dtype(dtype).name)
     if device.platform != "cpu":
         reason = f"it takes a CPU, and this is {device.platform}"
     elif num_devices > 1:
@@ -50,14 +50,18 @@ def choose_implementation(
     return "xla"
 
 
-def prepare(implementation: str) -> None:
+def prepare(
+    implementation: str, format: Format | None = None, activations: Activations = "float"
+) -> None:
     """Get ready what programs call that were compiled before and come from a file.
 
     Args:
         implementation: one that `choose_implementation` gave.
+        format: of weights, or None where they are not quantised; once for each kind there is.
+        activations: as of `linear`.
     """
     if implementation == "cpu":
-        _module("cpu").prepare()
+        _module("cpu").prepare(format, activations)
 
 
 def linear(
@@ -66,6 +70,7 @@ def linear(
     *,
     implementation: str = "auto",
     activations: Activations = "float",
+    num_tokens: jax.Array | None = None,
 ) -> jax.Array:
     """x times weight, transposed.
 
@@ -77,6 +82,8 @@ def linear(
         activations: "float" multiplies x as it is with the numbers that the weight stands for;
             "int8" rounds each token to int8 first, with a scale for each group of the weight
             (`activations.quantise_activations`), and takes a weight of integer codes.
+        num_tokens: int32 scalar: how many tokens there are, where x is padded; None: all of it.
+            What rows behind them come to is not said: an implementation may leave them out.
 
     Returns:
         [tokens, out...] in x's dtype.
@@ -89,7 +96,7 @@ def linear(
     _check(x, weight, activations)
     if implementation == "auto":
         implementation = choose_implementation("auto", jax.devices()[0], 1, x.dtype, format)
-    return _module(implementation).linear(x, weight, activations)
+    return _module(implementation).linear(x, weight, activations, num_tokens)
 
 
 def _check(x: jax.Array, weight: jax.Array | Quantised, activations: str) -> None:

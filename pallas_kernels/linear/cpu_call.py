@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numba import njit
+from numba import float32, njit
 
 from pallas_kernels.cpu_calls.handler import (
     begins,
@@ -15,14 +15,14 @@ from pallas_kernels.cpu_calls.handler import (
     result,
     size,
 )
-from pallas_kernels.cpu_calls.memory import allocate, floats, words
+from pallas_kernels.cpu_calls.memory import allocate, floats, ints, words
 from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, padded, product_tile
 from pallas_kernels.linear.cpu import COLUMNS_FROM
 
 GROUP = 12  # rows of the weight that tiles come to a border at: a multiple of every tile's rows
 STRIPS = 2  # items per thread: one that comes late leaves some to the others
 L2_BYTES = 1 << 20  # what activations may take of a core's own cache
-_X, _WEIGHT = range(2)  # the call's operands
+_X, _WEIGHT, _NUM_TOKENS = range(3)  # the call's operands
 
 
 def _make_dots(rows: int) -> Any:
@@ -110,11 +110,14 @@ def _few_tokens(x, weight, out, tokens, width, outputs, first, last):  # type: i
 
 
 @njit
-def _many_tokens(x, weight, out, tokens, width, first, last):  # type: ignore[no-untyped-def]
-    """As many tokens at a time as their activations stay in the core's cache for all rows."""
+def _many_tokens(x, weight, out, tokens, num_tokens, width, first, last):  # type: ignore[no-untyped-def]
+    """As many tokens at a time as their activations stay in the core's cache for all rows.
+
+    There are `num_tokens` of them; columns are `tokens` numbers long.
+    """
     block = padded(max(L2_BYTES // (4 * width), 1), 4 * LANES)
-    for begin in range(0, tokens, block):
-        end = min(begin + block, tokens)
+    for begin in range(0, num_tokens, block):
+        end = min(begin + block, num_tokens)
         wide = begin + (end - begin) // (4 * LANES) * (4 * LANES)
         if wide > begin:
             _products_4(x, weight, out, tokens, width, begin, wide, first, last)
@@ -122,6 +125,17 @@ def _many_tokens(x, weight, out, tokens, width, first, last):  # type: ignore[no
             _products_2(x, weight, out, tokens, width, wide, end, first, last)
         elif end > wide:
             _products_1(x, weight, out, tokens, width, wide, end, first, last)
+
+
+@njit
+def _clear(out, tokens, num_tokens, outputs, first, last):  # type: ignore[no-untyped-def]
+    """Zeros where tokens would be that there are not."""
+    if tokens < COLUMNS_FROM:
+        for token in range(num_tokens, tokens):
+            floats(out + 4 * (token * outputs + first), last - first)[:] = float32(0)
+    elif num_tokens < tokens:
+        for row in range(first, last):
+            floats(out + 4 * (row * tokens + num_tokens), tokens - num_tokens)[:] = float32(0)
 
 
 @begins()
@@ -137,7 +151,7 @@ def _begin(frame, place):  # type: ignore[no-untyped-def]
 
 @does()
 def _do(frame, memory, item):  # type: ignore[no-untyped-def]
-    """One strip of the weight, for all tokens."""
+    """One strip of the weight, for all tokens that there are."""
     x, weight = operand(frame, _X), operand(frame, _WEIGHT)
     tokens, width, outputs = size(x, 0), size(x, 1), size(weight, 0)
     strip = words(memory, 1)[0]
@@ -145,10 +159,12 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     first = ((outputs - 1) // strip - item) * strip
     last = min(first + strip, outputs)
     x_at, weight_at, out = data(x), data(weight), data(result(frame, 0))
-    if tokens < COLUMNS_FROM:
-        _few_tokens(x_at, weight_at, out, tokens, width, outputs, first, last)
-    else:
-        _many_tokens(x_at, weight_at, out, tokens, width, first, last)
+    num_tokens = max(min(ints(data(operand(frame, _NUM_TOKENS)), 1)[0], tokens), 0)
+    if tokens >= COLUMNS_FROM:
+        _many_tokens(x_at, weight_at, out, tokens, num_tokens, width, first, last)
+    elif num_tokens:
+        _few_tokens(x_at, weight_at, out, num_tokens, width, outputs, first, last)
+    _clear(out, tokens, num_tokens, outputs, first, last)
     return 0
 
 

@@ -9,8 +9,10 @@ from pallas_kernels.linear.activations import round_activations
 from pallas_kernels.weights import Quantised
 
 
-def linear(x: jax.Array, weight: jax.Array | Quantised, activations: str) -> jax.Array:
-    """`pallas_kernels.linear.linear`, computed in the widest type that JAX is set to."""
+def linear(
+    x: jax.Array, weight: jax.Array | Quantised, activations: str, _num_tokens: jax.Array | None
+) -> jax.Array:
+    """`pallas_kernels.linear.linear` of all tokens, in the widest type that JAX is set to."""
     kind = x.dtype
     numbers: Any = weight
     wide = jnp.promote_types(kind, jnp.float32)

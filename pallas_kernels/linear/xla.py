@@ -15,8 +15,10 @@ from pallas_kernels.weights import Quantised
 WEIGHT_FIRST_TOKENS = 64
 
 
-def linear(x: jax.Array, weight: jax.Array | Quantised, activations: str = "float") -> jax.Array:
-    """`pallas_kernels.linear.linear` in plain XLA."""
+def linear(
+    x: jax.Array, weight: jax.Array | Quantised, activations: str, _num_tokens: jax.Array | None
+) -> jax.Array:
+    """`pallas_kernels.linear.linear` in plain XLA, of all tokens."""
     if not isinstance(weight, Quantised):
         return _multiply(x, weight)
     flat = x.reshape(x.shape[0], -1)

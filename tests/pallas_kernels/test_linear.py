@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from pallas_kernels.linear.cpu import MOST_TOKENS
 CPU = SimpleNamespace(platform="cpu")
 
 
-def error(out: jax.Array, expected: np.ndarray) -> float:
+def error(out: Any, expected: np.ndarray) -> float:
     """||out - expected|| / ||expected||."""
     return float(np.linalg.norm(np.asarray(out) - expected) / np.linalg.norm(expected))
 
@@ -56,6 +57,21 @@ def test_cpu_at_any_size(tokens: int, outputs: int, width: int, seed: int) -> No
     out = jax.jit(lambda x, w: linear(2 * x, w, implementation="cpu") + 1)(x, weight)
     expected = 2 * x.astype(np.float64) @ weight.T.astype(np.float64) + 1
     assert error(out, expected) < 3e-6
+
+
+@pytest.mark.parametrize("padded", [13, 40])
+def test_padding_is_left_out(padded: int) -> None:
+    """In both layouts of activations, whatever the rows behind hold."""
+    x, weight = draw(padded, 37), jnp.asarray(draw(53, 37, seed=1))
+    call = jax.jit(lambda x, n: linear(x, weight, implementation="cpu", num_tokens=n))
+    whole = np.asarray(call(x, padded))
+    assert error(whole, x.astype(np.float64) @ np.asarray(weight.T, np.float64)) < 1e-6
+    for count in (0, 1, 7, padded):
+        x[count:] = np.nan
+        out = np.asarray(call(x, count))
+        np.testing.assert_allclose(out[:count], whole[:count], rtol=1e-5, atol=1e-5)
+        assert not out[count:].any()
+        x = draw(padded, 37)
 
 
 def test_calls_of_several_programs_at_once() -> None:

@@ -24,14 +24,14 @@ INTEGERS = [
     Format("int6", 16),
 ]
 FORMATS = [*INTEGERS, Format("fp8", scale="bfloat16"), Format("fp8", 128)]
-IMPLEMENTATIONS = ["xla", "reference"]
+IMPLEMENTATIONS = ["cpu", "xla", "reference"]
 
 
 def draw(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def error(out: jax.Array, expected: np.ndarray) -> float:
+def error(out: Any, expected: np.ndarray) -> float:
     """||out - expected|| / ||expected||."""
     difference = np.asarray(out, np.float64) - expected
     return float(np.linalg.norm(difference) / np.linalg.norm(expected))
@@ -64,13 +64,45 @@ def test_rounded_activations(format: Format, implementation: str) -> None:
     assert not np.asarray(out[3]).any()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("format", [Format("int8"), Format("int4", 32), Format("fp8")], ids=str)
 def test_bfloat16(format: Format, implementation: str) -> None:
     weight, x = quantise(draw(41, 256, seed=1), format), draw(5, 256).astype(jnp.bfloat16)
     out = linear(x, weight, implementation=implementation)
     assert out.dtype == jnp.bfloat16
     assert error(out, x.astype(np.float64) @ weight.dequantise().astype(np.float64).T) < 0.01
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize(
+    ("format", "inputs"),
+    [
+        (Format("int4", 32, "float16"), 576),
+        (Format("int6", 16), 160),  # blocks of two groups, and no whole number of segments
+        (Format("int6", 48, "float32", has_minimums=True), 288),
+        (Format("int8", 16, "bfloat16"), 48),  # half a block is left over
+        (Format("int8", has_minimums=True), 97),  # no block is whole at the end of a row
+    ],
+    ids=str,
+)
+def test_cpu_at_any_number_of_tokens(format: Format, inputs: int, activations: Any) -> None:
+    """A row comes out in the same bits alone, among others, and in a padded shape."""
+    weight, x = quantise(draw(53, inputs, seed=1), format), draw(19, inputs)
+    call = jax.jit(
+        lambda x, num_tokens: linear(
+            x, weight, implementation="cpu", activations=activations, num_tokens=num_tokens
+        )
+    )
+    all_rows = np.asarray(call(x, 19))
+    numbers = x if activations == "float" else np.asarray(round_activations(x, format))
+    expected = numbers.astype(np.float64) @ weight.dequantise().astype(np.float64).T
+    assert error(all_rows, expected) < 1e-6
+    for count in (0, 1, 3, 8, 17):
+        out = np.asarray(call(x, count))
+        np.testing.assert_array_equal(out[:count], all_rows[:count])
+        assert not out[count:].any()
+    for count in (1, 7):
+        np.testing.assert_array_equal(call(x[:count], count), all_rows[:count])
 
 
 def test_rounding_of_activations() -> None:
@@ -101,6 +133,8 @@ def test_weights_are_not_kept_as_floats() -> None:
 
 def test_choice() -> None:
     cpu, format = SimpleNamespace(platform="cpu"), Format("int4", 32)
+    assert choose_implementation("auto", cpu, 1, jnp.float32, format) == "cpu"
+    assert choose_implementation("auto", cpu, 1, jnp.bfloat16, format) == "xla"
     assert choose_implementation("auto", cpu, 2, jnp.float32, format) == "xla"
     assert choose_implementation("xla", cpu, 1, jnp.float32, format) == "xla"
 

@@ -1,0 +1,120 @@
+"""A custom call of `linear` on CPUs: activations as they are times quantised weights."""
+
+from typing import Any
+
+from numba import float32, njit
+
+from pallas_kernels.cpu_calls.codes import BLOCK
+from pallas_kernels.cpu_calls.handler import (
+    begins,
+    data,
+    does,
+    ends,
+    make_handler,
+    operand,
+    result,
+    size,
+)
+from pallas_kernels.cpu_calls.memory import allocate, floats, release, words
+from pallas_kernels.cpu_calls.tiles import LANES, LINE, dot_tile, padded
+from pallas_kernels.linear.cpu_quantised import (
+    COLUMNS,
+    MANY,
+    MINIMUMS,
+    MOST_TOKENS,
+    SCALES,
+    TOKENS,
+    VALUES,
+    X_AT,
+    X,
+    clear,
+    make_multiply,
+    prepare_call,
+    read_row,
+    span,
+)
+from pallas_kernels.linear.cpu_rows import (
+    BLOCK_BYTES,
+    FP8,
+    code_kind,
+    float_row,
+    offset_of,
+    scale_up,
+    take_off,
+)
+
+
+@begins()
+def _begin(frame, place):  # type: ignore[no-untyped-def]
+    """Activations are taken as they lie, if their rows are whole vectors, or else copied."""
+    x = operand(frame, X)
+    width = size(x, 1)
+    whole = padded(width, BLOCK)
+    items = prepare_call(frame, place, 4 * whole if whole > width else 0)
+    fields = words(words(place, 1)[0], 3)
+    if whole == width:
+        fields[X_AT] = data(x)
+        return items
+    for token in range(fields[TOKENS]):
+        row = floats(fields[X_AT] + 4 * token * whole, whole)
+        row[:width] = floats(data(x) + 4 * token * width, width)
+        row[width:] = float32(0)
+    return items
+
+
+def _make_float_tile(tokens: int) -> Any:
+    tile = dot_tile(tokens, COLUMNS, fetches=False)
+
+    @njit(inline="always")
+    def multiply(out, out_stride, x, row, shape):  # type: ignore[no-untyped-def]
+        width = shape[0] // 4
+        tile(out, out_stride, x, width, row, width, width // LANES)
+
+    return multiply
+
+
+_multiply = make_multiply(_make_float_tile)
+
+
+@does()
+def _do(frame, memory, item):  # type: ignore[no-untyped-def]
+    """One strip of the weight as float32, for all tokens."""
+    values, fields = operand(frame, VALUES), words(memory, 3)
+    width, bytes_of_row = size(operand(frame, X), 1), size(values, 1)
+    outputs, tokens, x = size(values, 0), fields[TOKENS], fields[X_AT]
+    groups, codes = size(operand(frame, SCALES), 1), code_kind(values, width)
+    pitch = 4 * padded(width, BLOCK)
+    offset = offset_of(codes, size(operand(frame, MINIMUMS), 0) > 0, True)
+    first, last = span(frame, memory, item)
+    at_once = COLUMNS if tokens <= MOST_TOKENS else MANY
+    room = allocate(LINE + at_once * pitch + BLOCK_BYTES + 8 * groups + 4 * COLUMNS * MOST_TOKENS)
+    rows = padded(room, LINE)
+    scales = rows + at_once * pitch
+    minimums, spare = scales + 4 * groups, scales + 8 * groups
+    for at in range(first, last, at_once):
+        count = min(at_once, last - at)
+        for row in range(count):
+            read_row(frame, at + row, scales, minimums, groups)
+            if offset:
+                take_off(minimums, scales, offset, groups)
+            if codes == FP8:
+                scale_up(scales, groups)
+            source = data(values) + (at + row) * bytes_of_row
+            float_row(
+                codes, rows + row * pitch, source, scales, minimums, width, width // groups, spare
+            )
+        out = data(result(frame, 0)) + 4 * at
+        _multiply(out, outputs, x, tokens, rows, count, (pitch, 0, 0, 0), spare + BLOCK_BYTES)
+    release(room)
+    clear(frame, tokens, first, last)
+    return 0
+
+
+@ends()
+def _end(frame, memory):  # type: ignore[no-untyped-def]
+    return 0
+
+
+def make_call() -> Any:
+    """The handler of the custom call whose operands and results `cpu.linear` names."""
+    return make_handler(_begin, _do, _end)
