@@ -1,30 +1,35 @@
 """Hugging Face checkpoint directories: config.json, *.safetensors, tokenizer files."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxserve.checkpoints.base import Checkpoint
+from jaxserve.checkpoints.quantised.hf_config import Quantisation, read_quantisation
+from jaxserve.checkpoints.quantised.hf_weights import HfWeights
+from jaxserve.checkpoints.quantised.rows import map_rows
 from jaxserve.checkpoints.tensors import check_tensors, widened
 from jaxserve.core.errors import CheckpointError
 from jaxserve.core.sampling_defaults import SamplingDefaults, from_generation_config
+from jaxserve.files.safetensors_file import map_tensors
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_hf import from_hf_config
-from jaxserve.models.parameters import HF_EMBEDDING, HF_HEAD, HF_PREFIX, Piece, Shape
+from jaxserve.models.parameters import HF_EMBEDDING, HF_HEAD, HF_PREFIX, Piece
+from jaxserve.models.weights import dense
+from pallas_kernels.weights import Format, Quantised
 
 GENERATION_CONFIG = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Vision parts of Gemma 3, and buffers that old files carry along.
 IGNORED_PARTS = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
-DTYPES = ("F64", "F32", "F16", "BF16")
+TYPES = ("float64", "float32", "float16", "bfloat16")
+QUANTISATION = "quantization_config"
 COMPARED_ROWS = 4096  # of an embedding at a time
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     Where a configuration says that the embeddings are tied, and another output projection is
     stored beside them, that one is used, as transformers does.
+
+    Weights that a `quantization_config` describes are read in the formats of `pallas_kernels`.
 
     Args:
         path: the directory.
@@ -51,8 +58,9 @@ class SafetensorsCheckpoint(Checkpoint):
         generation: dict[str, Any] | None = None
         if (self._path / GENERATION_CONFIG).exists():
             generation, where = read_json(self._path / GENERATION_CONFIG), GENERATION_CONFIG
+        quantisation = self._quantisation(values, allow_unknown)
         config = from_hf_config(
-            values,
+            {key: value for key, value in values.items() if key != QUANTISATION},
             name=self._path.name,
             generation_config=generation,
             allow_unknown=allow_unknown,
@@ -61,13 +69,13 @@ class SafetensorsCheckpoint(Checkpoint):
         self._sampling = from_generation_config(
             values if generation is None else generation, str(self._path / where)
         )
-        self._files = _tensor_files(self._path)
-        headers = self._read_headers()
-        embedding = next((n for n in headers if n.endswith(HF_EMBEDDING)), None)
+        self._weights = HfWeights(_tensors(self._path), quantisation)
+        shapes = self._weights.shapes
+        embedding = next((n for n in shapes if n.endswith(HF_EMBEDDING)), None)
         if embedding is None:
             raise CheckpointError(f"{self._path}: tensor {HF_EMBEDDING} is missing")
-        lm_head = next((n for n in headers if n.endswith(HF_HEAD)), HF_HEAD)
-        if config.tie_embeddings and lm_head in headers and not self._equal(embedding, lm_head):
+        lm_head = next((n for n in shapes if n.endswith(HF_HEAD)), HF_HEAD)
+        if config.tie_embeddings and lm_head in shapes and not self._equal(embedding, lm_head):
             log.warning(
                 "%s: config.json ties the embeddings, but %s is stored and differs: it is used",
                 self._path, lm_head,
@@ -85,13 +93,13 @@ class SafetensorsCheckpoint(Checkpoint):
             tied_head = config.tie_embeddings and name == lm_head
             return tied_head or any(part in name for part in IGNORED_PARTS)
 
-        shapes = {name: header.shape for name, header in headers.items()}
         check_tensors(pieces, shapes, ignored, self._path)
         for name in (piece.tensor for piece in pieces):
-            if headers[name].dtype not in DTYPES:
+            kind = self._weights.type(name)
+            if kind is not None and kind.name not in TYPES:
                 raise CheckpointError(
-                    f"{self._path}: tensor {name} has type {headers[name].dtype}; supported: "
-                    f"{', '.join(DTYPES)} (quantised checkpoints only as GGUF)"
+                    f"{self._path}: tensor {name} has type {kind.name}; supported: "
+                    f"{', '.join(TYPES)} (others only by a {QUANTISATION})"
                 )
 
     @property
@@ -111,45 +119,48 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         """Read one parameter, in float32 or, where it is stored so, bfloat16."""
-        if name not in self._pieces:
-            raise CheckpointError(f"{self._path}: there is no parameter {name}")
-        parts = [
-            piece.arrange(widened(piece.tensor, self._read_tensor(piece.tensor)))
-            for piece in self._pieces[name]
-        ]
+        parts = [dense(part) for part in self.read_parts(name)]
         return self.parameters[name].join(parts)
 
-    def _read_tensor(self, name: str) -> np.ndarray:
-        with _opened(self._files[name]) as opened:
-            return opened.get_tensor(name)
+    def formats(self, name: str) -> tuple[Format | None, ...]:
+        """How each part is quantised in the files; None where it is not, or has another order."""
+        return tuple(self._weights.format(piece.tensor) for piece in self._of(name))
+
+    def read_parts(self, name: str) -> list[np.ndarray | Quantised]:
+        """One parameter's parts, in the files' own numbers."""
+        return [self._read_part(piece) for piece in self._of(name)]
+
+    def _read_part(self, piece: Piece) -> np.ndarray | Quantised:
+        found = self._weights.read(piece.tensor)
+        if not isinstance(found, Quantised):
+            found = widened(piece.tensor, found)
+        return map_rows(piece.arrange, found)
+
+    def _of(self, name: str) -> list[Piece]:
+        if name not in self._pieces:
+            raise CheckpointError(f"{self._path}: there is no parameter {name}")
+        return self._pieces[name]
+
+    def _quantisation(self, values: dict[str, Any], allow_unknown: bool) -> Quantisation:
+        found = values.get(QUANTISATION)
+        if not found:
+            return Quantisation("none", ())
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self._path}: {QUANTISATION} is not an object")
+        return read_quantisation(found, allow_unknown=allow_unknown)
 
     def _equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, read a part at a time."""
-        with _opened(self._files[first]) as one, _opened(self._files[second]) as other:
-            a, b = one.get_slice(first), other.get_slice(second)
-            shape = a.get_shape()
-            if shape != b.get_shape() or a.get_dtype() != b.get_dtype() or len(shape) != 2:
-                return False
-            rows, step = shape[0], COMPARED_ROWS
-            parts = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-            return all(a[part].tobytes() == b[part].tobytes() for part in parts)
-
-    def _read_headers(self) -> "dict[str, _Header]":
-        headers: dict[str, _Header] = {}
-        for file in sorted(set(self._files.values())):
-            with _opened(file) as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is not a dict)
-                    if self._files.get(name) == file:
-                        tensor = opened.get_slice(name)
-                        headers[name] = _Header(tuple(tensor.get_shape()), tensor.get_dtype())
-        return headers
+        shapes, read = self._weights.shapes, self._weights.read
+        if shapes[first] != shapes[second] or len(shapes[first]) != 2:
+            return False
+        parts = (slice(i, i + COMPARED_ROWS) for i in range(0, shapes[first][0], COMPARED_ROWS))
+        return all(_same_bytes(read(first, part), read(second, part)) for part in parts)
 
 
-class _Header(NamedTuple):
-    """A tensor as its file lists it; the type by safetensors' name."""
-
-    shape: Shape
-    dtype: str
+def _same_bytes(first: np.ndarray | Quantised, second: np.ndarray | Quantised) -> bool:
+    one, other = jax.tree.leaves(first), jax.tree.leaves(second)
+    return [(x.dtype, x.tobytes()) for x in one] == [(x.dtype, x.tobytes()) for x in other]
 
 
 def _named_as_here(piece: Piece, prefix: str, lm_head: str) -> Piece:
@@ -164,42 +175,34 @@ def _named_as_here(piece: Piece, prefix: str, lm_head: str) -> Piece:
     return dataclasses.replace(piece, tensor=name)
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """An open safetensors file, whose errors are CheckpointErrors."""
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            yield opened
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}") from error
-
-
-def _tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the file it is in, looked for as transformers does.
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a directory by name, none read yet, looked for as transformers does.
 
     Other files may lie beside them: adapters, the same weights under other names, other parts.
     """
     if (path / SINGLE).exists():
-        files = [path / SINGLE]
-    elif (path / INDEX).exists():
-        return _indexed_files(path)
-    else:
-        files = sorted(path.glob("*.safetensors"))
+        return map_tensors(path / SINGLE)
+    if (path / INDEX).exists():
+        return _indexed_tensors(path)
+    files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "no *.safetensors"
         raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}; it has {found}")
-    with _opened(files[0]) as opened:
-        return dict.fromkeys(opened.keys(), files[0])
+    return map_tensors(files[0])
 
 
-def _indexed_files(path: Path) -> dict[str, Path]:
+def _indexed_tensors(path: Path) -> dict[str, np.ndarray]:
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path / INDEX} has no weight_map")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
             raise CheckpointError(f"{path / INDEX} names {file!r}, which is no file beside it")
-    return {name: path / file for name, file in weight_map.items()}
+    files = {file: map_tensors(path / file) for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        if name not in files[file]:
+            raise CheckpointError(f"{path / file} has no tensor {name}")
+    return {name: files[file][name] for name, file in weight_map.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Weights held as their checkpoint has them, and floating ones quantised while they are read."""
 
+import json
+
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
 from jaxserve.checkpoints.storage import NAMED, formats_of, named, stored
@@ -99,3 +103,35 @@ def test_what_cannot_be_quantised_is_refused(make_hf):
     model, rules = shard_model(config, make_mesh(""))
     with pytest.raises(ConfigError, match=r"int4 cannot hold embed: .*a multiple of 32 inputs"):
         named("int4", ModelGraph(model).parameters, rules)
+
+
+def test_a_quantised_hugging_face_checkpoint(make_hf):
+    """Two of a layer's three projections in fp8; the third stays as it is."""
+    path, expected = make_hf("qwen2", even=True)
+    file = path / "model.safetensors"
+    tensors, numbers_of = load_file(file), {}
+    for name in [n for n in tensors if n.endswith(("q_proj.weight", "k_proj.weight"))]:
+        scale = np.float32(np.abs(tensors[name]).max() / 448)
+        codes = (tensors[name] / scale).astype(ml_dtypes.float8_e4m3fn)
+        tensors |= {name: codes, f"{name}_scale": np.array([scale])}
+        numbers_of[name] = codes.astype(np.float32) * scale
+    save_file(tensors, file)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (path / "config.json").write_text(json.dumps(config))
+
+    checkpoint = open_checkpoint(path)
+    graph, storage, params = load(
+        checkpoint, lambda parameters, rules: stored(checkpoint, parameters, rules)
+    )
+    fp8 = Format("fp8")
+    assert storage == {f"layers.{n}.qkv": (fp8, fp8, None) for n in range(2)}
+    for n in range(2):
+        found = numbers(graph, f"layers.{n}.qkv", params[f"layers.{n}.qkv"])
+        q, k = (numbers_of[f"model.layers.{n}.self_attn.{x}_proj.weight"] for x in "qk")
+        np.testing.assert_array_equal(found[:, :2].reshape(64, 64), q)
+        np.testing.assert_array_equal(found[:, 2].reshape(32, 64), k)
+        np.testing.assert_array_equal(found[:, 3], expected[f"layers.{n}.qkv"][:, 3])
+    np.testing.assert_array_equal(
+        checkpoint.read("layers.0.qkv"), numbers(graph, "layers.0.qkv", params["layers.0.qkv"])
+    )

@@ -59,6 +59,10 @@ class HfWeights:
             return None
         return self._format(name, *found[:2])
 
+    def type(self, name: str) -> np.dtype | None:
+        """The type of a tensor that is not quantised; None of one that is."""
+        return None if name in self._schemes else self._tensors[name].dtype
+
     def order(self, name: str) -> np.ndarray | None:
         """Which input each column that `read_ordered` gives takes; None where all are in order."""
         found = self._schemes.get(name)
