@@ -16,7 +16,6 @@ from jaxserve.runner.step_program import StepProgram
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE, HEAD_DIM, KV_HEADS, LAYERS = 8, 32, 2, 2
-WAYS = [("cpu", True), ("cpu", False), ("xla", True), ("xla", False)]  # whether layers are a loop
 
 
 def model_config(family: str) -> ModelConfig:
@@ -46,14 +45,15 @@ def lowering(
     return StepLowering(program, jnp.dtype("float32"), num_pages, PAGE_SIZE, jnp.dtype(kv_dtype))
 
 
-# Both backends with both ways through the layers, each for few and for many tokens; then with two
-# kinds of layers, and on a mesh.
+# Both backends with both ways through the layers (whether they are a loop), each for few and for
+# many tokens at least once; with one kind of layers, with two, and on a mesh.
 @pytest.mark.parametrize(
     ("family", "mesh", "num_tokens", "implementation", "loop_layers"),
     [
-        *(("llama", "", n, *way) for n in (1, 32) for way in WAYS),
+        ("llama", "", 1, "cpu", True), ("llama", "", 32, "cpu", False),
+        ("llama", "", 32, "xla", True), ("llama", "", 1, "xla", False),
         ("gemma3", "", 1, "cpu", True), ("gemma3", "", 32, "xla", True),
-        ("gemma3", "", 32, "xla", False),
+        ("gemma3", "", 1, "cpu", False),
         ("llama", "data=2,tensor=2", 32, "cpu", True),
         ("llama", "data=2,tensor=2", 1, "xla", True),
         ("llama", "data=2,tensor=2", 32, "xla", False),
