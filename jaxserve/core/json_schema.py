@@ -170,7 +170,8 @@ class _Rewriter:
         most = None if high is None else _rounded(high, -math.inf)
         is_lost = low is not None and high is not None and low <= high and (least > most)  # type: ignore[operator]
         if is_lost or (least or 0) > _INT64 or (most or 0) < -_INT64:
-            raise _refusal(f"{where}{' and '.join(given)}", "are beyond what can be enforced")
+            verb = "is" if len(given) == 1 else "are"
+            raise _refusal(f"{where}{' and '.join(given)}", f"{verb} beyond what can be enforced")
         if least is not None:
             node["minimum"] = least
         if most is not None:

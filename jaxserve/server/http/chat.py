@@ -103,7 +103,7 @@ def chat_router(context: ServerContext) -> APIRouter:
 def _names(body: ChatRequest) -> dict[str, str]:
     """What this API calls parameters of the engine."""
     names = {"prompt": "messages", "logprobs": "top_logprobs"}
-    if body.max_completion_tokens is not None:
+    if body.max_tokens is None and body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     return names
 

@@ -48,6 +48,17 @@ def test_the_place_of_an_error_is_named(base_url: str, prompt: object, param: st
     assert error["message"].startswith(f"{param}: ")
 
 
+def test_both_names_of_one_field_are_named(base_url: str) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 5,
+        "max_completion_tokens": 6,
+    }
+    response = httpx.post(base_url + CHAT, json=body, trust_env=False)
+    message = response.json()["error"]["message"]
+    assert message.startswith("max_tokens and max_completion_tokens are the same")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
