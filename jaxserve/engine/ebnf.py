@@ -5,6 +5,7 @@ import re
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.engine.grammar_errors import explained_ebnf
 
 MAX_EBNF_CHARS = 2**14  # its translation takes quadratic time: half a second for so many
 
@@ -21,7 +22,7 @@ def as_lark(source: str, max_chars: int = MAX_EBNF_CHARS) -> str:
     Raises:
         InvalidRequest: it is no valid EBNF, or too long.
     """
-    if not _RULE.search(source):
+    if not is_ebnf(source):
         return source
     if len(source) > max_chars:
         raise InvalidRequest(
@@ -30,4 +31,10 @@ def as_lark(source: str, max_chars: int = MAX_EBNF_CHARS) -> str:
     try:
         return gbnf_to_lark(source).replace("%llguidance {}", "", 1)
     except Exception as error:  # a parser of callers' text may raise anything
-        raise InvalidRequest(f"grammar: {error}"[:1000], param="grammar") from error
+        problem = explained_ebnf(error)
+        raise InvalidRequest(f"the grammar cannot be used: {problem}", param="grammar") from error
+
+
+def is_ebnf(source: str) -> bool:
+    """Whether a grammar is written in EBNF."""
+    return _RULE.search(source) is not None

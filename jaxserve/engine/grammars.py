@@ -11,12 +11,16 @@ import numpy as np
 
 from jaxserve.core.errors import InvalidRequest, RequestFailed
 from jaxserve.core.grammar import DEFAULT_WHITESPACE, Grammar
-from jaxserve.engine.ebnf import as_lark
+from jaxserve.engine.ebnf import as_lark, is_ebnf
+from jaxserve.engine.grammar_errors import explained
 from jaxserve.engine.token_masks import num_words
 from jaxserve.tokenizers.base import Tokenizer
 
 MAX_CACHED_GRAMMARS = 128
-MAX_MESSAGE_CHARS = 500
+_NAMES = {
+    "json_object": "JSON's layout", "json_schema": "schema", "regex": "regular expression",
+    "lark": "grammar", "choice": "choice",
+}  # fmt: skip
 
 # What may stand between two parts of a JSON text, by `EngineConfig.json_whitespace`. Without a
 # bound a model may write blanks for ever.
@@ -69,9 +73,9 @@ class GrammarCompiler:
         if not compiled.is_error():
             compiled.compute_bitmask()  # what is too complex to begin with is refused now
         if compiled.is_error():
+            problem = explained(_written_in(grammar), grammar.source, compiled.get_error())
             raise InvalidRequest(
-                f"the {grammar.kind} grammar cannot be used: {_shortened(compiled.get_error())}",
-                param="grammar",
+                f"the {_NAMES[grammar.kind]} cannot be used: {problem}", param="grammar"
             )
         with self._lock:
             self._compiled[grammar] = compiled
@@ -141,7 +145,7 @@ class GrammarMatcher:
 
     def error(self) -> RequestFailed:
         """What went wrong, if anything did."""
-        cause = _shortened(self._matcher.get_error())
+        cause = explained("", "", self._matcher.get_error())
         return RequestFailed(f"the request's grammar cannot be followed further: {cause}")
 
 
@@ -201,9 +205,6 @@ def _with_whitespace(lark: str, pattern: str) -> str:
     return lark.replace(asked, json.dumps(layout)[1:-1])
 
 
-def _shortened(message: str) -> str:
-    # After this line llguidance prints its whole state.
-    message = message.split("\n<state>")[0].strip()
-    if message == "NoExtensionBias":
-        return "no text fits it"
-    return message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."
+def _written_in(grammar: Grammar) -> str:
+    """The grammar's kind; EBNF is told from Lark, whose places are kept when it is compiled."""
+    return "ebnf" if grammar.kind == "lark" and is_ebnf(grammar.source) else grammar.kind
