@@ -51,6 +51,12 @@ def parts_of(path: Path) -> list[Path]:
     ]
 
 
+def model_name(path: Path) -> str:
+    """What a file's model is called: the file's name, of a split one without its number."""
+    match = _PART.fullmatch(path.name)
+    return match["stem"] if match else path.stem
+
+
 def whole_files(paths: Iterable[Path]) -> list[Path]:
     """One path for each model among GGUF files, sorted: of a split one its first part.
 

@@ -1,5 +1,6 @@
 """The `jaxserve` command. Sub-commands are imported when run, so that `--help` is instant."""
 
+import difflib
 import importlib
 import logging
 import sys
@@ -28,6 +29,18 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return getattr(importlib.import_module(f"jaxserve.cli.{cmd_name}"), cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a sub-command; one that does not exist may be a slip of the keyboard."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            alike = difflib.get_close_matches(args[0].lower(), COMMANDS)
+            if alike:
+                error.message += f" Did you mean {' or '.join(alike)}?"
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of sub-commands without importing them."""

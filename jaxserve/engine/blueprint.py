@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxserve.checkpoints.base import Checkpoint
 from jaxserve.checkpoints.generation import Generation, read_generation
+from jaxserve.checkpoints.gguf_file import model_name
 from jaxserve.checkpoints.load import open_checkpoint
 from jaxserve.checkpoints.pull import resolve_model
 from jaxserve.checkpoints.random_weights import RandomCheckpoint
@@ -77,7 +78,7 @@ class Blueprint:
             *self.tokenizer.eos_token_ids, *model.eos_token_ids, *self.generation.eos_token_ids
         }  # fmt: skip
         return ModelInfo(
-            name=config.served_model_name or _short_name(config.model),
+            name=config.served_model_name or short_name(config.model),
             family=model.family,
             max_model_len=self.max_model_len,
             vocab_size=model.vocab_size,
@@ -222,6 +223,7 @@ def _tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
     return load_tokenizer(checkpoint.tokenizer_path)
 
 
-def _short_name(model: str) -> str:
+def short_name(model: str) -> str:
+    """What a model is served as, unless an option says."""
     path = Path(model)
-    return path.stem if path.is_file() else path.name if path.is_dir() else model
+    return model_name(path) if path.is_file() else path.name if path.is_dir() else model

@@ -203,7 +203,9 @@ def test_a_commands_help_does_not_import_jax(command: str) -> None:
 
 def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(main, ["sevre"])
-    assert result.exit_code == 2 and "No such command" in result.output
+    assert result.exit_code == 2
+    assert "No such command 'sevre'. Did you mean serve?" in result.output
+    assert "mean" not in CliRunner().invoke(main, ["xyzzy"]).output
 
 
 def test_version() -> None:

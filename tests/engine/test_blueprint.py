@@ -36,3 +36,19 @@ def test_where_the_longest_request_comes_from_is_said(
     assert plan.max_model_len == longest
     [line] = [text for text in caplog.messages if "requests of up to" in text]
     assert re.search(said, line)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("big-q4-00001-of-00003.gguf", "big-q4"),
+        ("small.Q4_K_M.gguf", "small.Q4_K_M"),
+        ("odd-1-of-2.gguf", "odd-1-of-2"),
+    ],
+)
+def test_a_split_file_is_served_without_its_number(file: str, name: str, tmp_path: Path):
+    path = tmp_path / file
+    path.touch()
+    assert blueprint.short_name(str(path)) == name
+    assert blueprint.short_name(str(tmp_path)) == tmp_path.name
+    assert blueprint.short_name("owner/name") == "owner/name"
