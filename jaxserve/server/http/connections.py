@@ -194,9 +194,24 @@ class Connection(H11Protocol):
             super().connection_made(self.transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request."""
-        if not self._is_refused:
+        """Take bytes of a request; empty lines before one are skipped (RFC 9112, 2.2)."""
+        if self._is_refused:
+            return
+        if data[:1] in (b"\r", b"\n") and self._is_between_requests():
+            data = data.lstrip(b"\r\n")
+        if data:
             super().data_received(data)
+
+    def _is_between_requests(self) -> bool:
+        """Whether nothing of a request has come yet, not even of one that waits for its turn."""
+        is_between = self.conn.their_state in (h11.IDLE, h11.DONE)
+        return is_between and not self.conn.trailing_data[0]
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An `Upgrade` is passed over in silence, as RFC 9110 (7.8) allows, and the request served.
+
+        uvicorn would log two warnings for each.
+        """
 
     def eof_received(self) -> bool:
         """The client has no more to say; it may still want its answer.

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 import zlib
 
 import httpx
@@ -51,6 +52,55 @@ def test_a_target_may_be_absolute(make_engine, serving) -> None:
                 writer.close()
 
     asyncio.run(main())
+
+
+async def statuses(port: int, *parts: bytes) -> list[bytes]:
+    """The status lines that come back for what is sent in these parts, one after another."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    return re.findall(rb"HTTP/1\.1 \d{3} [^\r]*", answer)
+
+
+def test_empty_lines_before_a_request_are_skipped(make_engine, serving) -> None:
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = b'\r\n{"prompt":"a"}'
+    post = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    post += b"Content-Length: %d\r\n\r\n" % len(body)
+    last = get.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            ok = b"HTTP/1.1 200 OK"
+            assert await statuses(s.server.port, b"\r\n" + last) == [ok]
+            assert await statuses(s.server.port, b"\r\n", b"\n\r\n", last) == [ok]
+            assert await statuses(s.server.port, get, b"\r\n" + get, b"\r\n", last) == [ok] * 3
+            # A body's own are part of it.
+            assert await statuses(s.server.port, post, body, last) == [ok] * 2
+            [bad] = await statuses(s.server.port, b"\x01\r\n" + last)
+            assert bad.startswith(b"HTTP/1.1 400")
+
+    asyncio.run(main())
+
+
+def test_an_upgrade_that_is_not_served_is_no_warning(
+    make_engine, serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = b"Host: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+
+    async def main() -> None:
+        async with serving(make_engine()) as s:
+            for path, status in ((b"/health", b"200"), (b"/v1/realtime", b"404")):
+                [line] = await statuses(s.server.port, b"GET %s HTTP/1.1\r\n%s" % (path, fields))
+                assert line.split()[1] == status
+
+    asyncio.run(main())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
