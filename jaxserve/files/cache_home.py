@@ -5,6 +5,6 @@ from pathlib import Path
 
 
 def cache_home(folder: str) -> Path:
-    """`$XDG_CACHE_HOME/jaxserve/<folder>`, or under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "jaxserve" / folder
+    """`$XDG_CACHE_HOME/jaxserve/<folder>`, or under `~/.cache`, as where that is not absolute."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "jaxserve" / folder

@@ -19,10 +19,11 @@ def code_cache() -> Iterator[None]:
 
     Numba by itself looks at the file of a function only, and would go on using what was inlined
     from others after those have changed. Its files are pickles, so the folder is the user's own
-    (~/.cache/pallas_kernels), or, where others could write to that, one that is gone afterwards.
+    (`$XDG_CACHE_HOME/pallas_kernels`, or under `~/.cache`), or, where others could write to that,
+    one that is gone afterwards.
     """
     with contextlib.ExitStack() as stack:
-        folder = Path.home() / ".cache" / "pallas_kernels"
+        folder = _cache_home() / "pallas_kernels"
         if not _is_private(folder):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
@@ -31,6 +32,12 @@ def code_cache() -> Iterator[None]:
             yield
         finally:
             numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def _cache_home() -> Path:
+    """As the XDG base directory specification has it: a path that is not absolute is ignored."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return base if base.is_absolute() else Path.home() / ".cache"
 
 
 def _is_private(folder: Path) -> bool:

@@ -209,8 +209,11 @@ def test_cache_that_cannot_be_written(pip, tmp_path):
 def test_default_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert module.default_cache_dir() == tmp_path / "jaxserve" / "models"
+    default = Path.home() / ".cache" / "jaxserve" / "models"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # which the specification says to ignore
+    assert module.default_cache_dir() == default
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert module.default_cache_dir() == Path.home() / ".cache" / "jaxserve" / "models"
+    assert module.default_cache_dir() == default
 
 
 def test_resolve_prefers_what_is_there(pip, tmp_path, monkeypatch):

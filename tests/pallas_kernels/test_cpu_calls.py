@@ -185,6 +185,7 @@ def test_code_is_only_kept_where_nobody_else_can_put_any(
     mode: int, is_used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     folder = tmp_path / ".cache" / "pallas_kernels"
     folder.mkdir(parents=True)
     folder.chmod(mode)
@@ -193,3 +194,17 @@ def test_code_is_only_kept_where_nobody_else_can_put_any(
         inside = Path(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
         assert (inside.parent == folder) == is_used
     assert before == numba.config.CACHE_DIR  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_code_is_kept_where_the_user_keeps_caches(
+    is_absolute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A base directory that is not absolute is to be ignored, says the specification."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches") if is_absolute else "caches")
+    with code_cache():
+        inside = Path(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
+    home = tmp_path / "caches" if is_absolute else tmp_path / "home" / ".cache"
+    assert inside.parent == home / "pallas_kernels"
