@@ -276,6 +276,9 @@ class StepsSpec(Spec):
     rows: tuple[int, ...] = setting((1, 8, 32), "Requests that decode at the same time.")
     context_lens: tuple[int, ...] = setting((128, 512), "Tokens that each of them attends to.")
     rounds: int = setting(9, "Timed steps of each kind, in turns; the median counts.")
+    beside_busy: int = setting(
+        0, "Other processes that keep a core busy each, all the while.", range=NOT_NEGATIVE
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

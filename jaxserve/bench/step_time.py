@@ -1,8 +1,11 @@
 """How long the device takes for a step of so many tokens: measured, tabled, or as a line."""
 
+import contextlib
 import dataclasses
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -154,10 +157,22 @@ def measure_steps_by_context(config: EngineConfig, spec: StepsSpec, sides: Sides
         token_buckets=sizes,
         row_buckets=sizes,
     )
-    with sides.alone(config) as driver:
+    with sides.alone(config) as driver, busy_processes(spec.beside_busy):
         return StepsResult(
             step_seconds=measure_contexts(driver.engine, rows, contexts, spec.rounds, sides)
         )
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """So many other processes each want a core meanwhile, and do nothing with it."""
+    busy = [sys.executable, "-S", "-c", "while True: pass"]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for _ in range(count):
+            processes.append(stack.enter_context(subprocess.Popen(busy)))
+            stack.callback(processes[-1].kill)  # before it is waited for
+        yield processes
 
 
 def measure_contexts(

@@ -3,7 +3,8 @@
 A call falls into items that any thread may take. The thread that XLA calls on takes them one by
 one, and so do helpers from XLA's own pool, if they come in time: nobody waits for one that has not
 started, so a busy pool costs speed and never stops anything. A helper that is done waits a moment
-for the next call's job (`waiting_room`).
+for the next call's job (`waiting_room`), and where other programs want the cores, calls do without
+helpers (`hiring`). Whoever waits for more than some microseconds is asleep.
 
 The layout of the frame is that of XLA's `ffi/api/c_api.h` (interface 0.3 in JAX 0.10, 0.4 in
 0.11, 0.5 in 0.12, alike in all that is read here): structs of 8-byte words, by whose numbers they
@@ -19,16 +20,18 @@ import jax
 import llvmlite.binding as llvm
 from numba import cfunc, njit, types
 
+from pallas_kernels.cpu_calls.hiring import STATE_BYTES, look, may_hire, note_alone, note_helped
 from pallas_kernels.cpu_calls.memory import (
     allocate,
     call_at,
     fetch_add,
-    give_way,
     ints,
+    read,
     release,
     words,
 )
-from pallas_kernels.cpu_calls.waiting_room import hand_over, make_room, wait_for_job
+from pallas_kernels.cpu_calls.waiting_room import hand_over, lasting, make_room, wait_for_job
+from pallas_kernels.cpu_calls.waits import cpu_time, now, sleep_while, spin, wake
 
 # Words of XLA_FFI_CallFrame.
 _EXTENSION, _API, _CONTEXT, _ARGS, _NUM_RESULTS, _RESULTS = 1, 2, 3, 9, 12, 14
@@ -44,9 +47,11 @@ _kept: list[Any] = []  # the machine code lives as long as these
 # Words of a job.
 _REMAINING, _UNFINISHED, _HOLDERS, _FRAME, _MEMORY, _TABLE = range(6)
 _JOB_WORDS = 6
+_ASLEEP = 1 << 30  # added to what is unfinished: the caller sleeps until that is all
+_SPIN = 50_000  # ns before it does
 # Words of a call's table: its three functions, `_help_out`, and the waiting room with its slots.
-_BEGIN, _DO, _END, _HELPER, _ROOM, _NUM_SLOTS = range(6)
-_TABLE_WORDS = 6
+_BEGIN, _DO, _END, _HELPER, _ROOM, _NUM_SLOTS, _STATE = range(7)
+_TABLE_WORDS = 7
 
 
 @njit(forceinline=True)
@@ -130,17 +135,37 @@ def _schedule(frame: int, task: int, job: int) -> None:
 
 
 @njit
-def _work(job: int) -> None:
-    """Take items of a job until there are none."""
+def _work(job: int) -> int:
+    """Take items of a job until there are none; how many."""
     fields = words(job, _JOB_WORDS)
     do = words(fields[_TABLE], _TABLE_WORDS)[_DO]
+    done = 0
     while True:
         # Counted down: who comes too late learns it from this number alone.
         item = fetch_add(job + 8 * _REMAINING, -1) - 1
         if item < 0:
-            return
+            return done
         call_at(do, fields[_FRAME], fields[_MEMORY], item)
-        fetch_add(job + 8 * _UNFINISHED, -1)
+        done += 1
+        if fetch_add(job + 8 * _UNFINISHED, -1) == _ASLEEP + 1:
+            wake(job + 8 * _UNFINISHED)
+
+
+@njit
+def _wait_for_others(job: int) -> None:
+    """Until those who took items have done them."""
+    place = job + 8 * _UNFINISHED
+    if read(place) == 0:
+        return
+    until = now() + _SPIN
+    while now() < until:
+        spin()
+        if read(place) == 0:
+            return
+    left = fetch_add(place, _ASLEEP) + _ASLEEP
+    while left > _ASLEEP:
+        sleep_while(place, left)
+        left = read(place)
 
 
 @njit
@@ -180,14 +205,23 @@ def _handle(frame, table_at):  # type: ignore[no-untyped-def]
     fields = words(job, _JOB_WORDS)
     fields[_MEMORY] = 0
     count = call_at(table[_BEGIN], frame, job + 8 * _MEMORY)
-    helpers = min(num_threads(frame), count) - 1 if count > 1 else 0
+    helpers = 0
+    if count > 1 and may_hire(table[_STATE]):
+        helpers = min(num_threads(frame), count) - 1
     fields[_REMAINING], fields[_UNFINISHED], fields[_HOLDERS] = count, count, helpers + 1
     fields[_FRAME], fields[_TABLE] = frame, table_at
     for _ in range(hand_over(table[_ROOM], table[_NUM_SLOTS], job, helpers), helpers):
         _schedule(frame, table[_HELPER], job)
-    _work(job)
-    while fetch_add(job + 8 * _UNFINISHED, 0) > 0:
-        give_way()
+    looks = look(table[_STATE]) if count > 1 else 0
+    began = now() if looks else 0
+    own = _work(job)
+    worked = cpu_time() - looks if looks else 0
+    if helpers:
+        _wait_for_others(job)
+    if looks and helpers:
+        note_helped(table[_STATE], worked, now() - began, own, count)
+    elif looks:
+        note_alone(table[_STATE], worked, now() - began)
     call_at(table[_END], frame, fields[_MEMORY])
     release(fields[_MEMORY])
     _let_go(job)
@@ -195,10 +229,10 @@ def _handle(frame, table_at):  # type: ignore[no-untyped-def]
 
 
 @functools.cache
-def _waiting_room() -> tuple[int, int]:
-    """Of all calls of this process: its address, and the number of its slots."""
+def _waiting_room() -> tuple[int, int, int]:
+    """Of all calls of this process: its address, the number of its slots, and `hiring`'s state."""
     num_slots = os.cpu_count() or 1
-    return make_room(num_slots), num_slots
+    return make_room(num_slots), num_slots, lasting(STATE_BYTES)
 
 
 def make_handler(begin: Any, do: Any, end: Any) -> Any:

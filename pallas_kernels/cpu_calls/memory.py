@@ -133,17 +133,3 @@ def call_at(_: Any, address: Any, *arguments: Any) -> Any:
 
     given = types.StarArgTuple([types.int64] * len(arguments))
     return types.int64(types.int64, given), codegen
-
-
-@intrinsic
-def give_way(_: Any) -> Any:
-    """Let another thread have this core (POSIX)."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        sched_yield = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_I32, []), "sched_yield"
-        )
-        builder.call(sched_yield, args)
-        return context.get_dummy_value()
-
-    return types.void(), codegen

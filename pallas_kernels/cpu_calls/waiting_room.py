@@ -9,23 +9,29 @@ import mmap
 
 from numba import njit
 
-from pallas_kernels.cpu_calls.memory import give_way, read, replace
+from pallas_kernels.cpu_calls.memory import read, replace
+from pallas_kernels.cpu_calls.waits import now, spin
 
 SLOT_BYTES = 64  # a cache line each: who waits reads its own only
 _EMPTY, _WAITING = 0, 1  # a slot's word, or else the address of a job
-PATIENCE = 400  # looks at the slot, each a system call: some 100 us
+_PATIENCE = 50_000  # ns for which a helper spins
+
+
+def lasting(size: int) -> int:
+    """The address of so many bytes of zeros, aligned to pages; they are never freed.
+
+    Helpers look at them for a moment after the last job, and the threads that they run on outlive
+    the interpreter: memory that went with Python's objects would be gone while they look.
+    A process that is forked has its own.
+    """
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def make_room(num_slots: int) -> int:
-    """The address of `num_slots` empty slots, aligned to pages; they are never freed.
-
-    Helpers look at their slots for a moment after the last job, and the threads that they run on
-    outlive the interpreter: memory that went with Python's objects would be gone while they look.
-    A process that is forked has slots of its own: jobs are addresses.
-    """
-    room = mmap.mmap(-1, num_slots * SLOT_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(room))
-    return ctypes.addressof(ctypes.c_char.from_buffer(room))
+    """The address of `num_slots` empty slots, in `lasting` memory."""
+    return lasting(num_slots * SLOT_BYTES)
 
 
 @njit(cache=True)
@@ -33,10 +39,9 @@ def wait_for_job(room: int, num_slots: int) -> int:
     """A job that `hand_over` gave, which is now the caller's to do; 0 if none came in time."""
     for slot in range(room, room + num_slots * SLOT_BYTES, SLOT_BYTES):
         if replace(slot, _EMPTY, _WAITING):
-            for _ in range(PATIENCE):
-                if read(slot) != _WAITING:
-                    break
-                give_way()
+            until = now() + _PATIENCE
+            while read(slot) == _WAITING and now() < until:
+                spin()
             if replace(slot, _WAITING, _EMPTY):
                 return 0
             job = read(slot)

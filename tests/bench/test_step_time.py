@@ -1,6 +1,7 @@
 """How long steps take: a line or a table through measured ones, and attention's share."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from jaxserve.bench.step_time import (
     LinearCost,
     StepsResult,
     TabledCost,
+    busy_processes,
     measure_contexts,
     measure_steps,
 )
@@ -82,7 +84,8 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     out = tmp_path / "o.json"
     arguments = [
         "steps", "m", "--rows", "3,1", "--context-lens", "9", "--page-size", "4",
-        "--rounds", "1", "--kv-cache-dtype", "bfloat16", "--output-json", str(out),
+        "--rounds", "1", "--beside-busy", "1", "--kv-cache-dtype", "bfloat16",
+        "--output-json", str(out),
     ]  # fmt: skip
     result = CliRunner().invoke(bench, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -95,6 +98,14 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         (["--rows", "0"], "--rows must be positive"),
         (["--context-lens", "1"], "must have one above 1"),
         (["--context-lens", "0,5"], "--context-lens must be positive"),
+        (["--beside-busy", "-1"], "--beside-busy must not be negative"),
     ):
         result = CliRunner().invoke(bench, ["steps", "m", *bad])
         assert result.exit_code == 2 and message in result.output
+
+
+def test_busy_processes_end_with_what_they_are_beside():
+    with pytest.raises(KeyboardInterrupt), busy_processes(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+        raise KeyboardInterrupt
+    assert {process.returncode for process in processes} == {-signal.SIGKILL}
