@@ -10,6 +10,7 @@ from pathlib import Path
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
 from jaxserve.checkpoints.load import load_params
+from jaxserve.checkpoints.storage import formats_of
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.blueprint import Blueprint, draw_up
@@ -115,7 +116,9 @@ def _prepare_kernels(plan: Blueprint, done: threading.Event) -> None:
     backend = plan.lowering.program.backend
     with stage("kernels", "kernels ready"):
         paged_attention.prepare(backend.implementation)
-        linear.prepare(backend.linear_implementation)
+        for format in (None, *formats_of(plan.lowering.storage)):
+            activations = backend.activations_for(format)
+            linear.prepare(backend.linear_implementation, format, activations)
     done.set()
 
 

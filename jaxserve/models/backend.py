@@ -1,6 +1,7 @@
 """Where models meet the kernels: write this step's KV and attend on every mesh shard; multiply."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,13 +9,15 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.layers import Linear
 from jaxserve.models.weights import multiply
 from jaxserve.parallel.mesh import ShardingRules
-from pallas_kernels import linear
+from pallas_kernels import linear as products
 from pallas_kernels.kv_write import kv_write
+from pallas_kernels.linear import Activations
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_batch import PagedBatch, bits_dtype
-from pallas_kernels.weights import Quantised
+from pallas_kernels.weights import Format, Quantised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class KernelBackend:
     implementation: str
     loop_layers: bool = False
     linear_implementation: str = "xla"
-    activations: linear.Activations = "float"
+    activations: Activations = "float"
 
     @property
     def kv_write_implementation(self) -> str:
@@ -53,18 +56,40 @@ class KernelBackend:
         as_bits = on_cpu and self.implementation not in ("tpu", "gpu")
         return bits_dtype(kv_dtype) if as_bits else kv_dtype
 
-    def linear(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        """x [tokens, in] times weight [out..., in] -> [tokens, out...]."""
-        return multiply(x, weight.get_value(), self._product)
+    def linear(
+        self, x: jax.Array, weight: nnx.Param, num_tokens: jax.Array | None = None
+    ) -> jax.Array:
+        """x [tokens, in] times weight [out..., in] -> [tokens, out...].
 
-    def _product(self, x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
-        has_codes = isinstance(weight, Quantised) and weight.format.codes.startswith("int")
-        return linear.linear(
-            x,
-            weight,
-            implementation=self.linear_implementation,
-            activations=self.activations if has_codes else "float",
-        )
+        Args:
+            x: activations.
+            weight: in any form.
+            num_tokens: int32 [], how many tokens there are before padding begins: what it comes
+                to may be left out. None: all are.
+        """
+
+        def product(x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
+            format = weight.format if isinstance(weight, Quantised) else None
+            return products.linear(
+                x,
+                weight,
+                implementation=self.linear_implementation,
+                activations=self.activations_for(format),
+                num_tokens=num_tokens,
+            )
+
+        return multiply(x, weight.get_value(), product)
+
+    def activations_for(self, format: Format | None) -> Activations:
+        """What weights of a format (None: not quantised) multiply: int8 takes integer codes."""
+        has_codes = format is not None and format.codes.startswith("int")
+        return self.activations if has_codes else "float"
+
+    def linear_of(self, num_tokens: jax.Array) -> Linear:
+        """`linear` for activations of so many tokens, padded; over a mesh each shard is padded."""
+        if self.rules.mesh.size > 1:
+            return self.linear
+        return functools.partial(self.linear, num_tokens=num_tokens)
 
     def __call__(
         self,

@@ -146,15 +146,16 @@ class Decoder(nnx.Module):
         backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """One layer after the other in the program: the compiler sees across layers."""
+        linear = backend.linear_of(jnp.sum(batch.query_len))
         for index, layer in enumerate(self.layers):
             window = self.config.sliding_window[index]
-            q, k, v = layer.project(x, backend.linear)
+            q, k, v = layer.project(x, linear)
             rope = ropes[0 if window is None else 1]
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
-            x = layer.finish(x, _joined(attended), backend.linear)
+            x = layer.finish(x, _joined(attended), linear)
         return x, kv_pages
 
     def _looped(
@@ -171,6 +172,7 @@ class Decoder(nnx.Module):
         this compiles several times faster than `_unrolled`. A scan over stacked weights would
         too, but it copies each layer's weights before every use.
         """
+        linear = backend.linear_of(jnp.sum(batch.query_len))
         no_window = jnp.iinfo(jnp.int32).max
         windows = jnp.asarray([w or no_window for w in self.config.sliding_window], jnp.int32)
         one_window = (
@@ -179,7 +181,7 @@ class Decoder(nnx.Module):
 
         def body(index: jax.Array, state: tuple[jax.Array, jax.Array]):
             x, kv_pages = state
-            projects = [partial(layer.project, linear=backend.linear) for layer in self.layers]
+            projects = [partial(layer.project, linear=linear) for layer in self.layers]
             q, k, v = lax.switch(index, projects, x)
             if one_window == -1:
                 window = windows[index]
@@ -190,7 +192,7 @@ class Decoder(nnx.Module):
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
             )  # fmt: skip
-            finishes = [partial(layer.finish, linear=backend.linear) for layer in self.layers]
+            finishes = [partial(layer.finish, linear=linear) for layer in self.layers]
             x = lax.switch(index, finishes, x, _joined(attended))
             return x, kv_pages
 

@@ -127,7 +127,10 @@ class StepProgram:
             num_sampled].
         """
         model = self.graph.model(params)
-        logits = model.logits(_first_rows(hidden, num_sampled), self.backend.linear)
+        slots = sampling[0, 0, :num_sampled]
+        count = jnp.max(jnp.where(slots != NO_SLOT, jnp.arange(1, num_sampled + 1), 0))
+        linear = self.backend.linear_of(count)
+        logits = model.logits(_first_rows(hidden, num_sampled), linear)
         return _draw(last_tokens, logits, sampling, num_sampled)
 
     def late_logits(
