@@ -11,6 +11,7 @@ from jaxserve.server.answer_events import AnswerEvent, Content, TextReader
 from jaxserve.server.reasoning.registry import think_format
 from jaxserve.server.reasoning.think import ThinkFormat, ThinkStream
 from jaxserve.server.reasoning.thought_tokens import ThoughtTokens
+from jaxserve.server.tools.call_marks import CallMarks
 from jaxserve.server.tools.call_stream import CallStream
 from jaxserve.server.tools.format import ToolFormat
 from jaxserve.server.tools.prompting import with_tools_as_text
@@ -144,9 +145,7 @@ class AnswerPlan:
         calls = None
         if self._offered:
             names = [tool.name for tool in self._callable]
-            form = self.form.calls
-            marks = form.marks if params.grammar is None else form.enforced_marks
-            calls = CallStream(marks, names, is_parallel=self.is_parallel)
+            calls = CallStream(self._marks(params.grammar), names, is_parallel=self.is_parallel)
         return AnswerReader(think, calls)
 
     def thought_tokens(self, begun: str | None) -> ThoughtTokens | None:
@@ -190,6 +189,16 @@ class AnswerPlan:
         if any(tool.is_strict for tool in tools) or not is_free:
             return calls.auto(tools, is_parallel=self.is_parallel)
         return None
+
+    def _marks(self, grammar: Grammar | None) -> CallMarks:
+        """Where calls are in an answer that this grammar shapes, if any."""
+        calls = self.form.calls
+        if grammar is None:
+            return calls.marks
+        if self.choice.is_forced or not self._callable:
+            return calls.enforced_marks
+        is_auto = grammar == calls.auto(self._callable, is_parallel=self.is_parallel)
+        return calls.auto_marks if is_auto else calls.enforced_marks
 
     def _has_special_markers(self) -> bool:
         """Whether a marker is a token that stands for no text, unless such are spelled out."""

@@ -18,6 +18,8 @@ class CallMarks:
         anywhere: an opener may stand anywhere in the text, not only at its beginning.
         has_python_calls: calls may look like Python's.
         bare_needs_arguments: JSON without a tag around it is a call only if it has arguments.
+        bare_is_exact: ... and if it is `{"name": ..., "arguments": {...}}`, with nothing before or
+            between and nothing escaped, which is what a grammar can find in a text.
         glue: characters that may stand between calls, beside white space.
     """
 
@@ -25,6 +27,7 @@ class CallMarks:
     anywhere: bool = False
     has_python_calls: bool = False
     bare_needs_arguments: bool = False
+    bare_is_exact: bool = False
     glue: str = "[],;"
 
     @functools.cached_property

@@ -188,8 +188,11 @@ class CallStream:
             self._rest = self._rest[1:]
         elif char == "{":
             is_bare = not any(map(is_tag, self._open_marks))
-            needs_arguments = is_bare and self._marks.bare_needs_arguments
-            self._reader = JsonCallReader(self._names, needs_arguments=needs_arguments)
+            self._reader = JsonCallReader(
+                self._names,
+                needs_arguments=is_bare and self._marks.bare_needs_arguments,
+                is_exact=is_bare and self._marks.bare_is_exact,
+            )
             self._step = self._reading
         elif self._marks.has_python_calls and (char.isalnum() or char in "_-"):
             self._reader, self._step = PythonCallReader(self._names), self._reading

@@ -27,19 +27,22 @@ class ToolFormat(abc.ABC):
 
     Attributes:
         marks: where calls are in an answer.
-        enforced_marks: where they are in an answer that a grammar shapes, which knows of no others.
+        auto_marks: where they are in an answer that `auto` shapes, which knows of no others.
+        enforced_marks: where they are in an answer that any other grammar shapes.
         call_parts: what stands before a call's name, between it and its arguments, and after.
         separator: what stands between two calls.
     """
 
     marks: ClassVar[CallMarks]
+    auto_marks: ClassVar[CallMarks]
     enforced_marks: ClassVar[CallMarks]
     call_parts: ClassVar[tuple[str, str, str]]
     separator: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        if "enforced_marks" not in vars(cls):
-            cls.enforced_marks = cls.marks
+        for name in ("auto_marks", "enforced_marks"):
+            if name not in vars(cls):
+                setattr(cls, name, cls.marks)
 
     def forced(self, tools: Sequence[Tool], *, is_parallel: bool) -> Grammar:
         """An answer that is a call of one of these tools.
@@ -83,7 +86,10 @@ class ToolFormat(abc.ABC):
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, key: _resource(_arguments(tool), i)},
+                "properties": {
+                    "name": {"const": tool.name},
+                    key: _resource(arguments_schema(tool), i),
+                },
                 "required": ["name", key],
                 "additionalProperties": False,
             }
@@ -106,7 +112,7 @@ class ToolFormat(abc.ABC):
         before, between, after = self.call_parts
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
         for i, tool in enumerate(tools):
-            schema = json.dumps(_arguments(tool))
+            schema = json.dumps(arguments_schema(tool))
             head = json.dumps((before + tool.name + between).removeprefix(already))
             rules.append(f"call_{i}: {head} %json {schema} {json.dumps(after)}")
         return "\n".join(rules)
@@ -135,7 +141,7 @@ def tool_list(tools: Sequence[Tool]) -> str:
     return "\n".join(json.dumps(tool.for_template(), ensure_ascii=False) for tool in tools)
 
 
-def _arguments(tool: Tool) -> dict[str, Any]:
+def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The schema that a call's arguments are held to."""
     try:
         schema = enforceable_schema(_closed(tool.parameters), is_strict=tool.is_strict)

@@ -24,12 +24,16 @@ class JsonCallReader:
     Args:
         names: those of the tools.
         needs_arguments: a name alone is no call.
+        is_exact: it is no call but with a name, then arguments, and nothing else or escaped.
 
     Attributes: see `CallReader`.
     """
 
-    def __init__(self, names: Collection[str], *, needs_arguments: bool = False) -> None:
+    def __init__(
+        self, names: Collection[str], *, needs_arguments: bool = False, is_exact: bool = False
+    ) -> None:
         self._needs_arguments = needs_arguments
+        self._is_exact = is_exact
         self.state = State.READING
         self.name: str | None = None
         self._chars: list[str] = []
@@ -124,6 +128,8 @@ class JsonCallReader:
             string = json.loads(text)
         except ValueError:
             return self._break()
+        if self._is_exact and text not in self._exact_strings():
+            return self._break()
         if self._expect == "key":
             self._key = "arguments" if string in _ARGUMENT_KEYS else string
             if self._key in self._keys or self._key not in ("name", "arguments", *_OTHER_KEYS):
@@ -137,6 +143,12 @@ class JsonCallReader:
                 return self._break()
             self._found_name = string
         return None
+
+    def _exact_strings(self) -> list[str]:
+        """What the next string on the object's own level may be."""
+        if self._expect != "key":
+            return [f'"{name}"' for name in self._names]
+        return ['"arguments"'] if self._keys else ['"name"']
 
     def _in_value(self, char: str) -> None:
         if char == '"':
@@ -204,7 +216,8 @@ class JsonCallReader:
         self._on_top(char)
 
     def _begin_value(self, char: str) -> None:
-        wanted = {"name": '"', "arguments": '{"n'}.get(self._key, char)
+        arguments = "{" if self._is_exact else '{"n'
+        wanted = {"name": '"', "arguments": arguments}.get(self._key, char)
         if char not in wanted or char in ",:}]":
             return self._break()
         if char == '"' and self._key == "arguments":

@@ -135,8 +135,9 @@ def test_json_that_names_a_tool_is_a_call_unless_a_grammar_shapes_the_answer(
     assert [call[1:] for call in joined["calls"]] == [["get_weather", PARIS]]
     assert (choice.message.content or "") == joined["content"] == content
     assert choice.finish_reason == joined["reason"] == "tool_calls"
-    # Its arguments would be held to nothing, where calls between tags are held to the schema.
-    for tools in (None, [{**TOOLS[1]}], [{**TOOLS[0], "function": STRICT}]):
+    choice = ask(client, text, tools=[{**TOOLS[0], "function": STRICT}])
+    assert calls_of(choice.message) == [("get_weather", PARIS)]
+    for tools in (None, [{**TOOLS[1]}]):
         choice = ask(client, text, **({} if tools is None else {"tools": tools}))
         assert (choice.message.content, choice.message.tool_calls) == (text, None)
     choice = ask(client, BARE, tools=TOOLS, response_format={"type": "json_object"})

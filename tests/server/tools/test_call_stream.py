@@ -281,6 +281,27 @@ def test_a_grammar_knows_of_tags_alone(text: str):
     assert joined([*reader.push(text), *reader.finish()]) == (text, [])
 
 
+@pytest.mark.parametrize(
+    ("text", "is_call"),
+    [
+        (call(), True), (fenced(call()), True),
+        (fenced('{ "name" :"get" , "arguments": {}}'), True),
+        (call(key="parameters"), False), (f'{{"arguments": {PARIS}, "name": "get"}}', False),
+        ('{"name": "g\\u0065t", "arguments": {}}', False), (call(arguments=QUOTED), False),
+        ('{"type": "function", "name": "get", "arguments": {}}', False),
+        (call("get", "null"), False), (f"<tools>{call()}</tools>", False),
+    ],
+)  # fmt: skip
+def test_without_tags_strict_tools_are_called_as_the_grammar_sees_it(text: str, is_call: bool):
+    """What else is read as a call would have arguments that nothing holds to their schema."""
+    form = tool_format("hermes", chat_template=None, family="")
+    for pieces in ([text], text):
+        reader = CallStream(form.auto_marks, NAMES, new_id=lambda: "id0")
+        events = [event for piece in pieces for event in reader.push(piece)]
+        content, calls = joined(events + reader.finish())
+        assert (content, len(calls)) == ("", 1) if is_call else (text, 0)
+
+
 @pytest.mark.parametrize("text", [call(), fenced(call()), fenced(tagged(call()), "xml")])
 def test_calls_without_tags_that_a_limit_cut_off(text: str):
     """Up to the arguments it may be any other JSON; then it is a call, as far as it came."""

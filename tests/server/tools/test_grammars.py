@@ -144,3 +144,22 @@ def test_a_schema_that_is_no_json():
     form = tool_format("hermes", chat_template=None, family="")
     with pytest.raises(InvalidRequest, match="not valid JSON"):
         form.or_else(Grammar("json_schema", "{} | call"), TOOLS, is_parallel=False)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        '{{"name": "{}", "arguments": {}}}',
+        '```json\n{{\n  "name": "{}",\n  "arguments": {}\n}}\n```\nSo.',
+    ],
+)
+def test_calls_without_tags_have_arguments_that_fit(layout: str):
+    form = tool_format("hermes", chat_template=None, family="")
+    grammar = form.auto(TOOLS, is_parallel=True)
+    assert accepts(grammar, "I look. " + layout.format("get_weather", '{"city": "Paris"}'))
+    assert accepts(
+        grammar, layout.format("get", "{}") + layout.format("get_weather", '{"city": ""}')
+    )
+    for arguments in ('{"days": 1}', '{"city": 1}', '{"city": "Paris", "more": 1}', "[1]", '"{}"'):
+        assert not accepts(grammar, layout.format("get_weather", arguments))
+    assert accepts(grammar, layout.format("nobody", "[1]"))
