@@ -38,9 +38,10 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             alike = difflib.get_close_matches(args[0].lower(), COMMANDS)
-            if alike:
-                error.message += f" Did you mean {' or '.join(alike)}?"
-            raise
+            if not alike:
+                raise
+            hint = f"{error.message} Did you mean {' or '.join(alike)}?"
+            raise click.UsageError(hint, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of sub-commands without importing them."""
