@@ -1,26 +1,24 @@
 """Offline inference for scripts and notebooks, in the shapes that vLLM users know."""
 
-import contextlib
 import dataclasses
 import functools
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import InvalidRequest, QueueFull
+from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.plain_values import integer, integers, listed, string
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.vllm_names import engine_options
 from jaxserve.engine.build import build_sync_engine
 from jaxserve.engine.outputs import EngineLoad, ModelInfo, TokenDelta
+from jaxserve.engine.shared_engine import Ask, SharedEngine
 from jaxserve.engine.stages import told_on_stderr
-from jaxserve.interrupts import whole
 from jaxserve.llm_results import (
     CompletionOutput,
     EmbeddingOutput,
@@ -48,9 +46,13 @@ T = TypeVar("T", SamplingParams, ServiceParams)
 class LLM:
     """A model ready to answer, on this process's devices.
 
-    It steps the engine on the caller's thread and needs no event loop, so that it works the
-    same in a script, a notebook and inside a running loop. What a start does is told by bars on
-    a terminal, elsewhere by log lines, on stderr unless logging is set up.
+    It needs no event loop, so that it works the same in a script, a notebook and inside a running
+    loop. What a start does is told by bars on a terminal, elsewhere by log lines, on stderr unless
+    logging is set up.
+
+    Threads may share it: what they ask for at the same time is computed in one batch, each step on
+    a thread of the `LLM`'s own. So any exception (Ctrl-C, a timeout) may end a call at any moment:
+    its requests are aborted, and the other threads' and later calls go on.
 
     Args:
         model: as `EngineConfig.model`.
@@ -66,9 +68,8 @@ class LLM:
         config = EngineConfig(model=model, **engine_options(options, known))
         with told_on_stderr():
             self._engine = build_sync_engine(config)
-        self._num_requests = 0
-        # Who takes the deltas of each unfinished request: streams may overlap other calls.
-        self._takers: dict[str, Callable[[TokenDelta], object]] = {}
+        self._shared = SharedEngine(self._engine)
+        self._numbers = itertools.count()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -89,8 +90,11 @@ class LLM:
         return self._engine.load()
 
     def close(self) -> None:
-        """End what runs, and keep what outlives the engine: KV pages on disk, lengths learned."""
-        self._engine.close()
+        """End what runs, and keep what outlives the engine: KV pages on disk, lengths learned.
+
+        Calls under way on other threads end with EngineDead.
+        """
+        self._shared.close()
 
     def generate(
         self,
@@ -128,15 +132,9 @@ class LLM:
         for result, sampling, service in zip(results, params, services, strict=True):
             for index in range(n):
                 name = result.request_id if n == 1 else f"{result.request_id}-{index}"
-                add = functools.partial(
-                    self._engine.add,
-                    name,
-                    result.prompt_token_ids,
-                    sampling.of_answer(index),
-                    service,
-                )
+                ask = self._ask(name, result.prompt_token_ids, sampling.of_answer(index), service)
                 take = functools.partial(append, result, index, decode=self._token_text)
-                requests.append(_Request(name, add, take))
+                requests.append(_Request(ask, take))
         self._run(requests, "generating", use_tqdm)
         return results
 
@@ -201,7 +199,8 @@ class LLM:
             add = functools.partial(
                 self._engine.add_embedding, given.request_id, given.prompt_token_ids
             )
-            requests.append(_Request(given.request_id, add, functools.partial(_embedded, output)))
+            ask = Ask(given.request_id, add)
+            requests.append(_Request(ask, functools.partial(_embedded, output)))
         self._run(requests, "embedding", use_tqdm)
         return results
 
@@ -210,7 +209,8 @@ class LLM:
     ) -> Generator[TokenDelta]:
         """Complete one prompt, token by token.
 
-        The request starts with the first `next`; closing the iterator aborts it.
+        The request starts with the first `next`, and goes on while the next delta is waited for
+        (or other calls keep the engine going); closing the iterator aborts it.
 
         Args:
             prompt: text or {"prompt_token_ids": [...]}.
@@ -224,18 +224,8 @@ class LLM:
         """
         result = self._result(prompt, 0)
         [params] = _one_each(sampling_params, self.get_default_sampling_params(), 1)
-        deltas: deque[TokenDelta] = deque()
-        with self._requests({result.request_id: deltas.append}):
-            self._engine.add(
-                result.request_id, result.prompt_token_ids, params, now=time.monotonic()
-            )
-            finished = False
-            while not finished:
-                while not deltas:
-                    self._step()
-                delta = deltas.popleft()
-                finished = delta.finish_reason is not None
-                yield delta
+        ask = self._ask(result.request_id, result.prompt_token_ids, params, ServiceParams())
+        yield from self._shared.deltas([ask], is_stream=True)
 
     def _result(self, prompt: Prompt, n: int) -> RequestOutput:
         if isinstance(prompt, str):
@@ -245,64 +235,40 @@ class LLM:
             ids = integers("prompt_token_ids", prompt["prompt_token_ids"])
         else:
             raise InvalidRequest("a prompt is a string or {'prompt_token_ids': [...]}")
-        self._num_requests += 1
         outputs = [CompletionOutput(index) for index in range(n)]
-        return RequestOutput(str(self._num_requests - 1), text, ids, outputs)
+        return RequestOutput(str(next(self._numbers)), text, ids, outputs)
+
+    def _ask(
+        self, name: str, prompt: list[int], params: SamplingParams, service: ServiceParams
+    ) -> Ask:
+        """A request for an answer; its grammar is compiled here, where only its caller waits."""
+        maker = self._engine.rule_maker
+        rules = maker.make(params) if maker.is_slow(params) else None
+        return Ask(
+            name, functools.partial(self._engine.add, name, prompt, params, service, rules=rules)
+        )
 
     def _token_text(self, token_id: int) -> str:
         return self.tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _run(self, requests: "Sequence[_Request]", doing: str, use_tqdm: bool) -> None:
+        takers = {request.ask.request_id: request.take for request in requests}
         bar = tqdm(total=len(requests), desc=doing, unit="request", disable=not use_tqdm)
-        unfinished = {request.name for request in requests}
-
-        def taker(request: _Request) -> Callable[[TokenDelta], None]:
-            def take(delta: TokenDelta) -> None:
-                request.take(delta)
-                if delta.finish_reason is not None:
-                    unfinished.remove(request.name)
-                    bar.update()
-
-            return take
-
-        with bar, self._requests({request.name: taker(request) for request in requests}):
-            for request in requests:
-                with whole():
-                    self._add_when_room(request)
-            while unfinished:
-                self._step()
-
-    @contextlib.contextmanager
-    def _requests(self, takers: Mapping[str, Callable[[TokenDelta], object]]) -> Iterator[None]:
-        """Deliver these requests' deltas; leave nothing of them in the engine at the end."""
-        self._takers.update(takers)
-        try:
-            yield
-        finally:
-            for request_id in takers:
-                del self._takers[request_id]
-                self._engine.abort(request_id)  # does nothing to one that is finished
-            while self._engine.has_work and not self._takers:  # a step that was under way
-                self._step()
-
-    def _add_when_room(self, request: "_Request") -> None:
-        while True:
+        deltas = self._shared.deltas([request.ask for request in requests])
+        with bar:
             try:
-                return request.add(now=time.monotonic())
-            except QueueFull:
-                self._step()
-
-    def _step(self) -> None:
-        with whole():
-            for delta in self._engine.step(time.monotonic()):
-                self._takers[delta.request_id](delta)
+                for delta in deltas:
+                    takers[delta.request_id](delta)
+                    if delta.finish_reason is not None:
+                        bar.update()
+            finally:
+                deltas.close()  # a call into C: there is no moment at which it could be left out
 
 
 class _Request(NamedTuple):
-    """A request's name in the engine, what queues it there (`now=`), and who takes its deltas."""
+    """What is asked of the engine, and who takes its deltas."""
 
-    name: str
-    add: Callable[..., None]
+    ask: Ask
     take: Callable[[TokenDelta], object]
 
 

@@ -1,10 +1,15 @@
 """The offline class: vLLM's shapes, streaming, and nothing left behind."""
 
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import itertools
+import random
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +343,7 @@ def test_ctrl_c_leaves_an_engine_that_serves(llm: LLM, monkeypatch: pytest.Monke
     collect = llm._engine.executor.collect
 
     def interrupted(handle: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # arrives in the main thread
         return collect(handle)
 
     with monkeypatch.context() as patch:
@@ -347,6 +352,109 @@ def test_ctrl_c_leaves_an_engine_that_serves(llm: LLM, monkeypatch: pytest.Monke
             llm.generate("hi", GREEDY, use_tqdm=False)
     assert llm.generate("hi", GREEDY, use_tqdm=False)[0].finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+PENALTIES: dict[str, Any] = dict(
+    presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.2, logit_bias={65: 2.0}
+)
+KINDS: dict[str, SamplingParams | None] = {
+    "greedy": SamplingParams(temperature=0, max_tokens=12),
+    "sampled": SamplingParams(temperature=1, top_p=0.9, top_k=40, seed=3, max_tokens=12),
+    "logprobs": SamplingParams(temperature=0, logprobs=1, max_tokens=12),
+    "prompt_logprobs": SamplingParams(temperature=0, prompt_logprobs=2, max_tokens=6),
+    "grammar": SamplingParams(seed=4, grammar=Grammar("regex", "[a-f]{5,9}"), max_tokens=12),
+    "penalties": SamplingParams(seed=5, max_tokens=12, **PENALTIES),
+    "bad words": SamplingParams(seed=6, bad_words=("a", "bc"), max_tokens=12),
+    "scores": SamplingParams(temperature=0, prompt_logprobs=0, max_tokens=1),
+    "embedding": None,
+}
+
+
+class Answers:
+    """Whatever these kinds of requests bring, in one call where that can be, to be compared."""
+
+    def __init__(self, llm: LLM, kinds: Iterable[str], n: int = 2) -> None:
+        wanted = {kind: params for kind in kinds if (params := KINDS[kind]) is not None}
+        self.texts: list[Any] = []
+        self.vector = np.zeros(0)
+        if wanted:
+            results = llm.generate(list(wanted), list(wanted.values()), n=n, use_tqdm=False)
+            for result in results:
+                likely = [at and sorted(at) for at in result.prompt_logprobs or ()]
+                self.texts += [likely, [(out.text, out.token_ids) for out in result.outputs]]
+        if "embedding" in kinds:
+            self.vector = llm.embed("embedding", use_tqdm=False)[0].outputs.embedding
+
+    def check(self, others: "Answers") -> None:
+        assert self.texts == others.texts
+        np.testing.assert_allclose(self.vector, others.vector, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_interrupts_at_two_hundred_moments(llm: LLM) -> None:
+    """By a signal's handler: what is raised arrives at any bytecode, and not in Ctrl-C's place."""
+    rng = random.Random(0)
+    expected = Answers(llm, KINDS)
+    began = time.perf_counter()
+    Answers(llm, KINDS)
+    length = time.perf_counter() - began
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    num_cut = 0
+    try:
+        while num_cut < 200:
+            kinds = rng.sample(list(KINDS), rng.randint(1, len(KINDS)))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, length / 8))
+                Answers(llm, kinds, n=rng.randint(1, 2))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                num_cut += 1
+                load = llm.load()
+                assert (load.num_running, load.num_waiting, load.num_used_pages) == (0, 0, 0)
+            if num_cut % 20 == 10:
+                Answers(llm, KINDS).check(expected)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    Answers(llm, KINDS).check(expected)
+
+
+def test_threads_share_it(llm: LLM) -> None:
+    """Eight threads get what each gets alone, while a ninth is interrupted again and again."""
+    kinds = [kind for kind in KINDS if kind != "scores"]
+    expected = [Answers(llm, [kind]) for kind in kinds]
+    found: dict[int, Answers] = {}
+    is_over = threading.Event()
+
+    def ask(index: int) -> None:
+        found[index] = Answers(llm, [kinds[index]])
+
+    def be_interrupted() -> None:
+        with contextlib.suppress(TimeoutError):  # between two calls
+            while not is_over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    Answers(llm, kinds)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(8)]
+    victim = threading.Thread(target=be_interrupted)
+    for thread in (victim, *threads):
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            raise_in(victim, TimeoutError)
+            thread.join(0.02)
+    is_over.set()
+    victim.join()
+    for index, alone in enumerate(expected):
+        found[index].check(alone)
+
+
+def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise in another thread, as libraries for timeouts do."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(error)
+    )
 
 
 def test_calls_that_do_not_say_sample_as_the_model_advises(monkeypatch) -> None:

@@ -5,9 +5,8 @@ import dataclasses
 import functools
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -123,15 +122,17 @@ def _answer(llm: "LLM", prompt: "Prompt", params: SamplingParams) -> tuple[str, 
     text: list[str] = []
     times = [time.perf_counter()]
     last: TokenDelta | None = None
-    # Closed at the end, so that an interrupted answer leaves the engine at once.
-    with _interruptible() as interrupted, contextlib.closing(llm.stream(prompt, params)) as deltas:
+    deltas = llm.stream(prompt, params)
+    try:
         for delta in deltas:
             times.append(time.perf_counter())
             text.append(delta.text)
             last = delta
             click.echo(delta.text, nl=False)
-            if interrupted.is_set():
-                break
+    except KeyboardInterrupt:
+        pass
+    finally:
+        deltas.close()  # so that an interrupted answer leaves the engine at once
     click.echo()
     if last is not None:
         click.echo(_figures(last, times), err=True)
@@ -149,20 +150,6 @@ def _figures(last: "TokenDelta", times: list[float]) -> str:
         rate = (last.num_output_tokens - 1) / max(times[-1] - times[1], 1e-9)
         line += f", then {rate:.1f} tokens/s"
     return line + "]"
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Within, Ctrl-C sets the event: an exception could come in the middle of an engine step."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # no signal arrives here
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class _Conversation:

@@ -139,6 +139,19 @@ class Engine:
         return self._store is not None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is not closed, and not about to be as the interpreter ends."""
+        return self._lifeline.is_open
+
+    def check(self) -> None:
+        """Say whether it still serves.
+
+        Raises:
+            EngineDead: a step has failed, or it is closed.
+        """
+        self._lifeline.check()
+
+    @property
     def has_work(self) -> bool:
         """Whether another `step` can move anything forward."""
         if self._lifeline.has_failed:
@@ -228,13 +241,15 @@ class Engine:
 
     def _queue(self, stream: RequestStream) -> None:
         request = stream.request
-        try:
-            self._scheduler.add(request)
-        except JaxserveError:
-            self.predictor.finished(request)  # it may forget the request
-            raise
-        self._num_prompt_tokens += len(request.prompt_token_ids)
-        self._streams[request.key] = stream
+        with self._lifeline.between_steps():
+            try:
+                self._lifeline.check()  # once more: it may be closed on another thread
+                self._scheduler.add(request)
+            except JaxserveError:
+                self.predictor.finished(request)  # it may forget the request
+                raise
+            self._num_prompt_tokens += len(request.prompt_token_ids)
+            self._streams[request.key] = stream
 
     def _tokens(self, token_ids: Sequence[int]) -> list[int]:
         """A prompt's tokens, which are the vocabulary's."""
@@ -249,11 +264,12 @@ class Engine:
 
     def abort(self, request_id: str) -> TokenDelta | None:
         """End a request now and free what it holds; its last delta, or None if unknown."""
-        request = self._scheduler.get(request_id)
-        if request is None or self._lifeline.has_failed:
-            return None
-        self._num_aborted += 1
-        return self._end(request, FinishReason.ABORT)
+        with self._lifeline.between_steps():
+            request = self._scheduler.get(request_id)
+            if request is None or self._lifeline.has_failed:
+                return None
+            self._num_aborted += 1
+            return self._end(request, FinishReason.ABORT)
 
     def step(self, now: float) -> list[TokenDelta]:
         """Run one turn of the loop and return what it produced (possibly nothing).

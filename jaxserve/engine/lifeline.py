@@ -24,11 +24,17 @@ class Lifeline:
         self._lock = threading.RLock()
         self._failure: BaseException | None = None
         self._is_closed = False
+        self._is_held = False
 
     @property
     def has_failed(self) -> bool:
         """Whether a step has failed."""
         return self._failure is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not closed, and not about to be as the interpreter ends."""
+        return not (self._is_closed or self._is_held)
 
     def check(self) -> None:
         """Say whether the engine still serves.
@@ -61,6 +67,12 @@ class Lifeline:
                 raise
 
     @contextlib.contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Around what must not happen during a step, or while another thread closes the engine."""
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
     def close(self) -> Iterator[bool]:
         """Around what closes the engine, after the step under way; whether it is the first."""
         with self._lock:
@@ -73,6 +85,7 @@ class Lifeline:
         A step that does not end would crash in the interpreter's teardown, so then the process
         ends here.
         """
+        self._is_held = True
         if not self._lock.acquire(timeout=EXIT_SECONDS):
             log.critical("a step hangs: the process ends without closing the engine")
             logging.shutdown()

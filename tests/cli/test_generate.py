@@ -160,19 +160,22 @@ def test_a_conversation_survives_a_message_that_is_too_long(run: Run, streamed: 
 
 
 @pytest.fixture
-def ctrl_c_at_third(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the third piece of the first answer is written."""
+def ctrl_c_at_third(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C, as in a terminal, while the third piece of the first answer is written."""
     echo, pieces = click.echo, 0
 
     def interrupting(message: object = None, **options: object) -> None:
         nonlocal pieces
         pieces += options.get("nl") is False
         if pieces == 3:
-            os.kill(os.getpid(), signal.SIGINT)
             pieces += 1
+            os.kill(os.getpid(), signal.SIGINT)
         echo(message, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(click, "echo", interrupting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c_at_third")
