@@ -16,6 +16,7 @@ import os, sys, threading
 
 import jax
 from jaxserve import LLM, SamplingParams
+from jaxserve.runner.device_runner import DeviceRunner
 from pallas_kernels import linear, paged_attention
 
 model, programs, logs, *kinds = sys.argv[1:]
@@ -82,6 +83,23 @@ def thread_goes_on():
     begun.wait()
 
 
+def thread_builds():
+    begun = threading.Event()
+    warm_up = DeviceRunner._warm_up
+
+    def signalling(runner):
+        begun.set()
+        warm_up(runner)
+
+    def work():
+        while True:
+            generate(make())
+
+    DeviceRunner._warm_up = signalling
+    threading.Thread(target=work, daemon=True).start()
+    begun.wait()
+
+
 def in_mid_stream():
     globals()["stream"] = make().stream("one", PARAMS)
     next(stream)
@@ -121,7 +139,7 @@ while running:
 """
 KINDS = (
     "closed", "not_closed", "forgotten", "raises", "device_fails", "in_a_thread", "thread_goes_on",
-    "in_mid_stream",
+    "in_mid_stream", "thread_builds",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
 from jaxserve.checkpoints.load import load_params
 from jaxserve.checkpoints.storage import formats_of
+from jaxserve.core.at_exit import done_before_exit
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.engine.blueprint import Blueprint, draw_up
@@ -52,6 +53,11 @@ def build_engine(config: EngineConfig, *, progress: bool = True) -> AsyncEngine:
 
 def build_sync_engine(config: EngineConfig, *, progress: bool = True) -> Engine:
     """Build an engine that its caller steps; see `build_engine`."""
+    with done_before_exit():
+        return _built(config, progress)
+
+
+def _built(config: EngineConfig, progress: bool) -> Engine:
     counter = CompileCounter(strict=config.strict_compile)
     CompileWatch(counter)
     policy = build_policy(config)

@@ -1,16 +1,11 @@
 """Whether an engine may go on: one thread at a time steps or closes it, and a failure is final."""
 
 import contextlib
-import logging
-import os
 import threading
 from collections.abc import Iterator
 
-from jaxserve.core.errors import EngineDead, StepHung
-
-log = logging.getLogger(__name__)
-
-EXIT_SECONDS = 60.0  # that a step under way has when the interpreter ends
+from jaxserve.core.at_exit import hold_at_exit
+from jaxserve.core.errors import EngineDead
 
 
 class Lifeline:
@@ -80,13 +75,6 @@ class Lifeline:
             yield is_first
 
     def hold(self) -> None:
-        """Let no other thread step from now on: it waits until the process ends.
-
-        A step that does not end would crash in the interpreter's teardown, so then the process
-        ends here.
-        """
+        """Let no other thread step from now on: it waits until the process ends."""
         self._is_held = True
-        if not self._lock.acquire(timeout=EXIT_SECONDS):
-            log.critical("a step hangs: the process ends without closing the engine")
-            logging.shutdown()
-            os._exit(StepHung.exit_status)
+        hold_at_exit(self._lock, "a step")
