@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.options import NOT_NEGATIVE, POSITIVE, check_options, option
+from jaxserve.core.options import NO_LIMIT, NOT_NEGATIVE, POSITIVE, SEED, check_options, option
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 TRACES = ("azure", "mooncake")
@@ -494,12 +494,13 @@ class ServeSpec(Spec):
     request_rate: float | None = setting(
         None,
         "Requests per second; inf sends all at once (default: a trace's own times, else inf).",
+        range=NO_LIMIT,
     )
     burstiness: float = setting(
         1.0, "Shape of the gamma-distributed gaps: 1 is a Poisson process, less is burstier."
     )
     max_concurrency: int | None = setting(None, "Requests under way at once, at most.")
-    seed: int = setting(0, "Seed of prompts and arrivals.", range=NOT_NEGATIVE)
+    seed: int = setting(0, "Seed of prompts and arrivals.", range=SEED)
     temperature: float = setting(0.0, "Of the sampling; 0 is greedy.", range=NOT_NEGATIVE)
     ignore_eos: bool = setting(True, "Generate on past end-of-sequence tokens.")
     num_warmups: int = setting(0, "Requests sent first and not measured.", range=NOT_NEGATIVE)
@@ -518,3 +519,8 @@ class ServeSpec(Spec):
     save_detailed: bool = setting(False, "With every request's figures and text.")
     result_dir: Path | None = setting(None, "Where to (default: the current directory).")
     result_filename: str | None = setting(None, "Its name (default: made up).")
+
+    @property
+    def saves(self) -> bool:
+        """Whether a file is written."""
+        return self.save_result or self.save_detailed

@@ -1,5 +1,7 @@
 """`jaxserve bench serve`: a running gRPC server under load."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -7,6 +9,7 @@ import click
 from jaxserve.bench.settings import ServeSpec, WorkloadSpec
 from jaxserve.cli.benchmark import disable_tqdm_option
 from jaxserve.cli.options import Command, settings_options
+from jaxserve.files.writable import require_writable
 
 if TYPE_CHECKING:
     from jaxserve.bench.load import LoadResult
@@ -22,6 +25,11 @@ def serve(spec: ServeSpec, dataset: WorkloadSpec, disable_tqdm: bool) -> None:
     import dataclasses
 
     dataset = dataclasses.replace(dataset, seed=spec.seed)
+    if spec.saves:
+        # Without a name of its own it gets one that any folder takes.
+        option = "--result-dir" if spec.result_filename is None else "--result-filename"
+        name = spec.result_filename or f".jaxserve-{os.getpid()}.json"
+        require_writable((spec.result_dir or Path()) / name, option)
     asyncio.run(_serve(spec, dataset, progress=not disable_tqdm))
 
 
@@ -69,7 +77,7 @@ def _report(result: "LoadResult", model: str, default_rate: str, spec: ServeSpec
     errors = collections.Counter(r.error for r in result.records if r.error)
     for error, count in errors.most_common(5):
         click.echo(f"{count} x {error}", err=True)
-    if spec.save_result or spec.save_detailed:
+    if spec.saves:
         fields = {
             "backend": "jaxserve",
             "model_id": model,

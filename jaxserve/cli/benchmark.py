@@ -11,6 +11,7 @@ import click
 
 from jaxserve.cli.options import Command, engine_options, settings_options
 from jaxserve.core.config import EngineConfig
+from jaxserve.files.writable import require_writable
 
 if TYPE_CHECKING:
     from jaxserve.bench.tables import Result
@@ -53,6 +54,8 @@ def benchmark(
     def decorate(function: Callable[..., "Result"]) -> click.Command:
         @functools.wraps(function)
         def run(output_json: Path | None, disable_tqdm: bool, **given: Any) -> None:
+            if output_json is not None:
+                require_writable(output_json, "--output-json")
             result: Any = function(progress=not disable_tqdm, **given)
             click.echo(str(result))
             write_json(output_json, dataclasses.asdict(result))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from jaxserve.cli.vllm_flags import likely_meant, translated
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.core.options import option_types
 
 GROUP_TITLES = {
     "model": "Model",
@@ -217,24 +217,13 @@ def _fields() -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(EngineConfig)
 
 
-@functools.cache
-def _types(kind: type) -> dict[str, Any]:
-    """Each field's type, with `X | None` reduced to X."""
-    result = {}
-    for name, hint in typing.get_type_hints(kind).items():
-        if isinstance(hint, types.UnionType):
-            (hint,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
-        result[name] = hint
-    return result
-
-
 def _flag(kind: type, field: dataclasses.Field) -> str:
     flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
-    return f"{flag}/--no-{flag[2:]}" if _types(kind)[field.name] is bool else flag
+    return f"{flag}/--no-{flag[2:]}" if option_types(kind)[field.name].kind is bool else flag
 
 
 def _click_option(kind: type, field: dataclasses.Field, default: Any) -> Callable[..., Any]:
-    choices, hint = field.metadata["choices"], _types(kind)[field.name]
+    choices, hint = field.metadata["choices"], option_types(kind)[field.name].kind
     attributes: dict[str, Any] = {"type": click.Choice(choices) if choices else hint}
     shown: bool | str = default not in (None, "")
     if hint is bool:

@@ -16,6 +16,7 @@ from jaxserve.cli.options import Command, engine_options
 from jaxserve.cli.security_options import security_options
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import StepHung
+from jaxserve.files.writable import require_writable
 from jaxserve.server.reasoning.registry import REASONING_PARSER_NAMES
 from jaxserve.server.tools.registry import TOOL_PARSER_NAMES
 
@@ -132,6 +133,8 @@ def serve(
         reasoning_parser=reasoning_parser,
     )
 
+    if step_histogram is not None:
+        require_writable(step_histogram, "--step-histogram")
     engines: list[AsyncEngine] = []
     threads = threading.enumerate()
 

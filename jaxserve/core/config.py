@@ -3,7 +3,16 @@
 import dataclasses
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.options import check_options, option
+from jaxserve.core.options import (
+    AT_LEAST_ONE,
+    GIB,
+    MILLISECONDS,
+    NO_LIMIT,
+    POSITIVE,
+    SEED,
+    check_options,
+    option,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +74,11 @@ class EngineConfig:
     )
     max_model_len: int | None = option(
         None, "longest prompt plus answer, in tokens (default: the model's, at most 8192)",
-        group="model",
+        range=POSITIVE, group="model",
     )  # fmt: skip
-    seed: int = option(0, "seed of random weights and of requests that bring none", group="model")
+    seed: int = option(
+        0, "seed of random weights and of requests that bring none", range=SEED, group="model"
+    )
     embedding_pooling: str = option(
         "mean", "what becomes a text's embedding: the mean of its tokens' last hidden states, or "
         "the last token's", group="model", choices=("mean", "last"),
@@ -116,23 +127,29 @@ class EngineConfig:
         group="cache",
         choices=("auto", "float32", "bfloat16"),
     )
-    page_size: int = option(64, "tokens per KV page", group="cache")
+    page_size: int = option(64, "tokens per KV page", range=AT_LEAST_ONE, group="cache")
     num_pages: int | None = option(
-        None, "KV pages over all data shards (default: from --kv-cache-memory)", group="cache"
+        None,
+        "KV pages over all data shards (default: from --kv-cache-memory)",
+        range=POSITIVE,
+        group="cache",
     )
     kv_cache_memory: float | None = option(
         None, "GiB of KV cache per device (default: what is free on an accelerator, on CPU 2)",
-        group="cache",
+        range="(0, 1048576]", group="cache",
     )  # fmt: skip
     prefix_cache: bool = option(
         True, "share KV pages between requests that begin with the same tokens", group="cache"
     )
     host_cache_memory: float = option(
-        0.0, "GiB of host memory for KV pages that the device has no room for", group="cache"
+        0.0,
+        "GiB of host memory for KV pages that the device has no room for",
+        range=GIB,
+        group="cache",
     )
     disk_cache_memory: float = option(
         0.0, "GiB of disk for KV pages that host memory has no room for; they outlive a restart",
-        group="cache",
+        range=GIB, group="cache",
     )  # fmt: skip
     disk_cache_dir: str | None = option(
         None, "where those are kept (default: ~/.cache/jaxserve/kv)", group="cache"
@@ -140,13 +157,19 @@ class EngineConfig:
 
     # Scheduling
     max_num_seqs: int = option(
-        64, "requests that run at the same time, at most", group="scheduling"
+        64, "requests that run at the same time, at most", range=AT_LEAST_ONE, group="scheduling"
     )
     max_num_batched_tokens: int = option(
-        512, "token budget of one step, prefill chunks and decodes together", group="scheduling"
+        512,
+        "token budget of one step, prefill chunks and decodes together",
+        range=AT_LEAST_ONE,
+        group="scheduling",
     )
     max_waiting: int = option(
-        2048, "requests that may wait; more are refused as queue full", group="scheduling"
+        2048,
+        "requests that may wait; more are refused as queue full",
+        range=AT_LEAST_ONE,
+        group="scheduling",
     )
     policy: str = option(
         "fcfs", "order in which requests are served", group="scheduling",
@@ -155,7 +178,8 @@ class EngineConfig:
     )  # fmt: skip
     starvation_timeout: float = option(
         60.0, "seconds without progress after which a request goes before all others, by arrival "
-        "(not under fcfs, vtc and batch-prefix, where nobody starves)", group="scheduling",
+        "(not under fcfs, vtc and batch-prefix, where nobody starves)", range=NO_LIMIT,
+        group="scheduling",
     )  # fmt: skip
     length_predictor: str = option(
         "none", "what foretells the lengths of answers: exact (regression), range (classes), "
@@ -181,10 +205,16 @@ class EngineConfig:
         "--slo-tpot-ms", group="scheduling", choices=("fixed", "tpot"),
     )  # fmt: skip
     slo_ttft_ms: float = option(
-        10_000.0, "time to first token wanted by requests that do not say", group="scheduling"
+        10_000.0,
+        "time to first token wanted by requests that do not say",
+        range=MILLISECONDS,
+        group="scheduling",
     )
     slo_tpot_ms: float = option(
-        1_000.0, "time per output token wanted by requests that do not say", group="scheduling"
+        1_000.0,
+        "time per output token wanted by requests that do not say",
+        range=MILLISECONDS,
+        group="scheduling",
     )
     shed_late: bool = option(
         False, "refuse waiting requests that cannot meet their targets any more (policy deadline)",
@@ -200,7 +230,7 @@ class EngineConfig:
     )  # fmt: skip
     slice_tokens: int | None = option(
         None, "after so many answer tokens a request makes room for those that wait",
-        group="scheduling",
+        range=POSITIVE, group="scheduling",
     )  # fmt: skip
     token_buckets: str | None = option(
         None, "token counts that steps are padded to, for example 1,8,24,64 (default: doubling; "
@@ -214,19 +244,6 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
-        for field in ("page_size", "max_num_seqs", "max_num_batched_tokens", "max_waiting"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in (
-            "num_pages", "kv_cache_memory", "max_model_len", "starvation_timeout", "slo_ttft_ms",
-            "slo_tpot_ms", "slice_tokens",
-        ):  # fmt: skip
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{field} must be positive, got {value}")
-        for field in ("host_cache_memory", "disk_cache_memory"):
-            if not getattr(self, field) >= 0:
-                raise ConfigError(f"{field} must not be negative, got {getattr(self, field)}")
         check_options(self)
         if self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, got {self.page_size}")

@@ -104,9 +104,15 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _refuse(field: str, wanted: str, value: Any) -> NoReturn:
-    shown = repr(value)
-    if len(shown) > _SHOWN_CHARS:
-        shown = shown[:_SHOWN_CHARS] + "..."
     raise InvalidRequest(
-        f"{field} must be {wanted}, got {shown} ({type(value).__name__})", param=field
+        f"{field} must be {wanted}, got {shown(value)} ({type(value).__name__})", param=field
     )
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: its beginning, if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number that is too large"
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

@@ -37,6 +37,9 @@ class Lifeline:
         Raises:
             EngineDead: a step has failed, or the engine is closed.
         """
+        if self._is_held:
+            with self._lock:  # as the interpreter ends, other threads than its own get no further
+                pass
         if self._failure is not None:
             name = type(self._failure).__name__
             raise EngineDead(

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from jaxserve.core.errors import ConfigError, InvalidRequest
+from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.options import AT_LEAST_ONE, check_number
 
 
 def _limit(default: int, help: str) -> int:
@@ -30,8 +31,7 @@ class RequestLimits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ConfigError(f"{field.name} must be at least 1")
+            check_number(field.name, getattr(self, field.name), AT_LEAST_ONE)
 
     def check(self, limit: str, value: int, param: str) -> None:
         """Refuse a request that asks for more than a limit.

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from smg_grpc_proto.generated import vllm_engine_pb2
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.options import AT_LEAST_ONE, check_number
 from jaxserve.engine.async_engine import AsyncEngine
 from jaxserve.server.context import ServerContext
 from jaxserve.server.handlers import generic_handler
@@ -32,7 +32,13 @@ SERVICERS: dict[ServiceDescriptor, Callable[[ServerContext], object]] = {
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer,
     vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"]: VllmEngineServicer,
 }
-MAX_TIMEOUT = 86_400.0
+_PORT, _SECONDS = "[0, 65535]", "(0, 86400]"
+_RANGES = {
+    "port": _PORT, "metrics_port": _PORT, "http_port": _PORT,
+    "grace_period": "[0, 86400]", "read_timeout": _SECONDS, "write_timeout": _SECONDS,
+    "step_timeout": _SECONDS, "max_message_mib": "(0, 2048)", "max_connections": AT_LEAST_ONE,
+    "max_concurrent_streams": AT_LEAST_ONE,
+}  # fmt: skip
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 _LAST_WRITES_SECONDS = 2.0  # for aborted streams to deliver their last message
 _STOP_SECONDS = 0.5  # for the rest, such as health watches, which end only with the server
@@ -85,29 +91,15 @@ class ServerOptions:
     step_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("port", "metrics_port", "http_port"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 65536:
-                raise ConfigError(f"{name} must be in [0, 65535], got {value}")
+        for name, interval in _RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, interval)
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"cors_origins: {origin!r} is no origin such as https://chat.example.org: "
                     "scheme, host and port if it is not the usual one, without a path"
                 )
-        if not 0 <= self.grace_period < math.inf:
-            raise ConfigError(f"grace_period must be finite, at least 0, got {self.grace_period}")
-        if not 0 < self.max_message_mib < 2048:
-            raise ConfigError(f"max_message_mib must be in (0, 2048), got {self.max_message_mib}")
-        for name in ("max_concurrent_streams", "max_connections"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1")
-        for name in ("read_timeout", "write_timeout"):
-            if not 0 < getattr(self, name) < MAX_TIMEOUT:
-                raise ConfigError(f"{name} must be positive, below {MAX_TIMEOUT} seconds")
-
-        if self.step_timeout is not None and not 0 < self.step_timeout < math.inf:
-            raise ConfigError(f"step_timeout must be positive, got {self.step_timeout}")
 
     def channel_options(self) -> list[tuple[str, int]]:
         """gRPC core's options for these settings."""

@@ -31,6 +31,9 @@ def test_every_command_has_help_without_heavy_imports() -> None:
     ]  # fmt: skip
 
 
+NO_SERVER = ("serve", "--port", "1", "--ready-check-timeout-sec", "0")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -39,6 +42,17 @@ def test_every_command_has_help_without_heavy_imports() -> None:
         (["serve", "--metric-percentiles", "50,x"], "not a list of numbers"),
         (["serve", "--num-prompts", "0"], "--num-prompts must be positive"),
         (["serve", "--port", "1", "--ready-check-timeout-sec", "0"], "no answer from the server"),
+        # Before anything is sent: there is no server.
+        ([*NO_SERVER, "--metric-percentiles", "50,101"], "--metric-percentiles must be in"),
+        ([*NO_SERVER, "--metric-percentiles", "nan"], "--metric-percentiles must be a number"),
+        ([*NO_SERVER, "--percentile-metrics", "ttft,x"], "--percentile-metrics must be one of"),
+        ([*NO_SERVER, "--save-result", "--result-dir", f"{__file__}/x"], "--result-dir: "),
+        ([*NO_SERVER, "--save-detailed", "--result-filename", "x" * 300], "--result-filename: "),
+        ([*NO_SERVER, "--request-rate", "nan"], "--request-rate must be a number"),
+        (["latency", "m", "--output-json", f"{__file__}/x"], "--output-json: "),
+        (["latency", "m", "--host-cache-memory", "inf"], "--host-cache-memory must be in"),
+        (["latency", "m", "--host-cache-memory", "1e400"], "--host-cache-memory must be in"),
+        (["latency", "m", "--num-pages", "9" * 5000], "--num-pages"),
         (["peers", "m", "--concurrency", "0"], "concurrency must be positive"),
         (["peers", "m", "--sides", "ollama"], "ollama"),
         (["peers", __file__], "not a GGUF file"),

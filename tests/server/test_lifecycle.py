@@ -135,7 +135,8 @@ def test_a_dead_engine_ends_the_server(make_engine) -> None:
     "options",
     [{"port": -1}, {"port": 65536}, {"metrics_port": -1}, {"grace_period": -1},
      {"grace_period": float("inf")}, {"max_message_mib": 0}, {"max_message_mib": 4096},
-     {"max_concurrent_streams": 0}],
+     {"max_concurrent_streams": 0}, {"max_connections": 10**10}, {"step_timeout": 1e300},
+     {"read_timeout": float("nan")}, {"max_message_mib": float("nan")}],
 )  # fmt: skip
 def test_impossible_options(options: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.options import check_number
 from jaxserve.server.limits import RequestLimits
 from jaxserve.server.security.keys import ApiKeys
 from jaxserve.server.security.tenants import TenantLimits
@@ -41,8 +42,8 @@ class SecurityOptions:
             raise ConfigError(
                 "limits of tenants need --api-keys: without keys anybody could be anyone"
             )
-        if self.admin_port is not None and not 0 <= self.admin_port < 65536:
-            raise ConfigError(f"admin_port must be in [0, 65535], got {self.admin_port}")
+        if self.admin_port is not None:
+            check_number("admin_port", self.admin_port, "[0, 65535]")
 
     def load_keys(self) -> ApiKeys | None:
         """The API keys, if there is a file of them.

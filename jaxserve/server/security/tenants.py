@@ -5,7 +5,8 @@ import math
 import time
 from collections.abc import Callable
 
-from jaxserve.core.errors import ConfigError, RateLimited
+from jaxserve.core.errors import RateLimited
+from jaxserve.core.options import POSITIVE, check_number
 
 # How soon to try again when all that a tenant may run at a time is running: nobody knows.
 _BUSY_RETRY_SECONDS = 1.0
@@ -31,8 +32,8 @@ class TenantLimits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{field.name} must be positive, got {value}")
+            if value is not None:
+                check_number(field.name, value, POSITIVE)
 
     @property
     def any(self) -> bool:
