@@ -127,7 +127,7 @@ class EngineConfig:
         group="cache",
         choices=("auto", "float32", "bfloat16"),
     )
-    page_size: int = option(64, "tokens per KV page", range=AT_LEAST_ONE, group="cache")
+    page_size: int = option(64, "tokens per KV page", range="[1, 65536]", group="cache")
     num_pages: int | None = option(
         None,
         "KV pages over all data shards (default: from --kv-cache-memory)",
@@ -157,12 +157,12 @@ class EngineConfig:
 
     # Scheduling
     max_num_seqs: int = option(
-        64, "requests that run at the same time, at most", range=AT_LEAST_ONE, group="scheduling"
+        64, "requests that run at the same time, at most", range="[1, 65536]", group="scheduling"
     )
     max_num_batched_tokens: int = option(
         512,
         "token budget of one step, prefill chunks and decodes together",
-        range=AT_LEAST_ONE,
+        range="[1, 1048576]",
         group="scheduling",
     )
     max_waiting: int = option(

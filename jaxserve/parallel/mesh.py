@@ -22,7 +22,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
-        match = re.fullmatch(r"(\w+)=(\d+)", part)
+        match = re.fullmatch(r"(\w+)=(\d{1,9})", part)
         if match is None or match[1] not in AXES or match[1] in sizes or int(match[2]) < 1:
             raise ConfigError(f"--mesh must look like data=D,tensor=T with D, T >= 1, got {text!r}")
         sizes[match[1]] = int(match[2])

@@ -10,6 +10,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
+MAX_BYTES = 2**28  # in memory: packed zeros take little room in a file
 FORMAT = "1"  # part of the fingerprint: another format is another file
 
 
@@ -43,6 +44,8 @@ def load_state(path: Path) -> dict[str, np.ndarray] | None:
     try:
         # Opened here: np.load forgets to close what it cannot read.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None

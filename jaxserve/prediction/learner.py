@@ -1,7 +1,7 @@
 """Learns lengths from examples that come in one after the other."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,8 @@ MIN_EXAMPLES = 32  # before them there is no model
 PUBLISH_STEPS = 32  # a model is published after so many steps, or when no step is owed
 MAX_OWED = 1024  # steps; a training thread that falls behind drops what is beyond
 CALIBRATION_EXAMPLES = 512
+# What is restored: numbers that arithmetic in float32 cannot carry off to infinity.
+MAX_NUMBER, LEAST_DEVIATION, MAX_SEEN = 65504.0, 1e-7, 2**48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,11 @@ class Learner:
         return self._owed if len(self.window) >= MIN_EXAMPLES else 0
 
     def train(self, max_steps: int) -> None:
-        """Do what is owed, at most so many steps, and publish now and then."""
+        """Do what is owed, at most so many steps, and publish now and then.
+
+        Raises:
+            FloatingPointError: it leads to nothing finite; the model stays as it was.
+        """
         steps = min(self.owed, max_steps)
         if steps and self.window.seen >= self._rescale_at:
             self._measure()
@@ -181,6 +187,8 @@ class Learner:
         assert self._scale is not None
         self._unpublished = 0
         weights = Weights(*(np.array(w) for w in self._weights))
+        if not all(np.isfinite(array).all() for array in weights):
+            raise FloatingPointError("training came to weights that are not finite")
         model = Model(self._objective, self._bins, self._scale, weights)
         if self._objective == "rank":
             model = dataclasses.replace(model, calibration=self._calibrate(model))
@@ -210,31 +218,71 @@ class Learner:
             found |= {name: np.asarray(value) for name, value in named.items()}
         return found
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Go on where `arrays` was taken.
+    def checked(self, arrays: dict[str, np.ndarray]) -> "Learned":
+        """What `arrays` had, fit to be gone on with by `restore`.
 
         Raises:
-            ValueError, KeyError: they are not from a learner of the same shapes.
+            ValueError, KeyError: they are not from a learner of the same shapes, or have numbers
+                that no learner can have come to.
         """
-        window, count = self.window, len(arrays["lengths"])
-        seen = int(arrays["seen"])
-        if count != min(seen, len(window.lengths)):
-            raise ValueError(f"{count} examples, and {seen} seen")
-        if not (arrays["lengths"] >= 1).all():
-            raise ValueError("lengths that are none")
-        if "mean" in arrays:
-            scale = Scale(arrays["mean"], arrays["deviation"])
-            weights = Weights(*(arrays[name] for name in Weights._fields))
-            shapes = [w.shape for w in weights] + [s.shape for s in scale]
-            wanted = [np.shape(w) for w in self._weights] + [window.features.shape[1:]] * 2
-            if shapes != wanted:
-                raise ValueError(f"shapes {shapes}, not {wanted}")
-            if not all(np.isfinite(array).all() for array in (*weights, *scale)):
-                raise ValueError("weights that are not finite")
-            self._scale, self._weights = scale, weights
-        for name in ("features", "lengths", "censored"):
-            getattr(window, name)[:count] = arrays[name]
-        window.seen = seen
-        if self._scale is not None:
-            self._rescale_at = 2 * seen
+        window = self.window
+        seen = _numbers("seen", arrays["seen"], (), 0, MAX_SEEN)
+        count = min(int(seen), len(window.lengths))
+        shape = (count, *window.features.shape[1:])
+        learned = Learned(
+            int(seen),
+            _numbers("features", arrays["features"], shape, -MAX_NUMBER, MAX_NUMBER),
+            _numbers("lengths", arrays["lengths"], (count,), 1, MAX_NUMBER),
+            _numbers("censored", arrays["censored"], (count,), 0, 1).astype(np.bool_),
+        )
+        if "mean" not in arrays:
+            return learned
+        of_feature = window.features.shape[1:]
+        scale = Scale(
+            _numbers("mean", arrays["mean"], of_feature, -MAX_NUMBER, MAX_NUMBER),
+            _numbers("deviation", arrays["deviation"], of_feature, LEAST_DEVIATION, MAX_NUMBER),
+        )
+        weights = Weights(*(
+            _numbers(name, arrays[name], np.shape(own), -MAX_NUMBER, MAX_NUMBER)
+            for name, own in zip(Weights._fields, self._weights, strict=True)
+        ))  # fmt: skip
+        return learned._replace(scale=scale, weights=weights)
+
+    def restore(self, learned: "Learned") -> None:
+        """Go on from what was `checked`."""
+        window, count = self.window, len(learned.lengths)
+        window.features[:count] = learned.features
+        window.lengths[:count] = learned.lengths
+        window.censored[:count] = learned.censored
+        window.seen = learned.seen
+        if learned.scale is not None and learned.weights is not None:
+            self._scale, self._weights = learned.scale, learned.weights
+            self._rescale_at = 2 * learned.seen
             self._publish()
+
+
+class Learned(NamedTuple):
+    """What a learner knew; see its attributes."""
+
+    seen: int
+    features: np.ndarray
+    lengths: np.ndarray
+    censored: np.ndarray
+    scale: Scale | None = None
+    weights: Weights | None = None
+
+
+def _numbers(
+    name: str, found: np.ndarray, shape: tuple[int, ...], low: float, high: float
+) -> np.ndarray:
+    """An array as float32, or float64 if it has no axes.
+
+    Raises:
+        ValueError: another shape, no numbers, or some that are not in [low, high].
+    """
+    if found.shape != shape or found.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {found.dtype}{list(found.shape)}, not {list(shape)}")
+    numbers = found.astype(np.float32 if shape else np.float64)
+    if not ((numbers >= low) & (numbers <= high)).all():  # NaN is not, either
+        raise ValueError(f"{name} has numbers that are not in [{low:g}, {high:g}]")
+    return numbers

@@ -6,7 +6,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ DUTY = 0.05  # share of the time that the training thread may be busy, at most
 SLICE = 8  # steps between two rests
 CLOSE_SECONDS = 2.0  # to finish training before it is kept
 SAVE_EVERY = 256  # finished requests
+MAX_VARIANCE, MAX_MEAN = 1e4, 1e9  # of what is restored
 MAX_OPEN = 16384  # requests remembered; more only lose what the oldest could have taught
 
 
@@ -320,14 +321,24 @@ class LearnedPredictor:
             arrays = load_state(self._path)
             if arrays is None:
                 return
-            for part, learner in (("prompts", self._prompts), ("probes", self._probes)):
-                prefix = f"{part}."
-                learner.restore(
-                    {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-                )
-            self._variance, self._mean = float(arrays["variance"]), float(arrays["mean"])
+            variance, mean = float(arrays["variance"]), float(arrays["mean"])
+            if not (0 < variance <= MAX_VARIANCE and 1 <= mean <= MAX_MEAN):
+                raise ValueError(f"a variance of {variance} around a mean of {mean}")
+            learned = [
+                (learner, learner.checked(_of_part(part, arrays)))
+                for part, learner in (("prompts", self._prompts), ("probes", self._probes))
+            ]
+            for learner, what in learned:
+                learner.restore(what)
+            self._variance, self._mean = variance, mean
         except Exception as error:  # a bad file must not keep the server from starting
             log.warning("ignoring what a length predictor learned (%s): %s", self._path, error)
+
+
+def _of_part(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one learner, by its own names."""
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _runs_to_its_limit(request: Request) -> bool:

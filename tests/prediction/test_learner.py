@@ -90,7 +90,7 @@ def test_models_come_out_while_much_is_owed(compile_once) -> None:
 def test_going_on_after_a_restart(objective: str, compile_once) -> None:
     first, second = (make_learner(objective, compile_once, capacity=40) for _ in range(2))
     teach(first, 55)  # the ring has gone round
-    second.restore(first.arrays())
+    second.restore(second.checked(first.arrays()))
     assert second.window.seen == 55
     assert (second.window.lengths == first.window.lengths).all()
     features, _ = examples(9, seed=2)
@@ -109,12 +109,16 @@ def test_what_does_not_fit_is_refused(compile_once) -> None:
         {**good, "lengths": good["lengths"][:-1]},
         {**good, "lengths": np.zeros_like(good["lengths"])},
         {**good, "features": good["features"][:, :-1]},
+        {**good, "deviation": np.zeros_like(good["deviation"])},
+        {**good, "second": np.full_like(good["second"], 1e38)},
+        {**good, "seen": np.array(-1)},
+        {**good, "lengths": good["lengths"].astype(str)},
         {name: array for name, array in good.items() if name != "deviation"},
     ]
     for arrays in bad:
         learner = make_learner("exact", compile_once)
         with pytest.raises((ValueError, KeyError)):
-            learner.restore(arrays)
+            learner.checked(arrays)
         assert learner.model is None and learner.window.seen == 0
 
 

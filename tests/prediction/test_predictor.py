@@ -1,10 +1,15 @@
 """Learned predictors as the engine uses them: learning, refining, threads, files, compiles."""
 
+import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.request import FinishReason, Request
@@ -12,6 +17,7 @@ from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.prediction import LEARNED, make_predictor
 from jaxserve.prediction import predictor as module
 from jaxserve.prediction.base import LengthPredictor
+from jaxserve.prediction.files import load_state
 from jaxserve.prediction.learner import MIN_EXAMPLES
 from jaxserve.prediction.predictor import FIRST_GUESS, PROBE_EVERY, LearnedPredictor
 from jaxserve.runner.compile_counter import CompileCounter
@@ -320,6 +326,62 @@ def test_a_corrupt_file_is_one_warning(
     assert predictor.predict(request) == FIRST_GUESS
     serve(predictor, 40, probes=False)  # learns anew
     assert predictor.metrics().samples == 40
+
+
+BAD = st.one_of(
+    st.sampled_from([-1.0, 0.0, 1e-300, 0.5, 1e38, math.inf, -math.inf, math.nan, 10.0**300]),
+    st.sampled_from(["text", 1j, 2**63 - 1, -(2**63), True]),
+    hnp.arrays(st.sampled_from([np.float64, np.int8, np.float16]), hnp.array_shapes()),
+)
+
+
+@pytest.fixture(scope="module")
+def learned(features, compile_once, tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
+    """What each kind of predictor keeps."""
+    kept = {}
+    for name in LEARNED:
+        path = tmp_path_factory.mktemp("learned") / "state.npz"
+        predictor = LearnedPredictor(
+            name, features, MAX_TOKENS, path, compile_once, background=False
+        )
+        serve(predictor, 40)
+        predictor.close()
+        arrays = load_state(path)
+        assert arrays is not None
+        kept[name] = arrays
+    return kept
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(LEARNED), BAD, st.booleans())
+def test_bad_numbers_are_ignored(
+    new, learned, tmp_path: Path, caplog, data, name: str, bad: Any, whole: bool
+) -> None:
+    """Whatever stands in a file, estimates are numbers between one and the limit."""
+    arrays = dict(learned[name])
+    key = data.draw(st.sampled_from(sorted(arrays)))
+    if whole or isinstance(bad, np.ndarray):
+        arrays[key] = np.asarray(bad)
+    else:  # one number, or all of them, of the right shape
+        arrays[key] = np.array(arrays[key], type(bad) if isinstance(bad, str) else None)
+        arrays[key][data.draw(st.sampled_from([..., 0])) if arrays[key].ndim else ...] = (
+            bad if np.can_cast(np.asarray(bad).dtype, arrays[key].dtype, "same_kind") else 0
+        )
+    caplog.clear()
+    path = tmp_path / "state.npz"
+    np.savez(path, **arrays)
+    predictor = new(name, path)
+    assert len(caplog.records) == (predictor._prompts.window.seen == 0)
+    for first, refined, _ in serve(predictor, 3):
+        assert all(1 <= length <= MAX_TOKENS for length in (first, *(r for _, r in refined)))
+    predictor._path = None
+
+
+def test_a_file_of_packed_zeros_is_not_read(new, tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("jaxserve.prediction.files.MAX_BYTES", 10_000)
+    np.savez_compressed(tmp_path / "state.npz", variance=np.zeros(2000))
+    new("exact", tmp_path / "state.npz")
+    assert "larger than 10000 bytes" in caplog.text
 
 
 def test_a_directory_that_cannot_be_written_is_a_warning(new, tmp_path: Path, caplog) -> None:
