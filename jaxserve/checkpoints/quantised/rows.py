@@ -52,11 +52,6 @@ def take_rows(weight: Quantised, index: Any) -> Quantised:
     return on_outputs(lambda array: array[index], weight)
 
 
-def reshape_outputs(weight: Quantised, *outputs: int) -> Quantised:
-    """The weight with its outputs in other axes."""
-    return on_outputs(lambda array: array.reshape(*outputs, array.shape[-1]), weight)
-
-
 def concatenate(*weights: Quantised, axis: int = 0) -> Quantised:
     """Weights joined along an axis of outputs.
 
@@ -64,23 +59,3 @@ def concatenate(*weights: Quantised, axis: int = 0) -> Quantised:
         ValueError: their formats or inputs differ.
     """
     return on_outputs(lambda *arrays: np.concatenate(arrays, axis), *weights)
-
-
-def stack(*weights: Quantised, axis: int = 0) -> Quantised:
-    """Weights stacked along a new axis of outputs.
-
-    Raises:
-        ValueError: their formats or inputs differ.
-    """
-    return on_outputs(lambda *arrays: np.stack(arrays, axis), *weights)
-
-
-def pad_rows(weight: Quantised, rows: int) -> Quantised:
-    """The weight with rows of zeros at the end of its first axis, `rows` in all."""
-
-    def padded(array: np.ndarray) -> np.ndarray:
-        out = np.zeros((rows, *array.shape[1:]), array.dtype)
-        out[: len(array)] = array
-        return out
-
-    return on_outputs(padded, weight)

@@ -42,25 +42,24 @@ def test_joining_qkv(format):
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_taking_stacking_and_padding(format):
+def test_taking_joining_repeating_and_padding(format):
     a, b = (random_weight(6, INPUTS, format=format, seed=i) for i in range(2))
     x, y = a.dequantise(), b.dequantise()
     order = [5, 0, 0, 3]
     np.testing.assert_array_equal(rows.take_rows(a, order).dequantise(), x[order])
-    np.testing.assert_array_equal(rows.stack(a, b).dequantise(), np.stack([x, y]))
     np.testing.assert_array_equal(rows.concatenate(a, b).dequantise(), np.concatenate([x, y]))
-    heads = rows.reshape_outputs(a, 2, 3)
-    np.testing.assert_array_equal(heads.dequantise(), x.reshape(2, 3, INPUTS))
-    # KV heads repeated for a mesh that has more devices than heads.
-    repeated = rows.on_outputs(lambda array: np.repeat(array, 2, axis=0), heads)
-    np.testing.assert_array_equal(repeated.dequantise(), x.reshape(2, 3, INPUTS).repeat(2, 0))
-    padded = rows.pad_rows(a, 8).dequantise()
-    np.testing.assert_array_equal(padded, np.concatenate([x, np.zeros((2, INPUTS), np.float32)]))
+
+    def check(change):
+        np.testing.assert_array_equal(rows.map_rows(change, a).dequantise(), change(x))
+
+    check(lambda array: array.reshape(2, 3, -1).repeat(2, 0))  # KV heads, for a larger mesh
+    check(lambda array: np.concatenate([array, np.zeros((2, array.shape[-1]), array.dtype)]))
+    np.testing.assert_array_equal(rows.map_rows(lambda array: array[1:], x), x[1:])  # dense
 
 
 def test_parts_of_different_formats_stay_parts():
     a, b = (random_weight(4, INPUTS, format=format) for format in (Format("int4", 32), FORMATS[2]))
     with pytest.raises(ValueError, match="int4-g32-float32 and int6-g16-float32 cannot be one"):
-        rows.stack(a, b)
+        rows.concatenate(a, b)
     with pytest.raises(ValueError, match="32 and 64 inputs"):
         rows.concatenate(a, random_weight(4, 32, format=Format("int4", 32)))
