@@ -151,7 +151,7 @@ def test_first_logits(model: tuple[Path, list]):
     config, rules = shard_model(checkpoint.config, make_mesh(""))
     graph = ModelGraph(config)
     targets = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in graph.shapes().items()
+        name: jax.ShapeDtypeStruct(one.shape, jnp.float32) for name, one in graph.parameters.items()
     }
     params = load_params(checkpoint, targets, progress=False)
     token_ids = np.concatenate([p["prompt_token_ids"] for p in prompts]).astype(np.int32)

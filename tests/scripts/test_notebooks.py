@@ -75,8 +75,9 @@ def execute(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         is_from_wheel = f"import jaxserve\nassert jaxserve.__file__.startswith({str(tmp_path)!r})"
         notebook.cells.append(nbformat.v4.new_code_cell(f"{check}\n{is_from_wheel}"))
         client = nbclient.NotebookClient(
-            notebook, timeout=600, kernel_name=kernel, resources={"metadata": {"path": str(empty)}}
-        )
+            notebook, timeout=1200, startup_timeout=600, kernel_name=kernel,
+            resources={"metadata": {"path": str(empty)}},
+        )  # fmt: skip
         client.execute()
         return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
