@@ -287,6 +287,19 @@ class StepsSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QualitySpec(Spec):
+    """What text is read, and by which sides."""
+
+    text: Path | None = setting(None, "A text in UTF-8 (default: the topics of Python's help).")
+    num_tokens: int = setting(20_000, "Tokens of it that are read.")
+    window: int = setting(512, "Tokens at a time: none is foretold from more.")
+    sides: tuple[str, ...] = setting(
+        ("none", "auto", "int8", "int8:int8", "int4", "int4:int8", "fp8", "none:auto:bfloat16"),
+        "QUANTIZATION[:ACTIVATION_DTYPE[:KV_CACHE_DTYPE]] each; the first is compared with.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BucketsSpec(Spec):
     """What buckets are chosen from, and by what.
 

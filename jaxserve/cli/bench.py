@@ -17,6 +17,7 @@ from jaxserve.cli.bench_engine import (
     latency,
     padding,
     peers,
+    quality,
     startup,
     steps,
     throughput,
@@ -46,7 +47,7 @@ def bench() -> None:
 _COMMANDS: tuple[click.Command, ...] = (
     throughput, latency, serve, startup, peers,
     prefix_cache, chunked_prefill, policies, predictor, fairness, padding, buckets, host_cost,
-    steps, frontend, grammars,
+    steps, quality, frontend, grammars,
 )  # fmt: skip
 for _command in _COMMANDS:
     bench.add_command(_command)

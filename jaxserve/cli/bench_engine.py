@@ -13,12 +13,13 @@ from jaxserve.bench.settings import (
     HostCostSpec,
     LatencySpec,
     PaddingSpec,
+    QualitySpec,
     StartupSpec,
     StepsSpec,
     ThroughputSpec,
     WorkloadSpec,
 )
-from jaxserve.cli.benchmark import ALL, DEVICE, MODEL, REPLAYED, benchmark
+from jaxserve.cli.benchmark import ALL, BATCH, DEVICE, MODEL, REPLAYED, benchmark
 from jaxserve.core.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -90,6 +91,20 @@ def steps(config: EngineConfig, spec: StepsSpec, progress: bool) -> "Result":
     from jaxserve.bench.step_time import measure_steps_by_context
 
     return measure_steps_by_context(config, spec, Sides(progress=progress))
+
+
+@benchmark(
+    (*BATCH, "mesh", "kv_cache_memory", "attention_implementation", "linear_implementation"),
+    spec=QualitySpec,
+)
+def quality(config: EngineConfig, spec: QualitySpec, progress: bool) -> "Result":
+    """Perplexity and likeliest tokens by the formats of weights, activations and KV."""
+    from jaxserve.bench.quality import measure_quality
+    from jaxserve.llm import LLM
+
+    waiting = max(config.max_waiting, spec.num_tokens)  # all windows are given at once
+    config = dataclasses.replace(config, max_waiting=waiting)
+    return measure_quality(config, spec, LLM, progress=progress)
 
 
 @benchmark(MODEL, model_required=False, spec=HostCostSpec)

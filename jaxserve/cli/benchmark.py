@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 # The engine's options that commands offer: those that a benchmark does not set itself.
 ALL = tuple(field.name for field in dataclasses.fields(EngineConfig))
-MODEL = ("model", "random_weights", "dtype", "seed", "compilation_cache_dir", "page_size")
+MODEL = (
+    "model", "random_weights", "dtype", "quantization", "activation_dtype", "seed",
+    "compilation_cache_dir", "page_size",
+)  # fmt: skip
 DEVICE = (
-    "model", "random_weights", "dtype", "seed", "attention_implementation",
+    "model", "random_weights", "dtype", "quantization", "activation_dtype", "seed",
+    "attention_implementation",
     "linear_implementation", "compilation_cache_dir", "kv_cache_dtype", "kv_cache_memory",
 )  # fmt: skip
 REPLAYED = (  # page_size, too, but where a benchmark has several
