@@ -65,7 +65,9 @@ fi
 echo "installing jaxserve${extras:+[$extras]} into $venv, which takes a few minutes" >&2
 rm -f "$stamp"
 # Python compiles what is imported, once; pip would compile everything, which takes longer than the
-# rest of what it does.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+# rest of what it does. Only an environment to serve from has it done now, or its first start would.
+compile=--no-compile
+[[ $extras =~ (dev|test|aot) ]] || compile=--compile
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$compile" \
   --editable ".${extras:+[$extras]}"
 printf '%s\n' "$PWD" "$project" "$extras" >"$stamp"
