@@ -116,7 +116,7 @@ def _stored_page_bytes(lowering: StepLowering) -> int:
 def estimate_costs(lowering: StepLowering) -> Costs:
     """What moving and computing KV again cost, by the kind of device."""
     rates = RATES.get(lowering.rules.mesh.devices.flat[0].platform, RATES["gpu"])
-    num_weights = sum(math.prod(p.shape) for p in lowering.params.values())
+    num_weights = sum(p.size for p in lowering.program.graph.parameters.values())
     num_devices = lowering.rules.mesh.devices.size
     return Costs(
         seconds_per_token=2 * num_weights / (rates.flops * num_devices),
