@@ -163,6 +163,21 @@ def make_byte_block(codes: str, *, subtracts: int, flips: bool) -> Any:
     return _as_intrinsic(emit, 3, 0)
 
 
+def make_four_blocks(*, subtracts: int) -> Any:
+    """What `make_byte_block` makes, of four blocks of 4-bit codes at once: a whole segment."""
+    count = 4 * HALF
+
+    def emit(builder: Any, target: Any, values: Any, distance: Any) -> None:
+        fetch(builder, builder.add(values, _I64(AHEAD)))
+        pairs = _load(builder, values, 0, _vector(_I8, count))
+        low = builder.and_(pairs, _constant(_I8, count, 15))
+        for half in (low, builder.lshr(pairs, _constant(_I8, count, 4))):
+            _store(builder, builder.sub(half, _constant(_I8, count, subtracts)), target, 0)
+            target = builder.add(target, distance)
+
+    return _as_intrinsic(emit, 3, 0)
+
+
 def _as_intrinsic(emit: Callable[..., Any], addresses: int, numbers: int) -> Any:
     """What `emit` writes, for Numba: a function of int64 and then of float32."""
     given = [types.int64] * addresses + [types.float32] * numbers
@@ -178,25 +193,56 @@ def _as_intrinsic(emit: Callable[..., Any], addresses: int, numbers: int) -> Any
     return block
 
 
-def _make_number(widen: Callable[[Any, Any], Any]) -> Any:
-    @intrinsic
-    def number(_: Any, _address: Any) -> Any:
-        def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            return widen(builder, args[0])
-
-        return types.float32(types.int64), codegen
-
-    return number
+WIDENED = 8  # numbers that are made float32 at once
 
 
-def _widen_bfloat16(builder: Any, address: Any) -> Any:
-    bits = builder.zext(_load(builder, address, 0, _I16), _I32)
-    return builder.bitcast(builder.shl(bits, _I32(16)), _FLOAT)
+def _make_widen(kind: Any, widen: Callable[[Any, Any], Any], count: int) -> Any:
+    """An intrinsic (target, source) for Numba: `count` numbers of 16 bits become float32."""
+
+    def emit(builder: Any, target: Any, source: Any) -> None:
+        _store(builder, widen(builder, _load(builder, source, 0, _vector(kind, count))), target, 0)
+
+    return _as_intrinsic(emit, 2, 0)
 
 
-# (address) -> float32 of the float16, or of the bfloat16, that lies there.
-float16_at = _make_number(lambda b, at: b.fpext(_load(b, at, 0, _HALF_FLOAT), _FLOAT))
-bfloat16_at = _make_number(_widen_bfloat16)
+def _from_float16(builder: Any, numbers: Any) -> Any:
+    return builder.fpext(numbers, _vector(_FLOAT, numbers.type.count))
+
+
+def _from_bfloat16(builder: Any, numbers: Any) -> Any:
+    count = numbers.type.count
+    bits = builder.zext(numbers, _vector(_I32, count))
+    return builder.bitcast(builder.shl(bits, _constant(_I32, count, 16)), _vector(_FLOAT, count))
+
+
+widen_float16, widen_float16s = (
+    _make_widen(_HALF_FLOAT, _from_float16, count) for count in (1, WIDENED)
+)
+widen_bfloat16, widen_bfloat16s = (
+    _make_widen(_I16, _from_bfloat16, count) for count in (1, WIDENED)
+)
+
+
+def make_lane_scales(parts: int) -> Any:
+    """The scales of a segment's lanes (`integer_tiles`), one for each block or half of one.
+
+    Args:
+        parts: scales of a block, 1 or 2.
+
+    Returns:
+        An intrinsic (target, source) for Numba: from four, or eight, float32.
+    """
+    blocks, lanes = 4, 4
+
+    def emit(builder: Any, target: Any, source: Any) -> None:
+        scales = _load(builder, source, 0, _vector(_FLOAT, blocks * parts))
+        for part in range(parts):
+            chosen = [block * parts + part for block in range(blocks) for _ in range(lanes)]
+            mask = ir.Constant(_vector(_I32, blocks * lanes), chosen)
+            spread = builder.shuffle_vector(scales, scales, mask)
+            _store(builder, spread, target, 4 * blocks * lanes * part)
+
+    return _as_intrinsic(emit, 2, 0)
 
 
 def spread_floats(count: int) -> Any:

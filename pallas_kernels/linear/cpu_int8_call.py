@@ -42,6 +42,7 @@ from pallas_kernels.linear.cpu_quantised import (
 )
 from pallas_kernels.linear.cpu_rows import (
     BLOCK_BYTES,
+    SPARE_SCALES,
     byte_row,
     code_kind,
     offset_of,
@@ -84,7 +85,7 @@ def _round_row(target, sums, x, width, group, parts):  # type: ignore[no-untyped
     """A token's activations in segments, with scales; at `sums` each group's sum."""
     codes_per_segment, groups = SEGMENT // 2, (width - 1) // group + 1
     whole = padded(width, SEGMENT)
-    spare = allocate(4 * (2 * whole + groups))
+    spare = allocate(4 * (2 * whole + groups + SPARE_SCALES))
     bits, numbers, scales = spare, floats(spare, whole), floats(spare + 8 * whole, groups)
     rounded = spare + 4 * whole
     numbers[:width] = floats(x, width)
@@ -111,6 +112,7 @@ def _round_row(target, sums, x, width, group, parts):  # type: ignore[no-untyped
             total += codes[i]
         floats(sums, groups)[g] = float32(total) * scales[g]
     ints(rounded + 4 * width, whole - width)[:] = 0
+    floats(spare + 8 * whole + 4 * groups, SPARE_SCALES)[:] = float32(0)
     segment = segment_bytes(parts)
     for half in range(whole // HALF):
         block = half // 2
@@ -171,11 +173,12 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     shape = (pitch, to_sums // segment, to_sums, _sums_bytes(groups) // (4 * _LANES))
     first, last = span(frame, memory, item)
     at_once = COLUMNS if tokens <= MOST_TOKENS else MANY
-    room = allocate(LINE + at_once * pitch + BLOCK_BYTES + 4 * groups + 4 * COLUMNS * MOST_TOKENS)
+    scale_room = 4 * (groups + SPARE_SCALES)
+    room = allocate(LINE + at_once * pitch + BLOCK_BYTES + scale_room + 4 * COLUMNS * MOST_TOKENS)
     rows = padded(room, LINE)
-    floats(rows, at_once * pitch // 4)[:] = float32(0)
+    floats(rows, (at_once * pitch + scale_room) // 4)[:] = float32(0)
     scales = rows + at_once * pitch
-    spare = scales + 4 * groups
+    spare = scales + scale_room
     for at in range(first, last, at_once):
         count = min(at_once, last - at)
         for row in range(count):

@@ -12,11 +12,16 @@ from pallas_kernels.cpu_calls.codes import (
     BLOCK,
     FP8_SCALE,
     HALF,
-    bfloat16_at,
-    float16_at,
+    WIDENED,
     make_byte_block,
     make_float_block,
+    make_four_blocks,
+    make_lane_scales,
     spread_floats,
+    widen_bfloat16,
+    widen_bfloat16s,
+    widen_float16,
+    widen_float16s,
 )
 from pallas_kernels.cpu_calls.handler import BFLOAT16, FLOAT16, INT8, kind, size
 from pallas_kernels.cpu_calls.integer_tiles import (
@@ -34,6 +39,8 @@ BLOCK_BYTES = 32  # at most
 _IS_UNSIGNED = is_unsigned(best_instructions()[0])
 _BIAS = 128  # of int8 where codes are taken as unsigned
 _spread_four = spread_floats(FOURTH // 4)
+_lane_scales, _lane_scales_of_halves = make_lane_scales(1), make_lane_scales(2)
+SPARE_SCALES = 8
 
 
 @njit(forceinline=True)
@@ -46,15 +53,19 @@ def code_kind(values, width):  # type: ignore[no-untyped-def]
 @njit
 def read_scales(target, source, number_kind, count):  # type: ignore[no-untyped-def]
     """The float32 at target of the `count` scales, of any type, at source."""
-    out = floats(target, count)
+    whole = count // WIDENED * WIDENED
     if number_kind == FLOAT16:
-        for i in range(count):
-            out[i] = float16_at(source + 2 * i)
+        for i in range(0, whole, WIDENED):
+            widen_float16s(target + 4 * i, source + 2 * i)
+        for i in range(whole, count):
+            widen_float16(target + 4 * i, source + 2 * i)
     elif number_kind == BFLOAT16:
-        for i in range(count):
-            out[i] = bfloat16_at(source + 2 * i)
+        for i in range(0, whole, WIDENED):
+            widen_bfloat16s(target + 4 * i, source + 2 * i)
+        for i in range(whole, count):
+            widen_bfloat16(target + 4 * i, source + 2 * i)
     else:
-        out[:] = floats(source, count)
+        floats(target, count)[:] = floats(source, count)
 
 
 @njit
@@ -167,17 +178,27 @@ def _make_byte_row(codes: str, subtracts: int = 0) -> Any:
     pitch = {"int4": 16, "int5": 20, "int6": 24}.get(codes, 32)
     half = SEGMENT // 2
 
+    segment_at_once = make_four_blocks(subtracts=subtracts)
+
     @njit
     def row(target, values, width, size, spare):  # type: ignore[no-untyped-def]
-        whole, in_segment = width // BLOCK, SEGMENT // BLOCK
-        for at in range(0, whole, in_segment):
-            place = target + at // in_segment * size
+        whole, in_segment, at = width // BLOCK, SEGMENT // BLOCK, 0
+        if pitch == HALF:
+            while at + in_segment <= whole:
+                segment_at_once(target, values, half)
+                target += size
+                values += in_segment * pitch
+                at += in_segment
+        while at < whole:
+            place = target
             for _ in range(min(in_segment, whole - at)):
                 block(place, values, half)
                 place += FOURTH
                 values += pitch
+            target += size
+            at += in_segment
         if whole * BLOCK < width:
-            place = target + whole // in_segment * size + whole % in_segment * FOURTH
+            place = target if at == whole else target - size + whole % in_segment * FOURTH
             block(place, _last_block(spare, values, width - whole * BLOCK), half)
 
     return row
@@ -216,14 +237,29 @@ def byte_row(codes, has_minimums, target, values, width, size, spare):  # type: 
 def spread_scales(target, scales, width, group, parts):  # type: ignore[no-untyped-def]
     """The scales of an integer tile's lanes, of the `parts` of each block, in its segments.
 
-    Those of lanes that have no codes are zero.
+    Behind the scales are zeros for SPARE_SCALES, which lanes get that have no codes.
     """
-    factors = floats(scales, (width - 1) // group + 1)
     size = segment_bytes(parts)
+    target += SEGMENT
+    if group * parts == BLOCK:
+        step = 4 * SEGMENT // group
+        for _ in range(padded(width, SEGMENT) // SEGMENT):
+            if parts == 1:
+                _lane_scales(target, scales)
+            else:
+                _lane_scales_of_halves(target, scales)
+            target += size
+            scales += step
+        return
+    factors = floats(scales, (width - 1) // group + 1)
     step = BLOCK // parts
+    at, left = 0, group  # the group, and what is left of it
     for block in range(padded(width, SEGMENT) // BLOCK):
-        place = target + block // 4 * size + SEGMENT + block % 4 * FOURTH
-        for part in range(parts):
-            first = block * BLOCK + part * step
-            _spread_four(place, factors[first // group] if first < width else float32(0))
+        place = target + block // 4 * size + block % 4 * FOURTH
+        for _ in range(parts):
+            _spread_four(place, factors[at] if at < len(factors) else float32(0))
             place += 4 * FOURTH
+            left -= step
+            if left <= 0:
+                at += 1
+                left += group
