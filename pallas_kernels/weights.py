@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -68,6 +69,19 @@ class Format:
     def __str__(self) -> str:
         group = f"g{self.group}" if self.group else "channel"
         return f"{self.codes}-{group}-{self.scale}" + ("-minimums" if self.has_minimums else "")
+
+    @classmethod
+    def parse(cls, name: str) -> Format:
+        """The format of a name as `str` gives it, such as "int4-g32-float16-minimums".
+
+        Raises:
+            ValueError: there is no such format.
+        """
+        parts = re.fullmatch(r"(\w+)-(?:g(\d+)|channel)-(\w+?)(-minimums)?", name)
+        if parts is None:
+            raise ValueError(f"{name!r} is no format; write one like int4-g32-float16")
+        codes, group, scale, minimums = parts.groups()
+        return cls(codes, int(group or 0), scale, has_minimums=minimums is not None)
 
     @property
     def bits(self) -> int:

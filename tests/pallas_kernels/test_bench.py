@@ -254,12 +254,26 @@ def test_linear_layers_are_timed_beside_their_bound(
     linear.main(command)
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.endswith("4 products")
-    assert [row.split()[:2] for row in rows] == [["xla", "3"], ["cpu", "3"]]
-    assert {tuple(row.split()[4:6]) for row in rows} == {("13.1", "memory")}  # 13,120 bytes
+    assert [row.split()[:4] for row in rows] == [
+        ["xla", "float32", "float", "3"],
+        ["cpu", "float32", "float", "3"],
+    ]
+    assert {tuple(row.split()[6:8]) for row in rows} == {("13.1", "memory")}  # 13,120 bytes
+    name = "int8-channel-float32"
+    linear.main([*command, "--implementations", "xla", "--formats", name])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[1:3] for row in rows] == [
+        ["float32", "float"],
+        [name, "float"],
+        [name, "int8"],
+    ]
+    assert [row.split()[6] for row in rows] == ["13.1", "3.7", "3.7"]  # 3,280 codes, 114 scales
     for bad, message in (
         (["--shapes", "40"], "invalid parse_shape value"),
         (["--shapes", "0x4"], "invalid parse_shape value"),
         (["--tokens", "0"], "must be positive"),
+        (["--formats", "int4"], "invalid parse value"),
+        (["--shapes", "40x24", "--formats", "int4-g32-float16"], "multiple of 32 inputs, not 24"),
         (["--dtype", "bfloat16", "--implementations", "cpu"], "takes float32, not bfloat16"),
     ):
         with pytest.raises(SystemExit):
@@ -268,4 +282,5 @@ def test_linear_layers_are_timed_beside_their_bound(
 
 
 def test_linear_layers_need_every_weight_once():
-    assert linear.work_of([(40, 24), (17, 40)], 3, 5, 4) == Work(4 * 3 * 1640, 2 * 5 * 3 * 1640)
+    weights = [jnp.zeros(shape) for shape in ((40, 24), (17, 40))]
+    assert linear.work_of(weights, 5) == Work(4 * 1640, 2 * 5 * 1640)

@@ -1,5 +1,9 @@
 """Linear layers of quantised weights: every implementation and format against float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,3 +153,44 @@ def test_what_does_not_fit_is_refused() -> None:
         linear(draw(1, 64), draw(8, 64), activations="int8")
     with pytest.raises(ValueError, match=r"activations \[1, 32\] do not fit a weight \[8, 64\]"):
         linear(draw(1, 32), weight)
+
+
+ON_AVX2 = """
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+for name in features:
+    if name.startswith("avx512") or name == "avxvnni":
+        features[name] = False
+llvm.get_host_cpu_features = lambda: features
+
+import jax, numpy as np
+from pallas_kernels.cpu_calls.integer_tiles import best_instructions
+from pallas_kernels.linear import linear
+from pallas_kernels.linear.activations import round_activations
+from pallas_kernels.weights import Format, quantise
+
+assert best_instructions() == ("avx2", 8)
+random = np.random.default_rng(0)
+for format in (
+    Format("int8", 32, "float16"), Format("int4", 32), Format("int4", 32, has_minimums=True),
+    Format("int5"), Format("int6", 16),
+):
+    weight = quantise(random.standard_normal((53, 160), np.float32), format)
+    weight.values.reshape(-1)[:64] = -128 if format.codes == "int8" else 255  # the largest codes
+    x = random.standard_normal((7, 160), np.float32)
+    expected = weight.dequantise().astype(np.float64).T
+    for activations in ("float", "int8"):
+        out = jax.jit(lambda x, w: linear(
+            x, w, implementation="cpu", activations=activations))(x, weight)
+        numbers = x if activations == "float" else np.asarray(round_activations(x, format))
+        wanted = numbers.astype(np.float64) @ expected
+        assert np.linalg.norm(out - wanted) < 1e-6 * np.linalg.norm(wanted), (format, activations)
+"""
+
+
+@pytest.mark.slow
+def test_cpus_without_avx512(tmp_path: Path) -> None:
+    """In a process of its own, which compiles for such a CPU and keeps its code to itself."""
+    with_avx2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi2"}
+    environment = {**os.environ, **with_avx2, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", ON_AVX2], env=environment, check=True, timeout=600)

@@ -83,6 +83,17 @@ def test_numpy_and_jax_agree(format: Format) -> None:
     np.testing.assert_allclose(other.dequantise(), mine.dequantise(), rtol=1e-6, atol=1e-7)
 
 
+@given(format=FORMATS)
+def test_names(format: Format) -> None:
+    assert Format.parse(str(format)) == format
+
+
+@pytest.mark.parametrize("name", ["", "int4", "int4-g32", "int4-32x-float16", "int4-g32-float16-x"])
+def test_names_of_no_format(name: str) -> None:
+    with pytest.raises(ValueError, match="no format"):
+        Format.parse(name)
+
+
 def test_zeros_stay_zeros() -> None:
     for codes in (*PACKED, "int8", "fp8"):
         assert not quantise(np.zeros((2, 64), np.float32), Format(codes, 32)).dequantise().any()
