@@ -30,7 +30,7 @@ from pallas_kernels.linear.cpu_quantised import (
     clear,
     make_multiply,
     prepare_call,
-    read_row,
+    read_rows,
     span,
 )
 from pallas_kernels.linear.cpu_rows import (
@@ -87,22 +87,26 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     offset = offset_of(codes, size(operand(frame, MINIMUMS), 0) > 0, True)
     first, last = span(frame, memory, item)
     at_once = COLUMNS if tokens <= MOST_TOKENS else MANY
-    room = allocate(LINE + at_once * pitch + BLOCK_BYTES + 8 * groups + 4 * COLUMNS * MOST_TOKENS)
+    row_room, scale_room = at_once * pitch, 4 * at_once * groups
+    beside = BLOCK_BYTES + 4 * COLUMNS * MOST_TOKENS
+    room = allocate(LINE + row_room + 2 * scale_room + beside)
     rows = padded(room, LINE)
-    scales = rows + at_once * pitch
-    minimums, spare = scales + 4 * groups, scales + 8 * groups
+    scales = rows + row_room
+    minimums, spare = scales + scale_room, scales + 2 * scale_room
     for at in range(first, last, at_once):
         count = min(at_once, last - at)
+        read_rows(frame, at, scales, minimums, groups, count)
+        if offset:
+            take_off(minimums, scales, offset, count * groups)
+        if codes == FP8:
+            scale_up(scales, count * groups)
         for row in range(count):
-            read_row(frame, at + row, scales, minimums, groups)
-            if offset:
-                take_off(minimums, scales, offset, groups)
-            if codes == FP8:
-                scale_up(scales, groups)
             source = data(values) + (at + row) * bytes_of_row
+            mine = 4 * row * groups
             float_row(
-                codes, rows + row * pitch, source, scales, minimums, width, width // groups, spare
-            )
+                codes, rows + row * pitch, source, scales + mine, minimums + mine, width,
+                width // groups, spare,
+            )  # fmt: skip
         out = data(result(frame, 0)) + 4 * at
         _multiply(out, outputs, x, tokens, rows, count, (pitch, 0, 0, 0), spare + BLOCK_BYTES)
     release(room)

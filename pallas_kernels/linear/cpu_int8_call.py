@@ -37,7 +37,7 @@ from pallas_kernels.linear.cpu_quantised import (
     clear,
     make_multiply,
     prepare_call,
-    read_row,
+    read_rows,
     span,
 )
 from pallas_kernels.linear.cpu_rows import (
@@ -173,27 +173,29 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     shape = (pitch, to_sums // segment, to_sums, _sums_bytes(groups) // (4 * _LANES))
     first, last = span(frame, memory, item)
     at_once = COLUMNS if tokens <= MOST_TOKENS else MANY
-    scale_room = 4 * (groups + SPARE_SCALES)
-    room = allocate(LINE + at_once * pitch + BLOCK_BYTES + scale_room + 4 * COLUMNS * MOST_TOKENS)
+    row_room, scale_room = at_once * pitch, 4 * (at_once * groups + SPARE_SCALES)
+    beside = BLOCK_BYTES + 4 * COLUMNS * MOST_TOKENS
+    room = allocate(LINE + row_room + 2 * scale_room + beside)
     rows = padded(room, LINE)
-    floats(rows, (at_once * pitch + scale_room) // 4)[:] = float32(0)
-    scales = rows + at_once * pitch
-    spare = scales + scale_room
+    floats(rows, (row_room + scale_room) // 4)[:] = float32(0)
+    scales = rows + row_room
+    minimums, spare = scales + scale_room, scales + 2 * scale_room
     for at in range(first, last, at_once):
         count = min(at_once, last - at)
+        read_rows(frame, at, scales, minimums, groups, count)
+        if offset:
+            take_off(minimums, scales, offset, count * groups)
         for row in range(count):
-            target = rows + row * pitch
-            read_row(frame, at + row, scales, target + to_sums, groups)
-            if offset:
-                take_off(target + to_sums, scales, offset, groups)
+            target, mine = rows + row * pitch, 4 * row * groups
+            floats(target + to_sums, groups)[:] = floats(minimums + mine, groups)
             source = data(values) + (at + row) * bytes_of_row
             byte_row(codes, has_minimums, target, source, width, segment, spare)
-            spread_scales(target, scales, width, group, parts)
-        out, beside = data(result(frame, 0)) + 4 * at, spare + BLOCK_BYTES
+            spread_scales(target, scales + mine, width, group, parts)
+        out, tile_out = data(result(frame, 0)) + 4 * at, spare + BLOCK_BYTES
         if parts == 1:
-            _multiply(out, outputs, x, tokens, rows, count, shape, beside)
+            _multiply(out, outputs, x, tokens, rows, count, shape, tile_out)
         else:
-            _multiply_parts(out, outputs, x, tokens, rows, count, shape, beside)
+            _multiply_parts(out, outputs, x, tokens, rows, count, shape, tile_out)
     release(room)
     clear(frame, tokens, first, last)
     return 0

@@ -36,15 +36,15 @@ def prepare_call(frame, place, row_bytes):  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True)
-def read_row(frame, row, scales, minimums, groups):  # type: ignore[no-untyped-def]
-    """The scales of a row of the weight as float32, and its minimums or zeros."""
+def read_rows(frame, row, scales, minimums, groups, count):  # type: ignore[no-untyped-def]
+    """The scales of `count` rows of the weight as float32, and their minimums or zeros."""
     number_kind = kind(operand(frame, SCALES))
     start = row * scale_bytes(number_kind) * groups
-    read_scales(scales, data(operand(frame, SCALES)) + start, number_kind, groups)
+    read_scales(scales, data(operand(frame, SCALES)) + start, number_kind, count * groups)
     if size(operand(frame, MINIMUMS), 0):
-        read_scales(minimums, data(operand(frame, MINIMUMS)) + start, number_kind, groups)
+        read_scales(minimums, data(operand(frame, MINIMUMS)) + start, number_kind, count * groups)
     else:
-        floats(minimums, groups)[:] = float32(0)
+        floats(minimums, count * groups)[:] = float32(0)
 
 
 def make_multiply(make_tile: Any) -> Any:

@@ -237,7 +237,8 @@ def byte_row(codes, has_minimums, target, values, width, size, spare):  # type: 
 def spread_scales(target, scales, width, group, parts):  # type: ignore[no-untyped-def]
     """The scales of an integer tile's lanes, of the `parts` of each block, in its segments.
 
-    Behind the scales are zeros for SPARE_SCALES, which lanes get that have no codes.
+    Lanes without codes may get any number that lies behind, of SPARE_SCALES at most: what they are
+    multiplied with is zero.
     """
     size = segment_bytes(parts)
     target += SEGMENT
