@@ -17,7 +17,8 @@ from jaxserve.models.config_gguf import from_gguf
 from jaxserve.models.parameters import GGUF_EMBEDDING, GGUF_HEAD, Piece
 from pallas_kernels.weights import Format, Quantised
 
-ROPE_FACTORS = "rope_freqs.weight"
+# Divisors of rotary frequencies: for every context, or for long ones and for short ones.
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 class GgufCheckpoint(Checkpoint):
@@ -40,18 +41,27 @@ class GgufCheckpoint(Checkpoint):
         tensors = self._file.tensors
         if GGUF_EMBEDDING not in tensors:
             raise CheckpointError(f"{path}: tensor {GGUF_EMBEDDING} is missing")
-        factors = self._file.read(ROPE_FACTORS).ravel() if ROPE_FACTORS in tensors else None
         self._config = from_gguf(
             self._file.metadata,
             vocab_size=tensors[GGUF_EMBEDDING].shape[0],
             tie_embeddings=GGUF_HEAD not in tensors,
-            rope_factors=None if factors is None else factors.tolist(),
+            rope_factors=self._rope_factors(),
             allow_unknown=allow_unknown,
         )
         self._pieces = {name: one.sources["gguf"] for name, one in self.parameters.items()}
         shapes = {name: info.shape for name, info in tensors.items()}
         pieces = itertools.chain(*self._pieces.values())
-        check_tensors(pieces, shapes, lambda name: name == ROPE_FACTORS, path)
+        check_tensors(pieces, shapes, lambda name: name in ROPE_FACTORS, path)
+
+    def _rope_factors(self) -> list[float] | None:
+        """The divisors for as long a context as the model has."""
+        name, long, short = ROPE_FACTORS
+        if long in self._file.tensors:
+            metadata = self._file.metadata
+            arch = metadata.get("general.architecture")
+            original = metadata.get(f"{arch}.rope.scaling.original_context_length", 0)
+            name = long if metadata.get(f"{arch}.context_length", 0) > original else short
+        return self._file.read(name).ravel().tolist() if name in self._file.tensors else None
 
     @property
     def config(self) -> ModelConfig:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from jaxserve.core.errors import ConfigError
 
 Activation = Literal["silu", "gelu_tanh"]
+# As `rope_theta` and `rope_scaling` say; by `rope_theta_local`; not at all.
+RopeKind = Literal["full", "local", "none"]
 MAX_LAYERS = 1024  # more can only be a mistake, and would take long to find out
 
 
@@ -15,22 +17,32 @@ class RopeScaling:
     """Rotary frequency scaling for contexts longer than the model was first trained on.
 
     `llama3` (Llama 3.1) divides low frequencies by `factor`, keeps high ones and blends
-    between; `linear` divides all of them (Gemma 3's global layers); `divisors` divides each by
-    one of its own [head_dim / 2], the largest of which is `factor`.
+    between; `linear` divides all of them (Gemma 3's global layers); `yarn` divides those that turn
+    fewer than `beta_slow` times within `original_max_len` tokens, keeps those that turn more than
+    `beta_fast` times, and blends between; `divisors` divides each by one of its own [rotated
+    dimensions / 2], the largest of which is `factor`. Cosines and sines are multiplied by
+    `attention_factor`.
 
     Raises:
         ConfigError: a value is out of range.
     """
 
-    kind: Literal["llama3", "linear", "divisors"]
+    kind: Literal["llama3", "linear", "yarn", "divisors"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_len: int = 8192
     divisors: tuple[float, ...] = ()
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    whole_betas: bool = True  # the blend begins and ends at whole numbers of frequencies
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_len"):
+        for name in (
+            "factor", "low_freq_factor", "high_freq_factor", "original_max_len", "beta_fast",
+            "beta_slow", "attention_factor",
+        ):  # fmt: skip
             _check_number(f"rope_scaling.{name}", getattr(self, name))
         for divisor in self.divisors:
             _check_number("rope_scaling.divisors", divisor)
@@ -47,7 +59,8 @@ class ModelConfig:
 
     Sizes are in elements. `sliding_window[i]` is layer i's attention window in tokens (the
     token itself included), None for full attention. Layers rotate by `rope_theta` with
-    `rope_scaling`; sliding ones by `rope_theta_local`, unscaled, where there is one.
+    `rope_scaling`; sliding ones by `rope_theta_local`, unscaled, where there is one; those numbered
+    in `no_rope_layers` not at all. Of each head the first `rotary_dim` dimensions rotate.
 
     Raises:
         ConfigError: sizes do not fit together.
@@ -67,13 +80,20 @@ class ModelConfig:
     rope_theta: float
     rope_theta_local: float | None = None
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None  # None: head_dim
+    no_rope_layers: tuple[int, ...] = ()
     tie_embeddings: bool = False
     qkv_bias: bool = False
-    qk_norm: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # of every head by itself
+    layer_norm: bool = False  # with the mean taken off, in place of RMS norms
     activation: Activation = "silu"
     embed_scale: float = 1.0
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_soft_cap: float | None = None
+    residual_scale: float = 1.0  # of what a block adds to the residual
+    logit_scale: float = 1.0
     final_soft_cap: float | None = None
     sliding_window: tuple[int | None, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
@@ -92,8 +112,8 @@ class ModelConfig:
         if self.num_layers > MAX_LAYERS:
             raise ConfigError(f"{self.num_layers} layers are more than the {MAX_LAYERS} allowed")
         for name in (
-            "rope_theta", "rope_theta_local", "embed_scale", "attention_scale",
-            "attention_soft_cap", "final_soft_cap",
+            "rope_theta", "rope_theta_local", "rotary_dim", "embed_scale", "attention_scale",
+            "attention_soft_cap", "residual_scale", "logit_scale", "final_soft_cap",
         ):  # fmt: skip
             _check_number(name, getattr(self, name))
         if self.norm_eps != 0:
@@ -110,18 +130,35 @@ class ModelConfig:
             raise ConfigError(
                 f"{len(self.sliding_window)} sliding windows for {self.num_layers} layers"
             )
-        scaling = self.rope_scaling
-        if scaling and scaling.kind == "divisors" and 2 * len(scaling.divisors) != self.head_dim:
+        scaling, rotated = self.rope_scaling, self.rotated
+        if scaling and scaling.kind == "divisors" and 2 * len(scaling.divisors) != rotated:
+            raise ConfigError(f"{len(scaling.divisors)} rope frequencies for {rotated} dimensions")
+        if rotated % 2 or rotated > self.head_dim:
             raise ConfigError(
-                f"{len(scaling.divisors)} rope frequencies for a head_dim of {self.head_dim}"
+                f"rotary embeddings take an even number of a head's {self.head_dim} dimensions, "
+                f"not {rotated}"
             )
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
+        if not set(self.no_rope_layers) <= set(range(self.num_layers)):
+            raise ConfigError(f"no_rope_layers {self.no_rope_layers} of {self.num_layers} layers")
 
     @property
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def rotated(self) -> int:
+        """How many dimensions of each head rotate."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def rope_kinds(self) -> tuple[RopeKind, ...]:
+        """How each layer rotates its queries and keys."""
+        sliding: RopeKind = "full" if self.rope_theta_local is None else "local"
+        return tuple(
+            "none" if n in self.no_rope_layers else "full" if window is None else sliding
+            for n, window in enumerate(self.sliding_window)
+        )
 
     @property
     def scale(self) -> float:

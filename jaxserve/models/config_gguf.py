@@ -53,7 +53,7 @@ def from_gguf(
     common = {
         **sizes,
         "name": name or str(metadata.get("general.name", arch)),
-        "norm_eps": _round_float32(values.number("attention.layer_norm_rms_epsilon", least=0)),
+        "norm_eps": _round_float32(values.number(form.norm_eps, least=0)),
         "tie_embeddings": tie_embeddings,
         "eos_token_ids": tuple(dict.fromkeys(ends)),
         "bos_token_id": bos[0] if bos else None,
@@ -68,7 +68,7 @@ def _of_architecture(
     """The architecture's own keys, checked, without its name before each."""
     own: dict[str, Any] = {}
     for key, value in metadata.items():
-        if not key.startswith(f"{arch}."):
+        if not key.startswith(f"{arch}.") or key.removeprefix(f"{arch}.") in form.keys.by_layer:
             continue
         if isinstance(value, list | tuple):  # per-layer values: fine while all are the same
             if any(item != value[0] for item in value[1:]):
@@ -83,14 +83,10 @@ def _sizes(
     values: ConfigValues, metadata: Mapping[str, Any], vocab_size: int | None
 ) -> dict[str, Any]:
     heads, hidden_size = values.integer("attention.head_count"), values.integer("embedding_length")
-    rotated = values.integer("rope.dimension_count", None)
-    head_dim = values.integer("attention.key_length", rotated or hidden_size // heads)
+    head_dim = values.integer("attention.key_length", hidden_size // heads)
+    rotated = values.integer("rope.dimension_count", head_dim)
     if values.integer("attention.value_length", head_dim) != head_dim:
         raise ConfigError("GGUF with values of another size than keys is not supported")
-    if rotated is not None and rotated != head_dim:
-        raise ConfigError(
-            f"rotary embedding of {rotated} of {head_dim} dimensions is not supported"
-        )
     if vocab_size is None:
         tokens = ConfigValues(metadata, _WHERE).sequence("tokenizer.ggml.tokens")
         vocab_size = values.integer("vocab_size", len(tokens))
@@ -104,6 +100,7 @@ def _sizes(
         "num_heads": heads,
         "num_kv_heads": values.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
+        "rotary_dim": None if rotated == head_dim else rotated,
         "max_model_len": values.integer("context_length"),
     }
 

@@ -50,7 +50,7 @@ def from_hf_config(
     common = {
         **sizes,
         "name": name or str(data.get("_name_or_path") or data["model_type"]),
-        "norm_eps": values.number("rms_norm_eps", least=0),
+        "norm_eps": values.number(form.norm_eps, least=0),
         "tie_embeddings": values.flag("tie_word_embeddings", False),
         "activation": hf_fields.activation(values),
         "eos_token_ids": tuple(dict.fromkeys(eos)),

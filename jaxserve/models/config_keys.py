@@ -25,6 +25,7 @@ class KnownKeys:
         read: what the reader goes by.
         harmless: whatever they say, the model computes the same.
         harmless_prefixes: beginnings of more such keys.
+        by_layer: keys of GGUF whose value may be a list with different values; it is not read.
         fixed: key -> the values at which it changes nothing; others are not supported.
         classes: transformers' classes that compute what is computed here; () asks for none.
     """
@@ -32,6 +33,7 @@ class KnownKeys:
     read: frozenset[str]
     harmless: frozenset[str] = frozenset()
     harmless_prefixes: tuple[str, ...] = ()
+    by_layer: frozenset[str] = frozenset()
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
@@ -41,6 +43,7 @@ class KnownKeys:
         read: tuple[str, ...] = (),
         harmless: tuple[str, ...] = (),
         harmless_prefixes: tuple[str, ...] = (),
+        by_layer: tuple[str, ...] = (),
         classes: tuple[str, ...] = (),
     ) -> "KnownKeys":
         """These and more; a key that is read here need not have a fixed value any more."""
@@ -48,6 +51,7 @@ class KnownKeys:
             read=self.read | set(read),
             harmless=self.harmless | set(harmless),
             harmless_prefixes=self.harmless_prefixes + harmless_prefixes,
+            by_layer=self.by_layer | set(by_layer),
             fixed={key: values for key, values in self.fixed.items() if key not in read},
             classes=self.classes + classes,
         )
@@ -156,13 +160,23 @@ _HF_FIXED: dict[str, tuple[Any, ...]] = {
 
 HF_COMMON = KnownKeys(read=_HF_READ, harmless=_HF_HARMLESS, fixed=_HF_FIXED)
 
-# Of `rope_scaling`, or of one kind of layers in `rope_parameters`.
-ROPE_KEYS = KnownKeys(
-    read=frozenset({"rope_type", "type", "rope_theta", "factor", "low_freq_factor",
-                    "high_freq_factor", "original_max_position_embeddings"}),
-    harmless=frozenset({"finetuned"}),
+_ROPE_COMMON = KnownKeys(
+    read=frozenset({"rope_type", "type", "rope_theta", "factor",
+                    "original_max_position_embeddings"}),
+    harmless=frozenset({"finetuned", "low_freq_factor", "high_freq_factor"}),
     fixed={"partial_rotary_factor": (1,), "attention_factor": (1,)},
 )  # fmt: skip
+# Of `rope_scaling`, or of one kind of layers in `rope_parameters`, by the kind of scaling.
+ROPE_KEYS: dict[str, KnownKeys] = {
+    "default": _ROPE_COMMON,
+    "linear": _ROPE_COMMON,
+    "dynamic": _ROPE_COMMON,
+    "llama3": _ROPE_COMMON,
+    "yarn": _ROPE_COMMON.plus(
+        read=("attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim")
+    ),
+    "longrope": _ROPE_COMMON.plus(read=("attention_factor", "short_factor", "long_factor")),
+}
 
 
 # ---------------------------------------------------------------- GGUF
@@ -173,13 +187,14 @@ _GGUF_READ = frozenset({
     "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
     "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
     "rope.scale_linear", "rope.scaling.original_context_length", "attn_logit_softcapping",
-    "final_logit_softcapping",
+    "final_logit_softcapping", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 })  # fmt: skip
 _GGUF_FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,),
     "attention.max_alibi_bias": (0,), "attention.clamp_kqv": (0,), "attention.scale": (0,),
     "logit_scale": (0, 1), "embedding_scale": (0, 1), "residual_scale": (0, 1),
-    "rope.scaling.attn_factor": (0, 1), "use_parallel_residual": _OFF,
+    "rope.scaling.attn_factor": (0, 1), "rope.scaling.yarn_ext_factor": (-1, 1),
+    "rope.scaling.yarn_attn_factor": (0, 1), "use_parallel_residual": _OFF,
     "nextn_predict_layers": (0,),
 }  # fmt: skip
 _GGUF_HARMLESS = frozenset({

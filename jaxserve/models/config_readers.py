@@ -42,7 +42,8 @@ def config_from_dict(data: Mapping[str, Any]) -> ModelConfig:
         if scaling is not None:
             divisors = tuple(scaling.get("divisors", ()))
             values["rope_scaling"] = _construct(RopeScaling, {**scaling, "divisors": divisors})
-        values["eos_token_ids"] = tuple(values.get("eos_token_ids", ()))
+        for name in ("eos_token_ids", "no_rope_layers"):
+            values[name] = tuple(values.get(name, ()))
         if values.get("matryoshka_dimensions") is not None:
             values["matryoshka_dimensions"] = tuple(values["matryoshka_dimensions"])
         return _construct(ModelConfig, values)

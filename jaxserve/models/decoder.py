@@ -1,8 +1,8 @@
 """What all families share: attention's projections, the loop over layers, the head."""
 
-import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,34 +10,60 @@ from flax import nnx
 from jax import lax
 
 from jaxserve.models.backend import KernelBackend
-from jaxserve.models.config import ModelConfig
-from jaxserve.models.layers import Linear, rms_norm, rope_frequencies, rope_table, rotate
+from jaxserve.models.config import ModelConfig, RopeKind
+from jaxserve.models.layers import (
+    Linear,
+    activate,
+    layer_norm,
+    rms_norm,
+    rope_frequencies,
+    rope_table,
+    rotate,
+)
 from jaxserve.models.parameters import Parameter
 from jaxserve.models.weights import take_rows
 from pallas_kernels.paged_batch import PagedBatch
 
-Rope = tuple[jax.Array, jax.Array]
+Rope = tuple[jax.Array, jax.Array] | None  # None: no rotation
 
 
-class Layer(nnx.Module, abc.ABC):
-    """Base of a family's layer: what comes before attention, and what after.
+class Normed(nnx.Module):
+    """A module that norms by its own factors."""
 
-    Its parameters are attributes, under the names that the family declares
-    (`models.parameters`).
+    config: ModelConfig
+
+    def norm_by(self, name: str, x: jax.Array) -> jax.Array:
+        """x [..., hidden], normed by the factors of that name; as it is if none are declared."""
+        scale, bias = getattr(self, name, None), getattr(self, f"{name}_bias", None)
+        if scale is None:
+            return x
+        if self.config.layer_norm:
+            return layer_norm(
+                x, scale[...], None if bias is None else bias[...], self.config.norm_eps
+            )
+        return rms_norm(x, scale[...], self.config.norm_eps)
+
+
+class Layer(Normed):
+    """A layer: attention and then a gated MLP, each on its own residual.
+
+    Its parameters are attributes, under the names that the family declares (`models.parameters`):
+    `qkv`, `o`, `gate_up`, `down`, the biases of each (`qkv_bias`), norms of what goes into each
+    block (`attention_norm`, `mlp_norm`) and of what comes out of it (`post_attention_norm`,
+    `post_mlp_norm`). A bias or a norm that is not declared is not there. A family whose layers do
+    something else overrides what it is.
     """
 
-    qkv: nnx.Param
-    qkv_bias: nnx.Param
     q_norm: nnx.Param
     k_norm: nnx.Param
-    o: nnx.Param
-    attention_norm: nnx.Param
-    mlp_norm: nnx.Param
-    gate_up: nnx.Param
-    down: nnx.Param
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+
+    def product(self, x: jax.Array, name: str, linear: Linear) -> jax.Array:
+        """x [tokens, in] times the weight of that name, plus its bias if it has one."""
+        out, bias = linear(x, getattr(self, name)), getattr(self, f"{name}_bias", None)
+        return out if bias is None else out + bias[...]
 
     def project(self, x: jax.Array, linear: Linear) -> tuple[jax.Array, jax.Array, jax.Array]:
         """From x [tokens, hidden] to what attention needs, not yet rotated.
@@ -47,18 +73,29 @@ class Layer(nnx.Module, abc.ABC):
         Returns:
             q [tokens, kv_heads, group, head_dim], k and v [tokens, kv_heads, head_dim].
         """
-        config = self.config
-        x = rms_norm(x, self.attention_norm[...], config.norm_eps)
-        qkv = linear(x, self.qkv)  # [tokens, kv_heads, group + 2, head_dim]
-        if config.qkv_bias:
-            qkv = qkv + self.qkv_bias[...]
+        qkv = self.product(self.norm_by("attention_norm", x), "qkv", linear)
+        # [tokens, kv_heads, group + 2, head_dim]
         q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
-        if config.qk_norm:
-            q = rms_norm(q, self.q_norm[...], config.norm_eps)
-            k = rms_norm(k, self.k_norm[...], config.norm_eps)
-        return q, k, v
+        return *self.norm_heads(q, k), v
 
-    @abc.abstractmethod
+    def norm_heads(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys as `project` returns them, normed if the model norms them."""
+        if not self.config.qk_norm:
+            return q, k
+        eps = self.config.norm_eps
+        return rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+
+    def mlp(self, x: jax.Array, linear: Linear) -> jax.Array:
+        """The gated MLP of x [tokens, hidden], which is normed already."""
+        both = self.product(x, "gate_up", linear)  # [tokens, 2, F]
+        gate, up = both[:, 0], both[:, 1]
+        return self.product(activate(gate, self.config.activation) * up, "down", linear)
+
+    def add(self, x: jax.Array, block: jax.Array) -> jax.Array:
+        """The residual x with what a block adds to it."""
+        scale = self.config.residual_scale
+        return x + (block if scale == 1.0 else block * jnp.asarray(scale, block.dtype))
+
     def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
         """The rest of the layer.
 
@@ -70,9 +107,13 @@ class Layer(nnx.Module, abc.ABC):
         Returns:
             The layer's output [tokens, hidden].
         """
+        attended = self.product(attended, "o", linear)
+        x = self.add(x, self.norm_by("post_attention_norm", attended))
+        expanded = self.mlp(self.norm_by("mlp_norm", x), linear)
+        return self.add(x, self.norm_by("post_mlp_norm", expanded))
 
 
-class Decoder(nnx.Module):
+class Decoder(Normed):
     """A decoder-only transformer made of one family's layers.
 
     It comes with the shapes of its parameters in place of their values, see `models.graph`.
@@ -127,22 +168,29 @@ class Decoder(nnx.Module):
         run = self._looped if backend.loop_layers else self._unrolled
         return run(x, kv_pages, batch, self._ropes(positions), backend)
 
-    def _ropes(self, positions: jax.Array) -> tuple[Rope, Rope]:
-        """Rotations of full and of sliding layers."""
+    def _ropes(self, positions: jax.Array) -> dict[RopeKind, Rope]:
+        """The rotation of each kind of layer that the model has."""
         config = self.config
-        theta, scaling = config.rope_theta, config.rope_scaling
-        full = rope_table(positions, rope_frequencies(config.head_dim, theta, scaling))
-        if config.rope_theta_local is None:
-            return full, full
-        local = rope_frequencies(config.head_dim, config.rope_theta_local, None)
-        return full, rope_table(positions, local)
+
+        def rope(kind: RopeKind) -> Rope:
+            if kind == "none":
+                return None
+            if kind == "local":
+                assert config.rope_theta_local is not None
+                local = rope_frequencies(config.rotated, config.rope_theta_local, None)
+                return rope_table(positions, local)
+            scaling = config.rope_scaling
+            frequencies = rope_frequencies(config.rotated, config.rope_theta, scaling)
+            return rope_table(positions, frequencies, scaling.attention_factor if scaling else 1.0)
+
+        return {kind: rope(kind) for kind in get_args(RopeKind) if kind in config.rope_kinds}
 
     def _unrolled(
         self,
         x: jax.Array,
         kv_pages: jax.Array,
         batch: PagedBatch,
-        ropes: tuple[Rope, Rope],
+        ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """One layer after the other in the program: the compiler sees across layers."""
@@ -150,7 +198,7 @@ class Decoder(nnx.Module):
         for index, layer in enumerate(self.layers):
             window = self.config.sliding_window[index]
             q, k, v = layer.project(x, linear)
-            rope = ropes[0 if window is None else 1]
+            rope = ropes[self.config.rope_kinds[index]]
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
@@ -163,7 +211,7 @@ class Decoder(nnx.Module):
         x: jax.Array,
         kv_pages: jax.Array,
         batch: PagedBatch,
-        ropes: tuple[Rope, Rope],
+        ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
     ) -> tuple[jax.Array, jax.Array]:
         """A loop over layers that shares one attention and switches between their weights.
@@ -178,16 +226,14 @@ class Decoder(nnx.Module):
         one_window = (
             self.config.sliding_window[0] if len(set(self.config.sliding_window)) == 1 else -1
         )
+        rope_of = _chooser(self.config.rope_kinds, ropes)
 
         def body(index: jax.Array, state: tuple[jax.Array, jax.Array]):
             x, kv_pages = state
             projects = [partial(layer.project, linear=linear) for layer in self.layers]
             q, k, v = lax.switch(index, projects, x)
-            if one_window == -1:
-                window = windows[index]
-                rope = jax.tree.map(partial(jnp.where, window == no_window), *ropes)
-            else:
-                window, rope = one_window, ropes[0 if one_window is None else 1]
+            window = windows[index] if one_window == -1 else one_window
+            rope = rope_of(index)
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
                 config=self.config, layer=index, sliding_window=window,
@@ -204,16 +250,32 @@ class Decoder(nnx.Module):
 
     def norm(self, hidden: jax.Array) -> jax.Array:
         """The final norm of hidden [rows, hidden]: what embeddings are made of."""
-        return rms_norm(hidden, self.final_norm[...], self.config.norm_eps)
+        return self.norm_by("final_norm", hidden)
 
     def head(self, normed: jax.Array, linear: Linear) -> jax.Array:
         """normed [rows, hidden], as `norm` returns it -> float32 [rows, vocab]."""
         config = self.config
         head = self.embed if config.tie_embeddings else self.lm_head
         logits = linear(normed, head).astype(jnp.float32)
+        if config.logit_scale != 1.0:
+            logits = logits * config.logit_scale
         if config.final_soft_cap is not None:
             logits = config.final_soft_cap * jnp.tanh(logits / config.final_soft_cap)
         return logits
+
+
+def _chooser(
+    kinds: Sequence[RopeKind], ropes: Mapping[RopeKind, Rope]
+) -> Callable[[jax.Array], Rope]:
+    """Takes a layer's number, known only as the program runs, and returns its rotation."""
+    tables = [*ropes.values()]
+    if len(tables) == 1:
+        return lambda index: tables[0]
+    shapes = next(table for table in tables if table is not None)
+    still = jnp.ones_like(shapes[0]), jnp.zeros_like(shapes[1])
+    tables = [still if table is None else table for table in tables]
+    which = jnp.asarray([[*ropes].index(kind) for kind in kinds], jnp.int32)
+    return lambda index: jax.tree.map(partial(lax.select_n, which[index]), *tables)
 
 
 def _joined(attended: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ class HfFormat:
         defaults: transformers' own, of what it leaves out of a file.
         fields: (values, sizes) -> the fields of `ModelConfig` that are not the same for all
             families; `sizes` are those that are, and are read already.
+        norm_eps: the key of what norms add to a variance.
         text_part: (key, model type) of the language model inside one of several parts, which is
             read in its place; None: it is all there is.
     """
@@ -29,6 +30,7 @@ class HfFormat:
     keys: KnownKeys
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Callable[[ConfigValues, Fields], Fields] = lambda values, sizes: {}
+    norm_eps: str = "rms_norm_eps"
     text_part: tuple[str, str] | None = None
 
 
@@ -40,10 +42,12 @@ class GgufFormat:
         keys: which of the architecture's keys are known.
         fields: (values, sizes, rope factors) -> as of `HfFormat`; the factors are the numbers of
             `rope_freqs.weight`, None if there are none.
+        norm_eps: as of `HfFormat`.
     """
 
     keys: KnownKeys
     fields: Callable[[ConfigValues, Fields, list[float] | None], Fields]
+    norm_eps: str = "attention.layer_norm_rms_epsilon"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

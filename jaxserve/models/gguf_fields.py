@@ -33,6 +33,7 @@ def rope(
     factors: Sequence[float] | None,
     *,
     theta: float = 1e4,
+    is_partial: bool = False,
 ) -> Fields:
     """Rotary embeddings.
 
@@ -41,32 +42,49 @@ def rope(
         sizes: the model's.
         factors: the numbers of `rope_freqs.weight`.
         theta: the base where the file does not say.
+        is_partial: whether a part of each head may rotate, and not all of it.
 
     Raises:
-        ConfigError: a kind of scaling is not supported, or two are given.
+        ConfigError: a kind of scaling is not supported, or two are given, or a part rotates.
     """
+    if sizes["rotary_dim"] is not None and not is_partial:
+        raise ConfigError(
+            f"rotary embedding of {sizes['rotary_dim']} of {sizes['head_dim']} dimensions is not "
+            "supported"
+        )
     theta = values.positive("rope.freq_base", theta)
     return {
         "rope_theta": theta,
-        "rope_scaling": _scaling(values, factors, sizes["head_dim"], theta),
+        "rope_scaling": _scaling(values, factors, sizes, theta),
     }
 
 
 def _scaling(
-    values: ConfigValues, factors: Sequence[float] | None, head_dim: int, theta: float
+    values: ConfigValues, factors: Sequence[float] | None, sizes: Fields, theta: float
 ) -> RopeScaling | None:
     kind = values.text("rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
-        raise ConfigError(f"rope type {kind!r} is not supported; supported: none, linear, llama3")
+    if kind not in ("none", "linear", "yarn") and not (kind == "longrope" and factors):
+        raise ConfigError(f"rope type {kind!r} is not supported; supported: none, linear, yarn")
     factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 0.0), least=0)
     factor = factor or 1.0  # llama.cpp's rule: 0 is none
+    if kind == "yarn" and factors is None and factor > 1:
+        return RopeScaling(
+            kind="yarn",
+            factor=factor,
+            original_max_len=values.integer(
+                "rope.scaling.original_context_length", sizes["max_model_len"]
+            ),
+            beta_fast=values.positive("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=values.positive("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=1 + 0.1 * math.log(factor),
+        )
     if factors is None:
         return RopeScaling(kind="linear", factor=factor) if factor != 1.0 else None
     if factor != 1.0:
         raise ConfigError("rope.scaling.factor beside rope_freqs.weight is not supported")
     if not factors or not all(0 < divisor < math.inf for divisor in factors):
         raise ConfigError("rope_freqs.weight must hold positive numbers")
-    return _scaling_of(factors, head_dim, theta)
+    return _scaling_of(factors, sizes["rotary_dim"] or sizes["head_dim"], theta)
 
 
 def _scaling_of(factors: Sequence[float], head_dim: int, theta: float) -> RopeScaling | None:

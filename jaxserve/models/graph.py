@@ -67,4 +67,5 @@ class ModelGraph:
     def head_names(self) -> tuple[str, ...]:
         """Names of the parameters that the sampler's program uses."""
         head = "embed" if self.config.tie_embeddings else "lm_head"
-        return ("final_norm", head)
+        names = ("final_norm", "final_norm_bias", head)
+        return tuple(name for name in names if name in self.parameters)

@@ -1,5 +1,6 @@
 """Fields of `ModelConfig` that families read from a `config.json` in the same way."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,13 +92,29 @@ def windows(values: ConfigValues, sizes: Fields, window: int | None) -> Fields:
     return {"sliding_window": expand_window(window, sizes["num_layers"], pattern)}
 
 
-def rope(values: ConfigValues, *, local_theta: float | None = None) -> Fields:
+def biases(values: ConfigValues) -> Fields:
+    """Biases of Q, K, V and O by one key, of the MLP by another."""
+    attention = values.flag("attention_bias", False)
+    mlp = values.flag("mlp_bias", False)
+    return {"qkv_bias": attention, "o_bias": attention, "mlp_bias": mlp}
+
+
+def rope(
+    values: ConfigValues,
+    sizes: Fields,
+    *,
+    local_theta: float | None = None,
+    partial: float | None = None,
+) -> Fields:
     """Rotary embeddings, in the layouts of transformers 4 and 5.
 
     Args:
         values: the configuration.
+        sizes: the model's.
         local_theta: base of sliding layers, where the file has no parameters for them; None:
             they rotate as the others do.
+        partial: what part of each head rotates, where the file does not say; None: all of it, and
+            a file that says otherwise is refused.
 
     Raises:
         ConfigError: a kind of scaling is not supported, or is asked of sliding layers only.
@@ -106,28 +123,43 @@ def rope(values: ConfigValues, *, local_theta: float | None = None) -> Fields:
     parameters = values.mapping("rope_parameters")
     if parameters.get("full_attention") is not None:
         local = parameters.mapping("sliding_attention")
-        if _scaling(local) is not None:
+        if _scaling(local, values, sizes) is not None:
             raise ConfigError("rope scaling on sliding layers is not supported")
         local_theta = local.positive("rope_theta", local_theta or theta)
         parameters = parameters.mapping("full_attention")
     theta = parameters.positive("rope_theta", theta)
     found = parameters if parameters.values else values.mapping("rope_scaling")
-    return {
+    fields = {
         "rope_theta": theta,
         "rope_theta_local": local_theta,
-        "rope_scaling": _scaling(found),
+        "rope_scaling": _scaling(found, values, sizes, is_partial=partial is not None),
     }
-
-
-def _scaling(rope: ConfigValues) -> RopeScaling | None:
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise ConfigError(
-            f"rope type {kind!r} is not supported; supported: default, linear, llama3"
+    if partial is not None:
+        part = found.positive(
+            "partial_rotary_factor", values.positive("partial_rotary_factor", partial)
         )
-    check_keys(rope.values, ROPE_KEYS, rope.where, allow_unknown=rope.allow_unknown)
-    if kind == "default":
+        fields["rotary_dim"] = int(sizes["head_dim"] * part) if part != 1 else None
+    return fields
+
+
+def _scaling(
+    rope: ConfigValues, values: ConfigValues, sizes: Fields, *, is_partial: bool = False
+) -> RopeScaling | None:
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    kind = "longrope" if kind == "su" else kind  # what Phi 3 called it first
+    if kind not in ROPE_KEYS:
+        raise ConfigError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KEYS)}")
+    keys = ROPE_KEYS[kind].plus(read=("partial_rotary_factor",) if is_partial else ())
+    check_keys(rope.values, keys, rope.where, allow_unknown=rope.allow_unknown)
+    trained = values.integer("original_max_position_embeddings", sizes["max_model_len"])
+    original = rope.integer("original_max_position_embeddings", trained)
+    # `dynamic` changes nothing within `max_position_embeddings`, and no more than that is served.
+    if kind in ("default", "dynamic"):
         return None
+    if kind == "yarn":
+        return _yarn(rope, original, sizes["max_model_len"] / original)
+    if kind == "longrope":
+        return _longrope(rope, original, sizes["max_model_len"] / original)
     factor = rope.positive("factor")
     if kind == "linear":
         return RopeScaling(kind="linear", factor=factor)
@@ -137,4 +169,43 @@ def _scaling(rope: ConfigValues) -> RopeScaling | None:
         low_freq_factor=rope.positive("low_freq_factor"),
         high_freq_factor=rope.positive("high_freq_factor"),
         original_max_len=rope.integer("original_max_position_embeddings"),
+    )
+
+
+def _yarn(rope: ConfigValues, original: int, factor: float) -> RopeScaling:
+    """YaRN's scaling; `factor` is used where the file gives none.
+
+    DeepSeek's two scales of the attention factor stand in for it, where both are given.
+    """
+    factor = rope.positive("factor", factor)
+    scales = [rope.number(name, 0.0) for name in ("mscale", "mscale_all_dim")]
+    above, below = (max(1.0, 1 + 0.1 * scale * math.log(factor)) for scale in scales)
+    attention = above / below if all(scales) else max(1.0, 1 + 0.1 * math.log(factor))
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_max_len=original,
+        beta_fast=rope.positive("beta_fast", 32.0),
+        beta_slow=rope.positive("beta_slow", 1.0),
+        whole_betas=rope.flag("truncate", True),
+        attention_factor=rope.positive("attention_factor", attention),
+    )
+
+
+def _longrope(rope: ConfigValues, original: int, factor: float) -> RopeScaling:
+    """LongRoPE's scaling: a divisor for each frequency, others for contexts that need them.
+
+    Those for long contexts are taken if the model is made for one, for its whole context: keys
+    in the cache cannot be rotated anew when a request grows beyond `original` tokens.
+    """
+    factor = rope.positive("factor", factor)
+    is_long = rope.sequence("long_factor"), rope.sequence("short_factor")
+    divisors = is_long[0] if factor > 1 else is_long[1]
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeScaling(
+        kind="divisors",
+        factor=max(divisors, default=1.0),
+        divisors=tuple(divisors),
+        original_max_len=original,
+        attention_factor=rope.positive("attention_factor", attention),
     )

@@ -6,8 +6,9 @@ intermediate size, D head dim, H query heads, KVH KV heads, G query heads per KV
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class Piece:
     Attributes:
         tensor: its name.
         shape: that it must have.
-        arrange: from the tensor to the part. Of a weight it leaves the last axis alone and moves
-            nothing but rows, so that it can be applied to each array of a quantised one.
+        arrange: from the tensor to the part. Of a weight it leaves the last axis alone and takes
+            and moves nothing but rows, so that it can be applied to each array of a quantised one.
     """
 
     tensor: str
@@ -52,7 +53,7 @@ class Parameter:
         shape: of the array; of a weight [outputs..., inputs].
         axes: logical name of each dimension, None for those that are never split;
             `parallel.ShardingRules` turns them into a placement.
-        kind: "weight" multiplies activations along its last axis, "bias" is added to a product,
+        kind: "weight" multiplies activations along its last axis, "bias" is added,
             "factor" multiplies element by element.
         sources: the pieces that it is made of, by the format of the checkpoint. Names of Hugging
             Face tensors begin with `HF_PREFIX` here, whatever a file has in its place.
@@ -143,22 +144,42 @@ def norm(size: int, hf: str, gguf: str, *, plus_one: bool = False) -> Parameter:
     return Parameter(shape=(size,), axes=(None,), kind="factor", sources=sources)
 
 
+def bias(size: int, hf: str, gguf: str) -> Parameter:
+    """What is added to a product or a norm that no axis of a mesh splits: [size].
+
+    Args:
+        size: how many numbers.
+        hf, gguf: the tensors' names, without `.bias`.
+    """
+    sources: dict[Format, tuple[Piece, ...]] = {
+        "hf": (Piece(f"{hf}.bias", (size,)),),
+        "gguf": (Piece(f"{gguf}.bias", (size,)),),
+    }
+    return Parameter(shape=(size,), axes=(None,), kind="bias", sources=sources)
+
+
 def attention(
-    config: ModelConfig, place: Place, *, interleaved: bool = False, plus_one: bool = False
+    config: ModelConfig,
+    place: Place,
+    *,
+    interleaved: Collection[Format] = (),
+    fused: Collection[Format] = (),
+    plus_one: bool = False,
 ) -> dict[str, Parameter]:
     """The projections of attention.
 
     Args:
         config: the model; it says whether there are biases and norms of queries and keys.
         place: of the layer.
-        interleaved: GGUF files hold the rows of Q and K in the order of interleaved rotary
-            embeddings (llama.cpp's own), and are put back into Hugging Face's order.
+        interleaved: formats that hold the rows of Q and K in the order of interleaved rotary
+            embeddings (2i and 2i + 1 of a head rotate together); they are put in halves.
+        fused: formats that hold Q, K and V one after the other in one tensor.
         plus_one: as of `norm`.
 
     Returns:
         `qkv` [KVH, G+2, D, E] (for each KV head its query heads, its K, its V: splitting the KV
         heads splits all that belongs to them), `o` [E, H*D], and where the config has them
-        `qkv_bias` [KVH, G+2, D], `q_norm` and `k_norm` [D].
+        `qkv_bias` [KVH, G+2, D], `o_bias` [E], `q_norm` and `k_norm` [D].
     """
     e, d, kvh, g = config.hidden_size, config.head_dim, config.num_kv_heads, config.group_size
     hf, gguf = place.hf + "self_attn.{}_proj", place.gguf + "attn_{}"
@@ -168,29 +189,28 @@ def attention(
         return x.reshape(kvh, -1, d, *x.shape[1:])
 
     def unpermuted(x: np.ndarray) -> np.ndarray:
-        return by_head(interleaved_to_halves(x, d))
+        return by_head(interleaved_to_halves(x, d, config.rotated))
 
-    def pieces(name: str, kind: str, inputs: Shape, permuted: str) -> tuple[Piece, ...]:
+    def pieces(form: Format, name: str, kind: str, inputs: Shape) -> tuple[Piece, ...]:
+        rows = {x: n * d for x, n in heads.items()}
+        arrange = {x: unpermuted if form in interleaved and x != "v" else by_head for x in heads}
+        if form in fused:
+            return rows_of(f"{name.format('qkv')}.{kind}", rows.values(), inputs, arrange.values())
         return tuple(
-            Piece(
-                f"{name.format(x)}.{kind}",
-                (n * d, *inputs),
-                unpermuted if x in permuted else by_head,
-            )
-            for x, n in heads.items()
+            Piece(f"{name.format(x)}.{kind}", (rows[x], *inputs), arrange[x]) for x in heads
         )
 
-    def fused(kind: Literal["weight", "bias"], *inputs: int) -> Parameter:
+    def joined(kind: Literal["weight", "bias"], *inputs: int) -> Parameter:
         shape = (kvh, g + 2, d, *inputs)
         return Parameter(
             shape=shape, axes=("kv_heads", *(None,) * (len(shape) - 1)), kind=kind,
-            sources={"hf": pieces(hf, kind, inputs, ""),
-                     "gguf": pieces(gguf, kind, inputs, "qk" if interleaved else "")},
+            sources={"hf": pieces("hf", hf, kind, inputs),
+                     "gguf": pieces("gguf", gguf, kind, inputs)},
             joined=1, part_sizes=(g, 1, 1), repeats=(_deal_queries, _repeat_heads, _repeat_heads),
         )  # fmt: skip
 
     found = {
-        "qkv": fused("weight", e),
+        "qkv": joined("weight", e),
         "o": Parameter(
             shape=(e, heads["q"] * d), axes=(None, "kv_heads"), kind="weight",
             sources={
@@ -200,7 +220,9 @@ def attention(
         ),
     }  # fmt: skip
     if config.qkv_bias:
-        found["qkv_bias"] = fused("bias")
+        found["qkv_bias"] = joined("bias")
+    if config.o_bias:
+        found["o_bias"] = bias(e, hf.format("o"), gguf.format("output"))
     if config.qk_norm:
         for x in "qk":
             names = f"{place.hf}self_attn.{x}_norm", f"{place.gguf}attn_{x}_norm"
@@ -208,36 +230,136 @@ def attention(
     return found
 
 
-def gated_mlp(config: ModelConfig, place: Place) -> dict[str, Parameter]:
-    """The gated MLP at a place: `gate_up` [2, F, E] and `down` [E, F]."""
+def norms_of_all_heads(config: ModelConfig, place: Place) -> dict[str, Parameter]:
+    """Factors of norms that go over all heads: `q_norm` [KVH, G, D] and `k_norm` [KVH, 1, D]."""
+    kvh, d = config.num_kv_heads, config.head_dim
+    found = {}
+    for x, group, repeat in (("q", config.group_size, _deal_queries), ("k", 1, _repeat_heads)):
+        shape = (kvh, group, d)
+
+        def by_head(value: np.ndarray, shape: Shape = shape) -> np.ndarray:
+            return value.reshape(shape)
+
+        names: dict[Format, str] = {
+            "hf": f"{place.hf}self_attn.{x}_norm.weight",
+            "gguf": f"{place.gguf}attn_{x}_norm.weight",
+        }
+        found[f"{x}_norm"] = Parameter(
+            shape=shape, axes=("kv_heads", None, None), kind="factor",
+            sources={form: (Piece(name, (kvh * group * d,), by_head),)
+                     for form, name in names.items()},
+            repeats=(repeat,),
+        )  # fmt: skip
+    return found
+
+
+def gated_mlp(
+    config: ModelConfig, place: Place, *, fused: Collection[Format] = ()
+) -> dict[str, Parameter]:
+    """The gated MLP.
+
+    Args:
+        config: the model; it says whether there are biases.
+        place: of the layer.
+        fused: formats that hold the gate and then what it gates in one tensor.
+
+    Returns:
+        `gate_up` [2, F, E] and `down` [E, F], and where the config has them `gate_up_bias` [2, F]
+        and `down_bias` [E].
+    """
     e, f = config.hidden_size, config.intermediate_size
-    hf, gguf = place.hf + "mlp.{}_proj.weight", place.gguf + "ffn_{}.weight"
+    hf, gguf = place.hf + "mlp.{}_proj", place.gguf + "ffn_{}"
 
-    return {
-        "gate_up": Parameter(
-            shape=(2, f, e), axes=(None, "mlp", None), kind="weight",
-            sources={
-                "hf": tuple(Piece(hf.format(x), (f, e), _one_of) for x in ("gate", "up")),
-                "gguf": tuple(Piece(gguf.format(x), (f, e), _one_of) for x in ("gate", "up")),
-            },
+    def pieces(form: Format, name: str, kind: str, inputs: Shape) -> tuple[Piece, ...]:
+        if form in fused:
+            whole = name.format("gate_up" if form == "hf" else "up")
+            return rows_of(f"{whole}.{kind}", (f, f), inputs, (_one_of, _one_of))
+        return tuple(
+            Piece(f"{name.format(x)}.{kind}", (f, *inputs), _one_of) for x in ("gate", "up")
+        )
+
+    def gate_up(kind: Literal["weight", "bias"], *inputs: int) -> Parameter:
+        return Parameter(
+            shape=(2, f, *inputs), axes=(None, "mlp", *(None for _ in inputs)), kind=kind,
+            sources={"hf": pieces("hf", hf, kind, inputs),
+                     "gguf": pieces("gguf", gguf, kind, inputs)},
             part_sizes=(1, 1),
-        ),
-        "down": Parameter(
-            shape=(e, f), axes=(None, "mlp"), kind="weight",
-            sources={"hf": (Piece(hf.format("down"), (e, f)),),
-                     "gguf": (Piece(gguf.format("down"), (e, f)),)},
-        ),
-    }  # fmt: skip
+        )  # fmt: skip
+
+    found = {"gate_up": gate_up("weight", e), "down": _down(config, hf.format("down"), gguf)}
+    if config.mlp_bias:
+        found["gate_up_bias"] = gate_up("bias")
+        found["down_bias"] = bias(e, hf.format("down"), gguf.format("down"))
+    return found
 
 
-def interleaved_to_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
+def plain_mlp(config: ModelConfig, place: Place) -> dict[str, Parameter]:
+    """An MLP without a gate: `up` [F, E], `down` [E, F], with biases `up_bias` and `down_bias`.
+
+    Hugging Face's names are those of GPT-2 and StarCoder 2: `c_fc` and `c_proj`.
+    """
+    e, f = config.hidden_size, config.intermediate_size
+    hf, gguf = place.hf + "mlp.c_{}", place.gguf + "ffn_{}"
+
+    def up(kind: Literal["weight", "bias"], *inputs: int) -> Parameter:
+        shape = (f, *inputs)
+        return Parameter(
+            shape=shape, axes=("mlp", *(None for _ in inputs)), kind=kind,
+            sources={"hf": (Piece(f"{hf.format('fc')}.{kind}", shape),),
+                     "gguf": (Piece(f"{gguf.format('up')}.{kind}", shape),)},
+        )  # fmt: skip
+
+    found = {"up": up("weight", e), "down": _down(config, hf.format("proj"), gguf)}
+    if config.mlp_bias:
+        found["up_bias"] = up("bias")
+        found["down_bias"] = bias(e, hf.format("proj"), gguf.format("down"))
+    return found
+
+
+def _down(config: ModelConfig, hf: str, gguf: str) -> Parameter:
+    shape = (config.hidden_size, config.intermediate_size)
+    return Parameter(
+        shape=shape, axes=(None, "mlp"), kind="weight",
+        sources={"hf": (Piece(f"{hf}.weight", shape),),
+                 "gguf": (Piece(f"{gguf.format('down')}.weight", shape),)},
+    )  # fmt: skip
+
+
+def rows_of(
+    tensor: str, rows: Iterable[int], inputs: Shape, arrange: Iterable[Arrange]
+) -> tuple[Piece, ...]:
+    """Pieces that lie one after the other in one tensor.
+
+    Args:
+        tensor: its name.
+        rows: how many of its rows each piece takes.
+        inputs: the tensor's other axes.
+        arrange: of each piece, from its rows to the part.
+    """
+    ends = list(itertools.accumulate(rows))
+    starts = [0, *ends[:-1]]
+
+    def taken(start: int, end: int, arrange: Arrange) -> Arrange:
+        return lambda x: arrange(x[start:end])
+
+    return tuple(
+        Piece(tensor, (ends[-1], *inputs), taken(*each))
+        for each in zip(starts, ends, arrange, strict=True)
+    )
+
+
+def interleaved_to_halves(x: np.ndarray, head_dim: int, rotated: int | None = None) -> np.ndarray:
     """Reorder the rows of every head from (pair, half) order to (half, pair) order.
 
     x: [heads * head_dim, ...], rows 2i and 2i+1 of a head rotating together; in the result rows
-    i and i + head_dim / 2 do. This undoes what llama.cpp's converter does to Llama's Q and K.
+    i and i + rotated / 2 do. Those after the first `rotated` (None: all) stay where they are.
+    For one, this undoes what llama.cpp's converter does to Llama's Q and K.
     """
-    pairs = x.reshape(-1, head_dim // 2, 2, *x.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(x.shape)
+    rotated = head_dim if rotated is None else rotated
+    heads = x.reshape(-1, head_dim, *x.shape[1:])
+    pairs = heads[:, :rotated].reshape(-1, rotated // 2, 2, *x.shape[1:])
+    halves = pairs.swapaxes(1, 2).reshape(-1, rotated, *x.shape[1:])
+    return np.concatenate([halves, heads[:, rotated:]], axis=1).reshape(x.shape)
 
 
 def _deal_queries(value: np.ndarray, times: int) -> np.ndarray:

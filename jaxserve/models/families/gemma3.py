@@ -2,9 +2,6 @@
 
 import math
 
-import jax
-from flax import nnx
-
 from jaxserve.models import gguf_fields, hf_fields
 from jaxserve.models import parameters as declare
 from jaxserve.models.config import ModelConfig
@@ -12,29 +9,13 @@ from jaxserve.models.config_keys import GGUF_COMMON, HF_COMMON
 from jaxserve.models.config_values import ConfigValues
 from jaxserve.models.decoder import Layer
 from jaxserve.models.family import Family, Fields, GgufFormat, HfFormat
-from jaxserve.models.layers import Linear, gated_mlp, rms_norm
 from jaxserve.models.parameters import Parameter, Place
 
 WIDE_LAYERS = 62  # of the 27B, whose queries alone are scaled by another size than a head's
 
 
-class Gemma3Layer(Layer):
-    """Attention and a gated MLP, each between two norms, each on its own residual."""
-
-    post_attention_norm: nnx.Param
-    post_mlp_norm: nnx.Param
-
-    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
-        """What follows attention: both blocks are normalised before and after."""
-        config, eps = self.config, self.config.norm_eps
-        x = x + rms_norm(linear(attended, self.o), self.post_attention_norm[...], eps)
-        normed = rms_norm(x, self.mlp_norm[...], eps)
-        expanded = gated_mlp(normed, self.gate_up, self.down, config.activation, linear)
-        return x + rms_norm(expanded, self.post_mlp_norm[...], eps)
-
-
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
-    """Parameters of a Gemma 3; Hugging Face's norms are stored minus one."""
+    """Parameters of a Gemma: norms before and after each block, of which HF stores 1 less."""
 
     def norm(hf: str, gguf: str) -> Parameter:
         return declare.norm(config.hidden_size, hf, gguf, plus_one=True)
@@ -55,17 +36,20 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     return declare.model_parameters(config, layer, norm("model.norm", "output_norm"))
 
 
-def _common(sizes: Fields) -> Fields:
-    return {"qk_norm": True, "embed_scale": math.sqrt(sizes["hidden_size"])}
+def gemma_fields(sizes: Fields, scalar: float) -> Fields:
+    """What every Gemma has; scores are divided by the root of `scalar`."""
+    return {
+        "embed_scale": math.sqrt(sizes["hidden_size"]),
+        "attention_scale": None if scalar == sizes["head_dim"] else scalar**-0.5,
+    }
 
 
 def _hf(values: ConfigValues, sizes: Fields) -> Fields:
-    scalar = values.positive("query_pre_attn_scalar")
     return {
-        **_common(sizes),
-        **hf_fields.rope(values, local_theta=values.positive("rope_local_base_freq")),
+        "qk_norm": True,
+        **gemma_fields(sizes, values.positive("query_pre_attn_scalar")),
+        **hf_fields.rope(values, sizes, local_theta=values.positive("rope_local_base_freq")),
         **hf_fields.windows(values, sizes, values.integer("sliding_window", None)),
-        "attention_scale": None if scalar == sizes["head_dim"] else scalar**-0.5,
         "attention_soft_cap": values.positive("attn_logit_softcapping", None),
         "final_soft_cap": values.positive("final_logit_softcapping", None),
     }
@@ -74,22 +58,23 @@ def _hf(values: ConfigValues, sizes: Fields) -> Fields:
 def _gguf(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None) -> Fields:
     # llama.cpp's rule too: GGUF has no key for it.
     is_wide = sizes["num_layers"] == WIDE_LAYERS
+    scalar = sizes["hidden_size"] / sizes["num_heads"] if is_wide else sizes["head_dim"]
     pattern = values.integer("attention.sliding_window_pattern", 6)
     return {
-        **_common(sizes),
+        "qk_norm": True,
+        **gemma_fields(sizes, scalar),
         **gguf_fields.rope(values, sizes, rope_factors, theta=1e6),
         "rope_theta_local": values.positive("rope.freq_base_swa", 1e4),
         **gguf_fields.windows(values, sizes, pattern),
         **gguf_fields.soft_caps(values),
         "activation": "gelu_tanh",
-        "attention_scale": (sizes["hidden_size"] / sizes["num_heads"]) ** -0.5 if is_wide else None,
     }
 
 
 FAMILY = Family(
     name="gemma3",
     parameters=parameters,
-    layer=Gemma3Layer,
+    layer=Layer,
     hf={
         "gemma3_text": HfFormat(
             keys=HF_COMMON.plus(

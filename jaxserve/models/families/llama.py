@@ -1,6 +1,6 @@
-"""The Llama family: Llama 2 and 3, SmolLM2, Mistral."""
+"""The Llama family: Llama 2 and 3, SmolLM2, Mistral, Mistral Nemo and Small."""
 
-import jax
+from collections.abc import Collection
 
 from jaxserve.models import gguf_fields, hf_fields
 from jaxserve.models import parameters as declare
@@ -9,43 +9,37 @@ from jaxserve.models.config_keys import GGUF_COMMON, HF_COMMON
 from jaxserve.models.config_values import ConfigValues
 from jaxserve.models.decoder import Layer
 from jaxserve.models.family import Family, Fields, GgufFormat, HfFormat
-from jaxserve.models.layers import Linear, gated_mlp, rms_norm
-from jaxserve.models.parameters import Parameter, Place
-
-
-class LlamaLayer(Layer):
-    """Pre-norm attention and a gated MLP, each on its own residual."""
-
-    def finish(self, x: jax.Array, attended: jax.Array, linear: Linear) -> jax.Array:
-        """What follows attention: its output projection, then the MLP."""
-        config = self.config
-        x = x + linear(attended, self.o)
-        normed = rms_norm(x, self.mlp_norm[...], config.norm_eps)
-        return x + gated_mlp(normed, self.gate_up, self.down, config.activation, linear)
+from jaxserve.models.parameters import Format, Parameter, Place
 
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Parameters of a pre-norm model, of which GGUF files hold Q and K interleaved."""
-    return pre_norm_parameters(config, interleaved=True)
+    return pre_norm_parameters(config, interleaved=("gguf",))
 
 
-def pre_norm_parameters(config: ModelConfig, *, interleaved: bool = False) -> dict[str, Parameter]:
+def pre_norm_parameters(
+    config: ModelConfig,
+    *,
+    interleaved: Collection[Format] = (),
+    fused: Collection[Format] = (),
+) -> dict[str, Parameter]:
     """Parameters of a model with one norm before attention and one before the MLP.
 
     Args:
         config: the model.
         interleaved: as of `parameters.attention`.
+        fused: formats that hold Q, K and V in one tensor, and both halves of the MLP in one.
     """
     size = config.hidden_size
 
     def layer(at: Place) -> dict[str, Parameter]:
         return {
             "attention_norm": declare.norm(size, f"{at.hf}input_layernorm", f"{at.gguf}attn_norm"),
-            **declare.attention(config, at, interleaved=interleaved),
+            **declare.attention(config, at, interleaved=interleaved, fused=fused),
             "mlp_norm": declare.norm(
                 size, f"{at.hf}post_attention_layernorm", f"{at.gguf}ffn_norm"
             ),
-            **declare.gated_mlp(config, at),
+            **declare.gated_mlp(config, at, fused=fused),
         }
 
     final_norm = declare.norm(size, "model.norm", "output_norm")
@@ -54,15 +48,16 @@ def pre_norm_parameters(config: ModelConfig, *, interleaved: bool = False) -> di
 
 def _llama(values: ConfigValues, sizes: Fields) -> Fields:
     hf_fields.check_layer_types(values, ("full_attention",))
-    return hf_fields.rope(values)
+    return {**hf_fields.biases(values), **hf_fields.rope(values, sizes)}
 
 
 def _mistral(values: ConfigValues, sizes: Fields) -> Fields:
     window = values.integer("sliding_window", None)
-    return hf_fields.rope(values) | hf_fields.windows(values, sizes, window)
+    return hf_fields.rope(values, sizes) | hf_fields.windows(values, sizes, window)
 
 
-def _gguf(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None) -> Fields:
+def gguf_decoder(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None) -> Fields:
+    """What GGUF tells of a decoder whose layers are all alike."""
     return {
         **gguf_fields.rope(values, sizes, rope_factors),
         **gguf_fields.windows(values, sizes),
@@ -73,12 +68,12 @@ def _gguf(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None)
 FAMILY = Family(
     name="llama",
     parameters=parameters,
-    layer=LlamaLayer,
+    layer=Layer,
     hf={
         "llama": HfFormat(
             # transformers' Llama has full attention whatever these say.
             keys=HF_COMMON.plus(
-                read=("layer_types",),
+                read=("layer_types", "attention_bias", "mlp_bias"),
                 harmless=("sliding_window", "use_sliding_window", "max_window_layers"),
                 classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
             ),
@@ -99,5 +94,5 @@ FAMILY = Family(
             fields=_mistral,
         ),
     },
-    gguf={"llama": GgufFormat(keys=GGUF_COMMON, fields=_gguf)},
+    gguf={"llama": GgufFormat(keys=GGUF_COMMON, fields=gguf_decoder)},
 )  # fmt: skip
