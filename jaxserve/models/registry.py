@@ -2,13 +2,29 @@
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.families import gemma3, llama, qwen2
+from jaxserve.models.families import (
+    cohere,
+    gemma2,
+    gemma3,
+    glm4,
+    granite,
+    llama,
+    olmo,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    starcoder2,
+)
 from jaxserve.models.family import Family
 from jaxserve.models.parameters import Parameter, Shape
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (llama.FAMILY, qwen2.FAMILY, gemma3.FAMILY)
-}
+    family.FAMILY.name: family.FAMILY
+    for family in (
+        llama, qwen2, qwen3, smollm3, granite, olmo, gemma2, gemma3, phi3, glm4, cohere, starcoder2,
+    )
+}  # fmt: skip
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -25,10 +25,28 @@ _SHAPES: dict[str, Any] = {
     "bos_token_id": ByteTokenizer.BOS,
     "eos_token_id": ByteTokenizer.EOS,
 }
+_BELOW_ONE = ("gemma2", "gemma3")  # families whose norms are stored minus one
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False, "rope_theta": 10000.0},
     "mistral": {"tie_word_embeddings": False, "rope_theta": 10000.0, "sliding_window": None},
     "qwen2": {"tie_word_embeddings": True, "rope_theta": 1000000.0},
+    "qwen3": {"tie_word_embeddings": False, "rope_theta": 1000000.0},
+    "smollm3": {"tie_word_embeddings": True, "num_hidden_layers": 4},
+    "granite": {
+        "tie_word_embeddings": True, "embedding_multiplier": 3.0, "attention_multiplier": 0.25,
+        "residual_multiplier": 0.7, "logits_scaling": 0.5,
+    },
+    "olmo2": {"tie_word_embeddings": False},
+    "olmo3": {"tie_word_embeddings": False, "sliding_window": 24},
+    "phi3": {"tie_word_embeddings": False, "partial_rotary_factor": 0.5},
+    "glm4": {"tie_word_embeddings": False},
+    "cohere": {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.5},
+    "cohere2": {"layer_norm_eps": 1e-5, "logit_scale": 0.5, "sliding_window": 24},
+    "starcoder2": {"tie_word_embeddings": True},
+    "gemma2": {
+        "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "sliding_window": 24,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+    },
     "gemma3": {
         "tie_word_embeddings": True,
         "num_hidden_layers": 4,
@@ -36,7 +54,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 24,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
-}
+}  # fmt: skip
 
 
 def write_tiny_checkpoint(
@@ -50,7 +68,7 @@ def write_tiny_checkpoint(
 
     Args:
         directory: where to write; made if it is not there. Its name becomes the model's name.
-        family: `llama`, `mistral`, `qwen2` or `gemma3`.
+        family: a model type of config.json, such as `llama`, `mistral`, `qwen2` or `gemma3`.
         seed: seed of the weights.
         config: other entries for config.json than the tiny ones, such as `hidden_size=48`.
 
@@ -85,10 +103,10 @@ def _draw(
     random: np.random.Generator, name: str, shape: tuple[int, ...], family: str
 ) -> np.ndarray:
     values = random.standard_normal(shape, np.float32)
-    if "norm" in name:  # a factor near one; Gemma stores what is above it
-        return 0.1 * values + (0.0 if family == "gemma3" else 1.0)
     if name.endswith(".bias"):
         return 0.5 * values
+    if "norm" in name:  # a factor near one
+        return 0.1 * values + (0.0 if family in _BELOW_ONE else 1.0)
     if "embed" in name:  # small beside what the layers add, or a tied head repeats its input
         return 0.1 * values
     return values * shape[-1] ** -0.5  # fan-in is the last axis: sizes stay what they are

@@ -28,6 +28,16 @@ PARAMETERS = {
     "qwen2.5-7b": 7_615_616_512,
     "mistral-7b": 7_248_023_552,
     "gemma3-27b": 27_009_346_304,
+    "mistral-nemo-12b": 12_247_782_400,
+    "qwen3-8b": 8_190_735_360,
+    "smollm3-3b": 3_075_098_624,
+    "granite-3.1-8b": 8_170_848_256,
+    "olmo2-7b": 7_298_617_344,
+    "gemma2-2b": 2_614_341_888,
+    "phi-4": 14_659_507_200,
+    "glm4-9b": 9_400_279_040,
+    "command-r-35b": 34_980_831_232,
+    "starcoder2-3b": 3_030_371_328,
 }
 
 LLAMA_31 = {
@@ -137,11 +147,11 @@ def test_head_dim_and_kv_heads_default():
     ("change", "message"),
     [
         ({"model_type": "mixtral"}, "'mixtral'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "'proportional'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0, "alpha": 2}}, "alpha"),
         ({"num_local_experts": 8}, "num_local_experts"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"attention_bias": 1}, "attention_bias"),
+        ({"clip_qkv": 8.0}, "clip_qkv"),
         ({"hidden_act": "relu"}, "'relu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -262,7 +272,7 @@ def test_gguf_per_layer_values():
     ("change", "message"),
     [
         ({"general.architecture": "mamba"}, "'mamba'"),
-        ({"gemma3.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"gemma3.rope.scaling.type": "longrope"}, "'longrope'"),
         ({"gemma3.expert_count": 8}, "expert_count = 8"),
         ({"gemma3.rope.dimension_count": 64}, "64 of 128"),
         ({"gemma3.attention.value_length": 64}, "values"),
