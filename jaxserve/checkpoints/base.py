@@ -4,7 +4,7 @@ import abc
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from jaxserve.models.registry import parameters_of
 from pallas_kernels.weights import Format, Quantised
 
 if TYPE_CHECKING:
-    import jax
+    from jaxserve.models.weights import Weight
 
 MARKER = "jaxserve.json"  # the file that only a directory from `jaxserve convert` has
 
@@ -71,11 +71,11 @@ class Checkpoint(abc.ABC):
         """
         return [*self.parameters[name].split(self.read(name))]
 
-    def restore(self, targets: "Mapping[str, jax.ShapeDtypeStruct]") -> "dict[str, jax.Array]":
+    def restore(self, targets: "Mapping[str, Any]") -> "dict[str, Weight]":
         """Place those parameters that this format can read shard by shard from disk.
 
         `load_params` reads what is left out here by `read`. Every target has the shape of the
-        stored parameter; its dtype and sharding may be any.
+        stored parameter; how it is held, its dtype and sharding may be any.
         """
         del targets
         return {}

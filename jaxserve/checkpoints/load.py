@@ -1,7 +1,7 @@
 """Opens any checkpoint and places its parameters on devices."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxserve.checkpoints.quantised.search import quantise_float
 from jaxserve.checkpoints.safetensors import SafetensorsCheckpoint
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.parameters import Parameter, Shape
-from jaxserve.models.weights import Parts, Weight, dense
+from jaxserve.models.weights import DENSE, Parts, Weight, dense, storage_of
 from pallas_kernels.weights import Format, Quantised
 
 PROGRESS_DELAY = 2.0  # seconds of loading before a bar appears
@@ -87,22 +87,18 @@ def load_params(
     stored = checkpoint.parameters
     _check_names(checkpoint.names, targets)
     targets = {name: jax.tree.map(_with_sharding, target) for name, target in targets.items()}
-    dense = {
-        name: target
-        for name, target in targets.items()
-        if isinstance(target, jax.ShapeDtypeStruct) and tuple(target.shape) == stored[name].shape
-    }
-    params: dict[str, Weight] = dict(checkpoint.restore(dense))
+    whole = {name: one for name, one in targets.items() if _shape(one) == stored[name].shape}
+    params: dict[str, Weight] = dict(checkpoint.restore(whole))
     rest = [name for name in targets if name not in params]
     # `disable=None` is tqdm's "only on a terminal".
     for name in tqdm(rest, "loading weights", delay=PROGRESS_DELAY,
                      disable=None if progress else True):  # fmt: skip
         target = targets[name]
-        if name in dense:
+        if name in whole and storage_of(target) == DENSE:
             value = checkpoint.read(name)
         else:
             parts = _repeated(name, stored[name], checkpoint.read_parts(name), target)
-            value = _held_as(target, stored[name], parts)
+            value = held_as(target, stored[name], parts)
         params[name] = jax.tree.map(_place, value, target)
     return {name: params[name] for name in targets}
 
@@ -138,18 +134,33 @@ def _shape(target: Any) -> Shape:
     return tuple(shape)
 
 
-def _held_as(target: Any, parameter: Parameter, parts: list[np.ndarray | Quantised]) -> Any:
-    """The parameter of these parts in the form of `target`, in NumPy."""
+def held_as(
+    target: Any,
+    parameter: Parameter,
+    parts: Sequence[np.ndarray | Quantised],
+    in_type: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+) -> Any:
+    """The parameter of these parts in the form of `target`, in NumPy.
+
+    Args:
+        target: the shapes of a `Weight`.
+        parameter: its declaration.
+        parts: arranged already; what is quantised in another format is quantised anew.
+        in_type: applied to parts that are held as arrays.
+    """
+
+    def held(one: Any, part: np.ndarray | Quantised) -> Any:
+        if isinstance(one, Quantised):
+            return _in_format(one.format, part)
+        return in_type(dense(part))
+
     if isinstance(target, Parts):
-        return Parts(
-            tuple(_in_format(one.format, part) if isinstance(one, Quantised) else dense(part)
-                  for one, part in zip(target.parts, parts, strict=True)),
-            target.axis,
-        )  # fmt: skip
-    if isinstance(target, Quantised):
-        held = [_in_format(target.format, part) for part in parts]
-        return held[0] if len(held) == 1 else concatenate(*held, axis=parameter.joined)
-    return parameter.join([dense(part) for part in parts])
+        pairs = zip(target.parts, parts, strict=True)
+        return Parts(tuple(held(*pair) for pair in pairs), target.axis)
+    each = [held(target, part) for part in parts]
+    if isinstance(target, Quantised) and len(each) > 1:
+        return concatenate(*each, axis=parameter.joined)
+    return parameter.join(each)
 
 
 def _in_format(format: Format, part: np.ndarray | Quantised) -> Quantised:

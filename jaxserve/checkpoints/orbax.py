@@ -1,8 +1,8 @@
 """jaxserve's own checkpoint directory: Orbax arrays, configuration and tokenizer together.
 
-    DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults, and what
-                        the files of the weights must be like
-    DIR/weights/        Orbax, one array per parameter, as the model's family declares it
+    DIR/jaxserve.json   format, version, the fields of ModelConfig, sampling defaults, how weights
+                        are held that are not one array, and what their files must be like
+    DIR/weights/        Orbax, the arrays of every parameter (`_keyed` names those of several)
     DIR/tokenizer/      what Tokenizer.save wrote, chat template included
 
 Orbax reads any slice of an array, so restoring onto a mesh gives each device its own shard
@@ -18,12 +18,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxserve.checkpoints.base import MARKER, Checkpoint
+from jaxserve.checkpoints.quantised.rows import map_rows
 from jaxserve.checkpoints.safetensors import read_json
 from jaxserve.checkpoints.tensors import check_no_extra
 from jaxserve.core.errors import CheckpointError, ConfigError
@@ -35,7 +37,9 @@ from jaxserve.core.sampling_defaults import (
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import config_from_dict, config_to_dict
 from jaxserve.models.parameters import Shape
-from jaxserve.models.registry import parameter_shapes
+from jaxserve.models.registry import parameters_of
+from jaxserve.models.weights import DENSE, Parts, Storage, Weight, dense, storage_of, weight_shapes
+from pallas_kernels.weights import Format, Quantised
 
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
@@ -67,10 +71,11 @@ class OrbaxCheckpoint(Checkpoint):
             self._sampling = from_generation_config(
                 marker.get("generation", {}), str(self._path / MARKER)
             )
-        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+            self._storage = _storage_of(marker.get("storage", {}))
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
         self._check_files(marker.get("files", {}))
-        self._dtypes = self._check_arrays()
+        self._arrays = self._check_arrays()
 
     @property
     def config(self) -> ModelConfig:
@@ -88,16 +93,51 @@ class OrbaxCheckpoint(Checkpoint):
         return self._sampling
 
     def read(self, name: str) -> np.ndarray:
-        """Read one parameter as it is stored."""
-        if name not in self._dtypes:
+        """Read one parameter as it is stored; a quantised one in float32."""
+        if name not in self.parameters:
             raise CheckpointError(f"{self._path}: there is no parameter {name}")
-        args = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        return self._restore({name: 0}, args)[name]
+        return self.parameters[name].join([dense(part) for part in self._stored_parts(name)])
 
-    def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def formats(self, name: str) -> tuple[Format | None, ...]:
+        """How each part is quantised, None where it is not."""
+        storage = self._storage.get(name, DENSE)
+        return storage * (len(super().formats(name)) if len(storage) == 1 else 1)
+
+    def read_parts(self, name: str) -> list[np.ndarray | Quantised]:
+        """One parameter's parts as they are stored."""
+        parameter, parts = self.parameters[name], self._stored_parts(name)
+        if len(parts) > 1:
+            return parts
+        count = len(parameter.part_sizes or (1,))
+        return [
+            map_rows(lambda array, part=part: parameter.split(array)[part], parts[0])
+            for part in range(count)
+        ]
+
+    def restore(self, targets: Mapping[str, Any]) -> dict[str, Weight]:
         """Restore straight onto the targets' shardings, each device reading its own shard."""
-        item = dict(targets)
-        return self._restore(item, ocp.checkpoint_utils.construct_restore_args(item))
+        same = {
+            name: target
+            for name, target in targets.items()
+            if storage_of(target) == self._storage.get(name, DENSE)
+        }
+        item = {key: one for name, target in same.items() for key, one in _keyed(name, target)}
+        found = self._restore(item, ocp.checkpoint_utils.construct_restore_args(item))
+        return {
+            name: jax.tree.unflatten(
+                jax.tree.structure(target), [found[key] for key, _ in _keyed(name, target)]
+            )
+            for name, target in same.items()
+        }
+
+    def _stored_parts(self, name: str) -> list[np.ndarray | Quantised]:
+        storage = self._storage.get(name, DENSE)
+        weight: Any = _skeleton(storage, self.parameters[name].joined)
+        keys = [key for key, _ in _keyed(name, weight)]
+        args = dict.fromkeys(keys, ocp.RestoreArgs(restore_type=np.ndarray))
+        found = self._restore(dict.fromkeys(keys, 0), args)
+        weight = jax.tree.unflatten(jax.tree.structure(weight), [found[key] for key in keys])
+        return [*weight.parts] if isinstance(weight, Parts) else [weight]
 
     def _restore(self, item: dict, restore_args: dict) -> dict:
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
@@ -129,7 +169,7 @@ class OrbaxCheckpoint(Checkpoint):
                     else f"the checkpoint is damaged: {file} has other contents than were written"
                 )
 
-    def _check_arrays(self) -> dict[str, np.dtype]:
+    def _check_arrays(self) -> None:
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 metadata = checkpointer.metadata(self._path / WEIGHTS).item_metadata
@@ -139,26 +179,17 @@ class OrbaxCheckpoint(Checkpoint):
             ) from error
         if metadata is None:
             raise CheckpointError(f"{self._path / WEIGHTS} is missing or corrupt")
-        arrays = dict(metadata.tree)
-        if self._config.tie_embeddings and "lm_head" in arrays:  # what is stored is used
+        arrays = {key: tuple(array.shape) for key, array in dict(metadata.tree).items()}
+        if self._config.tie_embeddings and {"lm_head", "lm_head.values"} & arrays.keys():
+            # What is stored is used.
             self._config = dataclasses.replace(self._config, tie_embeddings=False)
-        shapes = parameter_shapes(self._config)
-        for name, shape in shapes.items():
-            if name not in arrays:
-                raise CheckpointError(f"{self._path}: parameter {name} is missing")
-            if tuple(arrays[name].shape) != shape:
-                raise CheckpointError(
-                    f"{self._path}: parameter {name} has shape {tuple(arrays[name].shape)}, "
-                    f"expected {shape}"
-                )
-        check_no_extra(arrays, shapes, lambda _: False, self._path)
-        return {name: np.dtype(array.dtype) for name, array in arrays.items()}
+        _check_shapes(arrays, self._config, self._storage, self._path)
 
 
 def write_orbax(
     path: Path,
     config: ModelConfig,
-    params: Iterable[tuple[str, np.ndarray]],
+    params: Iterable[tuple[str, Any]],
     save_tokenizer: Callable[[Path], object],
     sampling: SamplingDefaults | None = None,
 ) -> None:
@@ -169,7 +200,7 @@ def write_orbax(
     Args:
         path: the directory to make; it must not exist.
         config: the model's architecture.
-        params: every parameter by name, in the shapes that its family declares.
+        params: every parameter by name, as its family declares it: a `Weight` of NumPy arrays.
         save_tokenizer: called with an existing empty directory to write the tokenizer into.
         sampling: the model's defaults.
 
@@ -184,8 +215,14 @@ def write_orbax(
     try:
         (work / TOKENIZER).mkdir()
         save_tokenizer(work / TOKENIZER)
-        arrays = dict(params)
-        _check_shapes({name: array.shape for name, array in arrays.items()}, config)
+        arrays: dict[str, np.ndarray] = {}
+        storage: dict[str, Storage] = {}
+        for name, weight in params:
+            arrays |= dict(_keyed(name, weight))
+            if (held := storage_of(weight)) != DENSE:
+                storage[name] = held
+        shapes = {key: array.shape for key, array in arrays.items()}
+        _check_shapes(shapes, config, storage, path)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(work / WEIGHTS, args=ocp.args.PyTreeSave(arrays))
         marker = {
@@ -193,6 +230,10 @@ def write_orbax(
             "version": VERSION,
             "config": config_to_dict(config),
             "generation": to_generation_config(sampling or {}),
+            "storage": {
+                name: [one and dataclasses.asdict(one) for one in held]
+                for name, held in storage.items()
+            },
             "files": {
                 str(file.relative_to(work / WEIGHTS)): _facts(file)
                 for file in sorted((work / WEIGHTS).rglob("*"))
@@ -206,11 +247,51 @@ def write_orbax(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
-    expected = parameter_shapes(config)
-    if dict(found) != expected:
-        wrong = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-        raise CheckpointError(f"parameter {wrong[0]} does not fit the configuration")
+def _keyed(name: str, weight: Any) -> list[tuple[str, Any]]:
+    """The arrays of a weight, by what they are called in the directory."""
+    if isinstance(weight, Parts):
+        return [pair for i, part in enumerate(weight.parts) for pair in _keyed(f"{name}.{i}", part)]
+    if not isinstance(weight, Quantised):
+        return [(name, weight)]
+    fields = ("values", "scales", "minimums")[: 3 if weight.format.has_minimums else 2]
+    return [(f"{name}.{field}", getattr(weight, field)) for field in fields]
+
+
+def _skeleton(storage: Storage, axis: int) -> Any:
+    """A weight that is held so, with numbers in place of its arrays."""
+    parts = [
+        0 if format is None else Quantised(0, 0, 0 if format.has_minimums else None, format)
+        for format in storage
+    ]
+    return parts[0] if len(parts) == 1 else Parts(tuple(parts), axis)
+
+
+def _storage_of(marker: Mapping[str, Any]) -> dict[str, Storage]:
+    return {
+        name: tuple(None if one is None else Format(**one) for one in held)
+        for name, held in marker.items()
+    }
+
+
+def _check_shapes(
+    found: Mapping[str, Shape], config: ModelConfig, storage: Mapping[str, Storage], where: Path
+) -> None:
+    """Raise CheckpointError unless these arrays are all that a model is made of."""
+    expected: dict[str, Shape] = {}
+    for name, parameter in parameters_of(config).items():
+        try:
+            weight = weight_shapes(parameter, storage.get(name, DENSE))
+        except ValueError as error:
+            raise CheckpointError(f"{where}: parameter {name}: {error}") from error
+        expected |= {key: shape.shape for key, shape in _keyed(name, weight)}
+    for key, shape in expected.items():
+        if key not in found:
+            raise CheckpointError(f"{where}: parameter {key} is missing")
+        if found[key] != shape:
+            raise CheckpointError(
+                f"{where}: parameter {key} has shape {found[key]}, expected {shape}"
+            )
+    check_no_extra(found, expected, lambda _: False, where)
 
 
 def _facts(file: Path) -> list[int | str]:

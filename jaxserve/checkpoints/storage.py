@@ -21,7 +21,7 @@ NAMED = {
 
 
 def stored(
-    checkpoint: Checkpoint, parameters: Mapping[str, Parameter], rules: ShardingRules
+    checkpoint: Checkpoint, parameters: Mapping[str, Parameter], rules: ShardingRules | None = None
 ) -> dict[str, Storage]:
     """How to hold weights just as a checkpoint has them; those left out are arrays.
 
@@ -31,7 +31,7 @@ def stored(
     Args:
         checkpoint: where they come from.
         parameters: the model's, as it runs.
-        rules: the mesh.
+        rules: the mesh; None: there is none, and nothing is cut.
     """
     found: dict[str, Storage] = {}
     cut: list[str] = []
@@ -53,14 +53,14 @@ def stored(
 
 
 def named(
-    name: str, parameters: Mapping[str, Parameter], rules: ShardingRules
+    name: str, parameters: Mapping[str, Parameter], rules: ShardingRules | None = None
 ) -> dict[str, Storage]:
     """How to hold all weights in one of the formats `NAMED`.
 
     Args:
         name: of the format.
         parameters: the model's, as it runs.
-        rules: the mesh.
+        rules: the mesh; None: there is none.
 
     Raises:
         ConfigError: a weight has no such groups, or the mesh would cut them.
@@ -82,9 +82,9 @@ def _weights(parameters: Mapping[str, Parameter]) -> Iterable[tuple[str, Paramet
     return ((name, one) for name, one in parameters.items() if one.kind == "weight")
 
 
-def _refusal(format: Format, parameter: Parameter, rules: ShardingRules) -> str | None:
+def _refusal(format: Format, parameter: Parameter, rules: ShardingRules | None) -> str | None:
     """Why a weight cannot be held in a format on a mesh; None if it can."""
-    shards = rules.tensor if parameter.axes[-1] in rules.split else 1
+    shards = rules.tensor if rules and parameter.axes[-1] in rules.split else 1
     try:
         format.check_inputs(parameter.shape[-1], shards)
     except ValueError as error:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,6 @@ from jaxserve.cli.options import Command
 from jaxserve.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jaxserve.checkpoints.base import Checkpoint
 
 
@@ -20,6 +18,7 @@ EXAMPLES = """\b
 Examples:
   jaxserve convert smollm2-135m ./smollm2-orbax
   jaxserve convert ./Llama-3.1-8B-Instruct ./llama-orbax --dtype bfloat16
+  jaxserve convert ./Llama-3.1-8B-Instruct ./llama-int8 --quantization int8
 """  # \b keeps click from wrapping these lines
 
 
@@ -31,14 +30,27 @@ Examples:
     type=click.Choice(["source", "float32", "bfloat16"]),
     default="source",
     show_default=True,
-    help="Type to store matrices in; source keeps theirs (quantised ones become float32). "
-    "Norm scales are never narrowed.",
+    help="Type to store matrices in that are not quantised; source keeps theirs. Norm scales are "
+    "never narrowed.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(["source", "none", "int8", "int4", "fp8"]),
+    default="source",
+    show_default=True,
+    help="How to store weights: as SRC has them, as numbers of --dtype, or in the formats that "
+    "serve's --quantization names.",
 )
 @click.option("--allow-unknown-config", is_flag=True,
               help="Go on with keys of its configuration that jaxserve does not know.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace DST if it is a converted checkpoint.")
 def convert(
-    source: str, destination: Path, dtype: str, allow_unknown_config: bool, force: bool
+    source: str,
+    destination: Path,
+    dtype: str,
+    quantization: str,
+    allow_unknown_config: bool,
+    force: bool,
 ) -> None:
     """Convert the checkpoint SRC to an Orbax checkpoint directory DST.
 
@@ -47,13 +59,24 @@ def convert(
     template together; serving it restores every device's shard straight from disk.
     """
     convert_checkpoint(
-        source, destination, dtype=dtype, force=force, allow_unknown=allow_unknown_config
+        source,
+        destination,
+        dtype=dtype,
+        quantization=quantization,
+        force=force,
+        allow_unknown=allow_unknown_config,
     )
     click.echo(destination)
 
 
 def convert_checkpoint(
-    source: str, destination: Path, *, dtype: str, force: bool, allow_unknown: bool
+    source: str,
+    destination: Path,
+    *,
+    dtype: str,
+    quantization: str,
+    force: bool,
+    allow_unknown: bool,
 ) -> None:
     """Read `source` and write it to `destination` (see the command's help).
 
@@ -78,23 +101,42 @@ def convert_checkpoint(
     written = destination.with_name(f".{destination.name}.new") if replace else destination
     if replace:
         shutil.rmtree(written, ignore_errors=True)  # left by a conversion that was killed
-    params = _read_all(checkpoint, dtype)
+    params = _read_all(checkpoint, dtype, quantization)
     write_orbax(written, checkpoint.config, params, tokenizer.save, checkpoint.sampling_defaults)
     if replace:
         shutil.rmtree(destination)
         written.rename(destination)
 
 
-def _read_all(checkpoint: "Checkpoint", dtype: str) -> "Iterator[tuple[str, np.ndarray]]":
-    """Every parameter, with matrices in `dtype`."""
+def _read_all(
+    checkpoint: "Checkpoint", dtype: str, quantization: str
+) -> "Iterator[tuple[str, Any]]":
+    """Every parameter as it is to be stored."""
     import ml_dtypes
     import numpy as np
     from tqdm import tqdm
 
+    from jaxserve.checkpoints.load import held_as
+    from jaxserve.checkpoints.storage import named, stored
+    from jaxserve.models.weights import weight_shapes
+
     types = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-    for name in tqdm(sorted(checkpoint.names), "reading", disable=None):
-        value = checkpoint.read(name)
+
+    def in_type(value: np.ndarray) -> np.ndarray:
         wanted = types.get(dtype, value.dtype)
         if value.ndim > 1 or wanted.itemsize > value.dtype.itemsize:
-            value = value.astype(wanted, copy=False)
-        yield name, value
+            return value.astype(wanted, copy=False)
+        return value
+
+    parameters = checkpoint.parameters
+    storage = {}
+    if quantization == "source":
+        storage = stored(checkpoint, parameters)
+    elif quantization != "none":
+        storage = named(quantization, parameters)
+    for name in tqdm(sorted(parameters), "reading", disable=None):
+        if name in storage:
+            shapes = weight_shapes(parameters[name], storage[name])
+            yield name, held_as(shapes, parameters[name], checkpoint.read_parts(name), in_type)
+        else:
+            yield name, in_type(checkpoint.read(name))

@@ -66,6 +66,41 @@ def dense(weight: Any) -> Any:
     return weight.dequantise() if isinstance(weight, Quantised) else weight
 
 
+def storage_of(weight: Any) -> Storage:
+    """How a weight, or the shapes of one, is held."""
+    parts = weight.parts if isinstance(weight, Parts) else (weight,)
+    return tuple(part.format if isinstance(part, Quantised) else None for part in parts)
+
+
+def weight_shapes(parameter: Parameter, storage: Storage) -> Any:
+    """The shapes of a parameter's arrays as it is held: a `Weight` of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: its inputs cannot be held so.
+    """
+
+    def one(shape: tuple[int, ...], format: Format | None) -> Any:
+        def array(last: int, kind: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*shape[:-1], last), jnp.dtype(kind))
+
+        inputs = shape[-1]
+        if format is None:
+            return array(inputs, jnp.float32)
+        format.check_inputs(inputs)
+        groups = array(format.num_groups(inputs), format.scale)
+        values = array(format.value_bytes(inputs), format.value_type)
+        return Quantised(values, groups, groups if format.has_minimums else None, format)
+
+    if len(storage) == 1:
+        return one(parameter.shape, storage[0])
+    axis = parameter.joined
+    shapes = [
+        (*parameter.shape[:axis], size, *parameter.shape[axis + 1 :])
+        for size in parameter.part_sizes
+    ]
+    return Parts(tuple(one(*pair) for pair in zip(shapes, storage, strict=True)), axis)
+
+
 def abstract_weight(
     parameter: Parameter, storage: Storage, rules: ShardingRules, dtype: np.dtype
 ) -> Any:
@@ -75,28 +110,21 @@ def abstract_weight(
         parameter: its declaration.
         storage: how its parts are held.
         rules: the mesh, and what is split over it.
-        dtype: of arrays.
+        dtype: of arrays that are not quantised.
     """
 
-    def one(shape: tuple[int, ...], format: Format | None) -> Any:
-        def abstract(last: int, kind: Any, *, is_split: bool = True) -> jax.ShapeDtypeStruct:
-            axes = parameter.axes if is_split else (*parameter.axes[:-1], None)
-            sharding = rules.sharding(*axes)
-            return jax.ShapeDtypeStruct((*shape[:-1], last), jnp.dtype(kind), sharding=sharding)
+    def placed(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # One scale for all inputs is on every device that has some of them.
+        is_shared = array.shape[-1] == 1 != parameter.shape[-1]
+        axes = (*parameter.axes[:-1], None) if is_shared else parameter.axes
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rules.sharding(*axes))
 
-        inputs = shape[-1]
-        if format is None:
-            return abstract(inputs, dtype)
-        groups = abstract(format.num_groups(inputs), format.scale, is_split=format.group > 0)
-        minimums = groups if format.has_minimums else None
-        values = abstract(format.value_bytes(inputs), format.value_type)
-        return Quantised(values, groups, minimums, format)
+    def of_type(part: Any) -> Any:
+        if isinstance(part, Quantised):
+            return part
+        return jax.ShapeDtypeStruct(part.shape, dtype)
 
-    if len(storage) == 1:
-        return one(parameter.shape, storage[0])
-    axis = parameter.joined
-    shapes = [
-        (*parameter.shape[:axis], size, *parameter.shape[axis + 1 :])
-        for size in parameter.part_sizes
-    ]
-    return Parts(tuple(map(one, shapes, storage)), axis)
+    weight = weight_shapes(parameter, storage)
+    if isinstance(weight, Parts):
+        weight = Parts(tuple(map(of_type, weight.parts)), weight.axis)
+    return jax.tree.map(placed, of_type(weight) if not isinstance(weight, Parts) else weight)

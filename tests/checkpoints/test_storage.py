@@ -6,16 +6,20 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.checkpoints.orbax import write_orbax
 from jaxserve.checkpoints.storage import NAMED, formats_of, named, stored
+from jaxserve.cli.main import main
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
 from jaxserve.models.weights import Parts, dense
 from jaxserve.parallel.mesh import make_mesh
+from jaxserve.tokenizers.loading import load_tokenizer
 from pallas_kernels.weights import Format, Quantised
 
 Q8_0, Q4_1 = Format("int8", 32, "float16"), Format("int4", 32, "float16", True)
@@ -135,3 +139,46 @@ def test_a_quantised_hugging_face_checkpoint(make_hf):
     np.testing.assert_array_equal(
         checkpoint.read("layers.0.qkv"), numbers(graph, "layers.0.qkv", params["layers.0.qkv"])
     )
+
+
+@pytest.mark.parametrize("mesh", ["", "tensor=2"])
+@pytest.mark.parametrize("quantization", ["source", "int8"])
+def test_a_converted_checkpoint(make_gguf, make_hf, tmp_path, mesh, quantization):
+    """What `jaxserve convert` writes is what it read, quantised or not, and loads by shards."""
+    path, expected = make_gguf("qwen2", Kind.Q8_0, kinds={"attn_v": Kind.Q4_1, "ffn_up": Kind.F16})
+    source = open_checkpoint(path)
+
+    def storage_of(parameters, rules):
+        return (
+            stored(source, parameters, rules)
+            if quantization == "source"
+            else named(quantization, parameters, rules)
+        )
+
+    _, storage, params = load(source, storage_of)
+    save = load_tokenizer(make_hf("llama")[0]).save
+    arrays = jax.tree.map(np.asarray, params)
+    write_orbax(tmp_path / "o", source.config, arrays.items(), save)
+    checkpoint = open_checkpoint(tmp_path / "o")
+    for name, held in storage.items():
+        assert checkpoint.formats(name) == held * (len(source.formats(name)) // len(held))
+    graph, _, loaded = load(
+        checkpoint, lambda parameters, rules: stored(checkpoint, parameters, rules), mesh
+    )
+    for name, weight in params.items():
+        value = numbers(graph, name, weight)
+        np.testing.assert_array_equal(numbers(graph, name, loaded[name]), value)
+        np.testing.assert_array_equal(checkpoint.read(name), value)
+        if quantization == "source":
+            np.testing.assert_array_equal(value, expected[name])
+
+
+def test_convert_quantises(make_hf, tmp_path):
+    path, _ = make_hf("llama", even=True)
+    result = CliRunner().invoke(
+        main, ["convert", str(path), str(tmp_path / "o"), "--quantization", "int4"]
+    )
+    assert result.exit_code == 0, result.output
+    checkpoint = open_checkpoint(tmp_path / "o")
+    assert checkpoint.formats("layers.1.qkv") == (NAMED["int4"],) * 3
+    assert checkpoint.formats("final_norm") == (None,)
