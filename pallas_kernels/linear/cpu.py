@@ -9,6 +9,10 @@ another, which XLA's other operations give and take as they are.
 Of a quantised weight a few rows at a time are made ready, as float32 or, for int8 activations, as
 bytes, and multiplied with all tokens while they are in a cache. An output is summed up in the same
 order however many tokens there are: a token's results are the same bits alone and among others.
+
+The 120 products of SmolLM2's layers at 1 and at 8 tokens took, at best and in the time of about one
+busy core of an Emerald Rapids Xeon: float32 28 and 33 ms; int4-g32-float16 13 and 27 ms, with int8
+activations 10 and 19 ms; int8-g32-float16 18 and 26 ms, with int8 activations 13 and 24 ms.
 """
 
 import math
