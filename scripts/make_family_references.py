@@ -39,7 +39,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "mistral-nemo": {"family": "mistral", "head_dim": 16},
     "qwen2": {"family": "qwen2", "head_dim": 12},
-    "qwen3": {"family": "qwen3", "head_dim": 16},
     "qwen3-yarn": {"family": "qwen3", "head_dim": 16, "rope_scaling": YARN},
     "smollm3": {"family": "smollm3", "num_hidden_layers": 5, "no_rope_layer_interval": 2},
     "granite": {"family": "granite"},

@@ -1,5 +1,6 @@
 """Checkpoints in one GGUF file, whole or split (llama.cpp's format)."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from jaxserve.models.config_gguf import from_gguf
 from jaxserve.models.parameters import GGUF_EMBEDDING, GGUF_HEAD, Piece
 from pallas_kernels.weights import Format, Quantised
 
-# Divisors of rotary frequencies: for every context, or for long ones and for short ones.
-ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Divisors of rotary frequencies: for every context, or for long ones; and for short ones.
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight")
+SHORT_FACTORS = "rope_factors_short.weight"
 
 
 class GgufCheckpoint(Checkpoint):
@@ -48,20 +50,22 @@ class GgufCheckpoint(Checkpoint):
             rope_factors=self._rope_factors(),
             allow_unknown=allow_unknown,
         )
+        scaling = self._config.rope_scaling
+        if SHORT_FACTORS in tensors and scaling is not None:
+            short = tuple(self._file.read(SHORT_FACTORS).ravel().tolist())
+            scaling = dataclasses.replace(scaling, short_divisors=short)
+            self._config = dataclasses.replace(self._config, rope_scaling=scaling)
         self._pieces = {name: one.sources["gguf"] for name, one in self.parameters.items()}
         shapes = {name: info.shape for name, info in tensors.items()}
         pieces = itertools.chain(*self._pieces.values())
-        check_tensors(pieces, shapes, lambda name: name in ROPE_FACTORS, path)
+        check_tensors(pieces, shapes, lambda name: name in {*ROPE_FACTORS, SHORT_FACTORS}, path)
 
     def _rope_factors(self) -> list[float] | None:
-        """The divisors for as long a context as the model has."""
-        name, long, short = ROPE_FACTORS
-        if long in self._file.tensors:
-            metadata = self._file.metadata
-            arch = metadata.get("general.architecture")
-            original = metadata.get(f"{arch}.rope.scaling.original_context_length", 0)
-            name = long if metadata.get(f"{arch}.context_length", 0) > original else short
-        return self._file.read(name).ravel().tolist() if name in self._file.tensors else None
+        """The divisors for as long a context as the model has; None if it has none."""
+        for name in ROPE_FACTORS:
+            if name in self._file.tensors:
+                return self._file.read(name).ravel().tolist()
+        return None
 
     @property
     def config(self) -> ModelConfig:

@@ -119,6 +119,7 @@ def draw_up(config: EngineConfig) -> Blueprint:
         tokenizer = _tokenizer(config, checkpoint)
         tokenizer.parses_special_in_chat = config.chat_special_tokens
     model, rules = shard_model(checkpoint.config, mesh)
+    model = model.for_context(_max_model_len(config, model))
     _check_divides(config, rules)
     lowering, max_model_len = _lowering(config, checkpoint, model, rules)
     return Blueprint(

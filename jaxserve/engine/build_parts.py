@@ -70,7 +70,8 @@ def build_store(
         directory = Path(config.disk_cache_dir) if config.disk_cache_dir else cache_home("kv")
         # What computed the values counts too: rounded to one type, they differ by their origin.
         dtypes = f"{lowering.kv_dtype.name} of {lowering.dtype.name}"
-        facts = f"{fingerprint} {shape} {dtypes}"
+        rotation = lowering.program.graph.config.rope_scaling  # may depend on --max-model-len
+        facts = f"{fingerprint} {shape} {dtypes} {rotation}"
         tier = DiskTier(directory, _stored_page_bytes(lowering), facts, disk)
     return PageStore(shape, lowering.page_dtype, host_bytes=host, disk=tier, events=events)
 

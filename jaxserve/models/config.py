@@ -20,8 +20,9 @@ class RopeScaling:
     between; `linear` divides all of them (Gemma 3's global layers); `yarn` divides those that turn
     fewer than `beta_slow` times within `original_max_len` tokens, keeps those that turn more than
     `beta_fast` times, and blends between; `divisors` divides each by one of its own [rotated
-    dimensions / 2], the largest of which is `factor`. Cosines and sines are multiplied by
-    `attention_factor`.
+    dimensions / 2], the largest of which is `factor`, or by `short_divisors`, where there are any,
+    if no context grows beyond `original_max_len` (`ModelConfig.for_context`). Cosines and sines
+    are multiplied by `attention_factor`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -33,6 +34,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_len: int = 8192
     divisors: tuple[float, ...] = ()
+    short_divisors: tuple[float, ...] = ()
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     whole_betas: bool = True  # the blend begins and ends at whole numbers of frequencies
@@ -44,7 +46,7 @@ class RopeScaling:
             "beta_slow", "attention_factor",
         ):  # fmt: skip
             _check_number(f"rope_scaling.{name}", getattr(self, name))
-        for divisor in self.divisors:
+        for divisor in self.divisors + self.short_divisors:
             _check_number("rope_scaling.divisors", divisor)
         if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
@@ -159,6 +161,17 @@ class ModelConfig:
             "none" if n in self.no_rope_layers else "full" if window is None else sliding
             for n, window in enumerate(self.sliding_window)
         )
+
+    def for_context(self, tokens: int) -> "ModelConfig":
+        """The model as it computes if no context is longer than so many tokens.
+
+        Keys in the cache cannot be rotated anew, so this is decided before the first of them.
+        """
+        scaling = self.rope_scaling
+        if scaling is None or not scaling.short_divisors or tokens > scaling.original_max_len:
+            return self
+        short = dataclasses.replace(scaling, divisors=scaling.short_divisors)
+        return dataclasses.replace(self, rope_scaling=short)
 
     @property
     def scale(self) -> float:

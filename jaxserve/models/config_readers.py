@@ -40,8 +40,9 @@ def config_from_dict(data: Mapping[str, Any]) -> ModelConfig:
     try:
         values["sliding_window"] = tuple(window)
         if scaling is not None:
-            divisors = tuple(scaling.get("divisors", ()))
-            values["rope_scaling"] = _construct(RopeScaling, {**scaling, "divisors": divisors})
+            names = ("divisors", "short_divisors")
+            divisors = {name: tuple(scaling.get(name, ())) for name in names}
+            values["rope_scaling"] = _construct(RopeScaling, {**scaling, **divisors})
         for name in ("eos_token_ids", "no_rope_layers"):
             values[name] = tuple(values.get(name, ()))
         if values.get("matryoshka_dimensions") is not None:

@@ -193,19 +193,17 @@ def _yarn(rope: ConfigValues, original: int, factor: float) -> RopeScaling:
 
 
 def _longrope(rope: ConfigValues, original: int, factor: float) -> RopeScaling:
-    """LongRoPE's scaling: a divisor for each frequency, others for contexts that need them.
-
-    Those for long contexts are taken if the model is made for one, for its whole context: keys
-    in the cache cannot be rotated anew when a request grows beyond `original` tokens.
-    """
+    """LongRoPE's scaling: a divisor for each frequency, others for contexts that need no more."""
     factor = rope.positive("factor", factor)
-    is_long = rope.sequence("long_factor"), rope.sequence("short_factor")
-    divisors = is_long[0] if factor > 1 else is_long[1]
+    long, short = (tuple(rope.sequence(f"{kind}_factor")) for kind in ("long", "short"))
+    if not long or len(long) != len(short):
+        raise ConfigError(f"{rope.where}: longrope takes as many long_factor as short_factor")
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeScaling(
         kind="divisors",
-        factor=max(divisors, default=1.0),
-        divisors=tuple(divisors),
+        factor=max(long),
+        divisors=long,
+        short_divisors=short,
         original_max_len=original,
         attention_factor=rope.positive("attention_factor", attention),
     )

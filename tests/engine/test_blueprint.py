@@ -9,6 +9,7 @@ import pytest
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine import blueprint
+from jaxserve.testing.tiny_model import write_tiny_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,20 @@ def test_a_split_file_is_served_without_its_number(file: str, name: str, tmp_pat
     assert blueprint.short_name(str(path)) == name
     assert blueprint.short_name(str(tmp_path)) == tmp_path.name
     assert blueprint.short_name("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize(("max_model_len", "divisor"), [(64, 1.5), (65, 2.0)])
+def test_longrope_goes_by_the_longest_request(max_model_len: int, divisor: float, tmp_path: Path):
+    scaling = {"rope_type": "longrope", "long_factor": [2.0, 2.0], "short_factor": [1.5, 1.5]}
+    model = write_tiny_checkpoint(
+        tmp_path / "phi", family="phi3", rope_scaling=scaling, original_max_position_embeddings=64
+    )
+    plan = blueprint.draw_up(
+        EngineConfig(
+            model=str(model), max_model_len=max_model_len, page_size=4, max_num_batched_tokens=16,
+            kv_cache_memory=0.1,
+        )
+    )  # fmt: skip
+    assert plan.model.rope_scaling is not None
+    assert plan.model.rope_scaling.divisors == (divisor, divisor)
+    assert plan.lowering.program.graph.config == plan.model

@@ -294,6 +294,21 @@ def test_gguf_without_vocabulary():
     )
 
 
+def test_longrope_goes_by_the_longest_context_that_is_served():
+    scaling = {"type": "su", "long_factor": [2.0, 3.0], "short_factor": [1.0, 1.5]}
+    phi = {**LLAMA_31, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "head_dim": 4,
+           "rope_scaling": scaling, "original_max_position_embeddings": 4096}  # fmt: skip
+    config = from_hf_config(phi)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    found = {n: config.for_context(n).rope_scaling for n in (4096, 4097)}
+    assert found[4096] and found[4096].divisors == (1.0, 1.5)
+    assert found[4097] and found[4097].divisors == (2.0, 3.0)
+    # The same either way, as in transformers.
+    assert found[4096].attention_factor == math.sqrt(1 + math.log(32) / math.log(4096))
+    with pytest.raises(ConfigError, match="as many long_factor as short_factor"):
+        from_hf_config({**phi, "rope_scaling": {**scaling, "long_factor": [1.0]}})
+
+
 def test_sizes_of_embeddings_that_a_model_was_trained_for():
     for keys, sizes in [
         ({}, None), ({"is_matryoshka": False}, None), ({"is_matryoshka": True}, ()),

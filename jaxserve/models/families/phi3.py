@@ -27,10 +27,12 @@ def _hf(values: ConfigValues, sizes: Fields) -> Fields:
 
 def _gguf(values: ConfigValues, sizes: Fields, rope_factors: list[float] | None) -> Fields:
     rope = gguf_fields.rope(values, sizes, rope_factors, is_partial=True)
-    factor = values.number("rope.scaling.attn_factor", 0.0, least=0)
-    if factor and rope["rope_scaling"]:
-        scaling = dataclasses.replace(rope["rope_scaling"], attention_factor=factor)
-        rope["rope_scaling"] = scaling
+    if scaling := rope["rope_scaling"]:
+        original = values.integer("rope.scaling.original_context_length", sizes["max_model_len"])
+        factor = values.number("rope.scaling.attn_factor", 0.0, least=0) or 1.0
+        rope["rope_scaling"] = dataclasses.replace(
+            scaling, attention_factor=factor, original_max_len=original
+        )
     return {**rope, **gguf_fields.windows(values, sizes)}
 
 
