@@ -1,5 +1,6 @@
 """Configurations as they are published load; a key that may change the mathematics is named."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.config_gguf import from_gguf
 from jaxserve.models.config_hf import from_hf_config
+from jaxserve.models.config_readers import from_preset
 
 # What save_pretrained of transformers 4 writes when it writes everything.
 EVERYTHING = {
@@ -123,7 +125,70 @@ GEMMA_12B_5 = GEMMA_4B | {
         },
     },
 }  # fmt: skip
+MISTRAL_SMALL = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10,
+    "model_type": "mistral3", "multimodal_projector_bias": False, "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1024, "model_type": "pixtral"}, "vision_feature_layer": -1,
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0,
+        "sliding_window": None, "use_cache": True, "vocab_size": 131072,
+    },
+}  # fmt: skip
+QWEN_3 = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 12288,
+    "max_position_embeddings": 40960, "max_window_layers": 36, "model_type": "qwen3",
+    "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+    "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+GRANITE_31 = {
+    "architectures": ["GraniteForCausalLM"], "attention_bias": False, "attention_dropout": 0.1,
+    "attention_multiplier": 0.0078125, "bos_token_id": 0, "embedding_multiplier": 12.0,
+    "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 12800, "logits_scaling": 16.0, "max_position_embeddings": 131072,
+    "mlp_bias": False, "model_type": "granite", "num_attention_heads": 32,
+    "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0,
+    "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 10000000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "use_cache": True, "vocab_size": 49155,
+}  # fmt: skip
+PHI_3 = {
+    "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
+    "attention_dropout": 0.0, "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000,
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config",
+                 "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+    "hidden_act": "silu", "hidden_size": 3072, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "phi3",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.40.2",
+    "use_cache": True, "attention_bias": False, "vocab_size": 32064,
+}  # fmt: skip
+COMMAND_R7B = {
+    "architectures": ["Cohere2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 5, "cache_implementation": "hybrid", "eos_token_id": 255001, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale": 0.25,
+    "max_position_embeddings": 8192, "model_type": "cohere2", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "order_of_interleaved_layers": "local_attn_first", "pad_token_id": 0,
+    "position_embedding_type": "rope_gptj", "rope_scaling": None, "rope_theta": 50000,
+    "rotary_pct": 1.0, "sliding_window": 4096, "sliding_window_pattern": 4,
+    "torch_dtype": "bfloat16", "use_cache": True, "use_embedding_sharing": True,
+    "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True,
+    "vocab_size": 256000,
+}  # fmt: skip
 PUBLISHED = {
+    "mistral-small-3.1": MISTRAL_SMALL, "qwen3": QWEN_3, "granite-3.1": GRANITE_31,
+    "phi-3": PHI_3, "command-r7b": COMMAND_R7B,
     "llama-2": LLAMA_2, "llama-3": LLAMA_3, "llama-3.2": LLAMA_32, "smollm2": SMOLLM2,
     "mistral-0.1": MISTRAL_01, "mistral-nemo": MISTRAL_NEMO, "qwen2": QWEN_2,
     "qwen2.5 by transformers 5": QWEN_25_5, "gemma3-270m": GEMMA_270M, "gemma3-1b": GEMMA_1B,
@@ -141,6 +206,14 @@ def test_published_configurations_load(name, caplog):
         sizes["hidden_size"], sizes["num_hidden_layers"],
     )  # fmt: skip
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("data", "preset"), [(QWEN_3, "qwen3-8b"), (GRANITE_31, "granite-3.1-8b")])
+def test_published_configurations_are_their_presets(data, preset):
+    """But for more tokens that end an answer, which stand in generation_config.json."""
+    expected = from_preset(preset)
+    got = from_hf_config(data, name=preset)
+    assert dataclasses.replace(got, eos_token_ids=expected.eos_token_ids) == expected
 
 
 @pytest.mark.parametrize(

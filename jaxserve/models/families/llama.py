@@ -93,6 +93,19 @@ FAMILY = Family(
             },
             fields=_mistral,
         ),
+        # Text, vision and what joins them (Mistral Small 3.1 and later): the text part is served.
+        "mistral3": HfFormat(
+            keys=HF_COMMON.only("model_type", "tie_word_embeddings", "eos_token_id",
+                                "bos_token_id", "text_config").plus(
+                harmless=(
+                    "vision_config", "image_token_index", "image_token_id",
+                    "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size",
+                    "vision_feature_layer",
+                ),
+                classes=("Mistral3ForConditionalGeneration", "Mistral3Model"),
+            ),
+            text_part=("text_config", "mistral"),
+        ),
     },
     gguf={"llama": GgufFormat(keys=GGUF_COMMON, fields=gguf_decoder)},
 )  # fmt: skip
