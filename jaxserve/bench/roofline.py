@@ -29,10 +29,13 @@ class Machine:
 
 def layer_params(config: "ModelConfig") -> int:
     """Matmul weights of all layers together (norm scales and biases are too few to matter)."""
-    heads = config.num_heads + 2 * config.num_kv_heads  # rows of the query, key, value product
-    attention = (heads + config.num_heads) * config.head_dim * config.hidden_size
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    return config.num_layers * (attention + mlp)
+    from jaxserve.models.registry import parameters_of  # it imports JAX
+
+    return sum(
+        parameter.size
+        for name, parameter in parameters_of(config).items()
+        if name.startswith("layers.") and parameter.kind == "weight"
+    )
 
 
 def head_params(config: "ModelConfig") -> int:
