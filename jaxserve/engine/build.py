@@ -10,7 +10,6 @@ from pathlib import Path
 from jaxserve.cache.events import EventLog
 from jaxserve.cache.page_store import PageStore
 from jaxserve.checkpoints.load import load_params
-from jaxserve.checkpoints.storage import formats_of
 from jaxserve.core.at_exit import done_before_exit
 from jaxserve.core.config import EngineConfig
 from jaxserve.engine.async_engine import AsyncEngine
@@ -26,6 +25,7 @@ from jaxserve.engine.pool_size import out_of_memory
 from jaxserve.engine.stages import counting, stage, stage_done
 from jaxserve.files.cache_home import cache_home
 from jaxserve.models.graph import Params
+from jaxserve.models.weights import DENSE
 from jaxserve.prediction.base import LengthPredictor
 from jaxserve.runner.compile_counter import CompileCounter
 from jaxserve.runner.device_runner import DeviceRunner
@@ -37,6 +37,7 @@ from jaxserve.scheduling.build import build_policy, build_scheduler
 from jaxserve.scheduling.policies.base import Policy
 from jaxserve.scheduling.scheduler import Scheduler
 from pallas_kernels import linear, paged_attention
+from pallas_kernels.weights import Format
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +123,21 @@ def _prepare_kernels(plan: Blueprint, done: threading.Event) -> None:
     backend = plan.lowering.program.backend
     with stage("kernels", "kernels ready"):
         paged_attention.prepare(backend.implementation)
-        for format in (None, *formats_of(plan.lowering.storage)):
+        for format in _formats(plan):
             activations = backend.activations_for(format)
             linear.prepare(backend.linear_implementation, format, activations)
     done.set()
+
+
+def _formats(plan: Blueprint) -> set[Format | None]:
+    """The formats that weights are held in, None among them if some are not quantised."""
+    lowering = plan.lowering
+    return {
+        format
+        for name, parameter in lowering.program.graph.parameters.items()
+        if parameter.kind == "weight"
+        for format in lowering.storage.get(name, DENSE)
+    }
 
 
 def _use(
