@@ -58,9 +58,9 @@ class EngineConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     quantization: str = option(
-        "none",
-        "how weights are held: none in --dtype; auto as the checkpoint has them, where a kernel "
-        "multiplies them so, and in --dtype elsewhere; int8 and fp8 with a scale for each output, "
+        "auto",
+        "how weights are held: auto as the checkpoint has them, where a kernel multiplies them so, "
+        "and in --dtype elsewhere; none in --dtype; int8 and fp8 with a scale for each output, "
         "int4 with one for every 32 inputs",
         group="model",
         choices=("auto", "none", "int8", "int4", "fp8"),
