@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.bench.settings import LatencySpec
+from jaxserve.bench.load_settings import LatencySpec
 from jaxserve.bench.tables import Result
 from jaxserve.bench.workloads import WorkloadItem
 from jaxserve.core.errors import JaxserveError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxserve.bench.settings import WorkloadSpec
+from jaxserve.bench.load_settings import WorkloadSpec
 from jaxserve.core.errors import ConfigError
 
 MOONCAKE_BLOCK = 512  # tokens that one hash id stands for

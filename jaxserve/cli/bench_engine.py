@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jaxserve.bench.load_settings import LatencySpec, ThroughputSpec, WorkloadSpec
 from jaxserve.bench.settings import (
     BucketsSpec,
     CompareSpec,
     FrontendSpec,
     HostCostSpec,
-    LatencySpec,
     PaddingSpec,
     QualitySpec,
     StartupSpec,
     StepsSpec,
-    ThroughputSpec,
-    WorkloadSpec,
 )
 from jaxserve.cli.benchmark import ALL, BATCH, DEVICE, MODEL, REPLAYED, benchmark
 from jaxserve.core.config import EngineConfig
@@ -165,4 +163,5 @@ def peers(config: EngineConfig, spec: CompareSpec, progress: bool) -> "Result":
     from jaxserve.bench.peers.compare import measure_peers
     from jaxserve.bench.sides import Sides
 
+    config = dataclasses.replace(config, quantization="none")
     return measure_peers(config, spec, Sides(progress=progress))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jaxserve.bench.settings import ServeSpec, WorkloadSpec
+from jaxserve.bench.load_settings import ServeSpec, WorkloadSpec
 from jaxserve.cli.benchmark import disable_tqdm_option
 from jaxserve.cli.options import Command, settings_options
 from jaxserve.files.writable import require_writable

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from jaxserve.bench import load
 from jaxserve.bench.load import RequestRecord, arrival_times, run_load
+from jaxserve.bench.load_settings import WorkloadSpec
 from jaxserve.bench.report import summarize
-from jaxserve.bench.settings import WorkloadSpec
 from jaxserve.bench.workloads import WorkloadItem, build_workload
 from jaxserve.core.errors import ConfigError, JaxserveError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.bench.settings import WorkloadSpec
+from jaxserve.bench.load_settings import WorkloadSpec
 from jaxserve.bench.workloads import MOONCAKE_BLOCK, TokenSource, build_workload
 from jaxserve.core.errors import ConfigError
 
