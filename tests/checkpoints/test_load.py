@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,11 +10,17 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxserve.checkpoints.load import load_params, open_checkpoint
+from jaxserve.checkpoints import load
+from jaxserve.checkpoints.load import open_checkpoint
 from jaxserve.checkpoints.orbax import write_orbax
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.config_readers import from_preset
 from jaxserve.models.registry import parameter_shapes, parameters_of
+
+
+def load_params(checkpoint, targets) -> dict[str, Any]:
+    """Weights that are all arrays."""
+    return load.load_params(checkpoint, targets)
 
 
 def targets(shapes, dtype=np.float32, sharding_of=lambda name: None):

@@ -1,5 +1,7 @@
 """Engines whose weights are quantised, against engines of the numbers that they stand for."""
 
+from typing import Any
+
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -10,7 +12,7 @@ from tests.engine.harness import build, greedy, prompts, run
 
 pytestmark = pytest.mark.slow
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
 OPTIONS = {"num_pages": 64, "page_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
 
 

@@ -35,7 +35,7 @@ def gptq(weight):
     """Four bits around zero, in groups of 32, words put together by a plain loop."""
     found = quantise(weight, Format("int4", 32, "float16"))
     codes = np.ascontiguousarray(found.codes().T).astype(np.uint32)
-    words = sum(codes[i::8] << np.uint32(4 * i) for i in range(8))
+    words = np.bitwise_or.reduce([codes[i::8] << np.uint32(4 * i) for i in range(8)])
     return found, {
         "qweight": words.view(np.int32),
         "qzeros": np.full((weight.shape[1] // 32, len(weight) // 8), 0x77777777, np.int32),
