@@ -18,6 +18,8 @@ NAMED = {
     "int4": Format("int4", 32, "float16"),
     "fp8": Format("fp8"),
 }
+# Embedding and head lose most by few bits, and are a small part of most models.
+_TABLES = {"int4": NAMED["int8"]}
 
 
 def stored(
@@ -55,7 +57,7 @@ def stored(
 def named(
     name: str, parameters: Mapping[str, Parameter], rules: ShardingRules | None = None
 ) -> dict[str, Storage]:
-    """How to hold all weights in one of the formats `NAMED`.
+    """How to hold all weights in one of the formats `NAMED`; int4 leaves tables in int8.
 
     Args:
         name: of the format.
@@ -65,11 +67,14 @@ def named(
     Raises:
         ConfigError: a weight has no such groups, or the mesh would cut them.
     """
-    format = NAMED[name]
+    found: dict[str, Storage] = {}
     for weight, parameter in _weights(parameters):
+        is_table = parameter.axes[0] == "vocab"
+        format = _TABLES.get(name, NAMED[name]) if is_table else NAMED[name]
         if reason := _refusal(format, parameter, rules):
             raise ConfigError(f"quantization {name} cannot hold {weight}: {reason}")
-    return {weight: (format,) for weight, _ in _weights(parameters)}
+        found[weight] = (format,)
+    return found
 
 
 def formats_of(storage: Mapping[str, Storage]) -> list[Format]:

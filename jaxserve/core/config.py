@@ -61,7 +61,7 @@ class EngineConfig:
         "auto",
         "how weights are held: auto as the checkpoint has them, where a kernel multiplies them so, "
         "and in --dtype elsewhere; none in --dtype; int8 and fp8 with a scale for each output, "
-        "int4 with one for every 32 inputs",
+        "int4 with one for every 32 inputs (embedding and head in int8)",
         group="model",
         choices=("auto", "none", "int8", "int4", "fp8"),
     )

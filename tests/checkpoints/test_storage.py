@@ -92,6 +92,8 @@ def test_quantised_while_read(make_hf, make_gguf, name, kind):
     graph, storage, params = load(
         checkpoint, lambda parameters, rules: named(name, parameters, rules)
     )
+    tables = NAMED["int8" if name == "int4" else name]
+    assert {storage.pop(table) for table in ("embed", "lm_head")} == {(tables,)}
     assert formats_of(storage) == [NAMED[name]]
     for key, value in expected.items():
         if graph.parameters[key].kind == "weight":
@@ -105,7 +107,7 @@ def test_quantised_while_read(make_hf, make_gguf, name, kind):
 def test_what_cannot_be_quantised_is_refused(make_hf):
     config = open_checkpoint(make_hf("llama")[0]).config  # of 22 inputs
     model, rules = shard_model(config, make_mesh(""))
-    with pytest.raises(ConfigError, match=r"int4 cannot hold embed: .*a multiple of 32 inputs"):
+    with pytest.raises(ConfigError, match=r"int4 cannot hold .*a multiple of 32 inputs"):
         named("int4", ModelGraph(model).parameters, rules)
 
 
