@@ -69,7 +69,7 @@ def fairness(config: EngineConfig, spec: FairnessSpec, progress: bool) -> "Resul
 
 @benchmark(
     (*BATCH, "tokenizer", "num_pages", "prefix_cache", "host_cache_memory", "starvation_timeout",
-     "preemption", "shed_late"),
+     "preemption", "shed_overdue"),
     defaults={"max_num_seqs": 4, "max_num_batched_tokens": 128},
     spec=PoliciesSpec,
 )  # fmt: skip

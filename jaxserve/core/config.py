@@ -216,7 +216,7 @@ class EngineConfig:
         range=MILLISECONDS,
         group="scheduling",
     )
-    shed_late: bool = option(
+    shed_overdue: bool = option(
         False, "refuse waiting requests that cannot meet their targets any more (policy deadline)",
         group="scheduling",
     )  # fmt: skip
@@ -253,8 +253,8 @@ class EngineConfig:
         parse_tenant_weights(self.tenant_weights)
         if self.tenant_weights and self.policy != "vtc":
             raise ConfigError("tenant_weights are for policy vtc")
-        if self.shed_late and self.policy != "deadline":
-            raise ConfigError("shed_late is for policy deadline")
+        if self.shed_overdue and self.policy != "deadline":
+            raise ConfigError("shed_overdue is for policy deadline")
         if self.admission == "predicted" and self.length_predictor == "none":
             raise ConfigError("admission by predicted lengths needs a length_predictor")
         if self.preemption == "swap" and not self.host_cache_memory:

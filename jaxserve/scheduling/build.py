@@ -24,7 +24,7 @@ def build_policy(config: EngineConfig) -> Policy:
         page_size=config.page_size,
         ttft_target=config.slo_ttft_ms / 1000,
         tpot_target=config.slo_tpot_ms / 1000,
-        shed_late=config.shed_late,
+        shed_overdue=config.shed_overdue,
         tenant_weights=parse_tenant_weights(config.tenant_weights),
     )
     policy = make_policy(config.policy, settings)

@@ -4,7 +4,7 @@
 class Pace:
     """How long a step takes, and a prompt token when the step is full of them.
 
-    Wrong on the hopeful side: a request is called late only if it surely is. So small steps say
+    Wrong on the hopeful side: a request is called overdue only if it surely is. So small steps say
     nothing about tokens, 0 is assumed until something was measured, and what was faster than
     expected is believed sooner than what was slower and may have waited for something else.
     """

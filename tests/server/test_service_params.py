@@ -50,7 +50,7 @@ def test_usage_tells_cached_tokens_of_the_own_salt_only(make_engine, serving, ma
 def test_a_request_that_comes_too_late_is_shed(
     make_engine, serving, make_request, wait_idle
 ) -> None:
-    policy = make_policy("deadline", PolicySettings(shed_late=True))
+    policy = make_policy("deadline", PolicySettings(shed_overdue=True))
 
     async def main() -> None:
         engine = make_engine(policy=policy, max_num_seqs=1, step_seconds=0.01)

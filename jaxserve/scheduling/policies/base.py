@@ -16,14 +16,14 @@ class PolicySettings:
     Attributes:
         page_size: tokens per KV page.
         ttft_target, tpot_target: seconds, of requests that bring none of their own.
-        shed_late: whether requests that cannot meet their targets any more may be given up.
+        shed_overdue: whether requests that cannot meet their targets any more may be given up.
         tenant_weights: each tenant's share; tenants not named have 1.
     """
 
     page_size: int = 64
     ttft_target: float = 10.0
     tpot_target: float = 1.0
-    shed_late: bool = False
+    shed_overdue: bool = False
     tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

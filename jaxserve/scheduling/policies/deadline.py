@@ -11,23 +11,23 @@ from jaxserve.scheduling.policies.base import Policy, PolicySettings, Traits
 class LeastSlack(Policy):
     """The request that must be served soonest to meet its target goes first; see `Deadlines`.
 
-    Deadlines alone collapse under overload: every request is served a little too late. So one that
-    misses its TTFT target comes after all that still can make theirs, until the starvation timeout.
-    With `shed_late` it is given up, if it has no token. A request that is due within half its TTFT
-    target displaces a running one that missed its own, or is so far ahead of its deadline that it
-    can be away for a whole TTFT target (Andes, Liu et al., 2024, pauses streams that are ahead of
-    their readers, too). It takes the displaced one half that time to be in danger itself, so none
-    is displaced at every turn.
+    Deadlines alone collapse under overload: every request is served a little too late. So one
+    that misses its TTFT target comes after all that still can make theirs, until the starvation
+    timeout. With `shed_overdue` it is given up, if it has no token. A request that is due
+    within half its TTFT target displaces a running one that missed its own, or is so far ahead
+    of its deadline that it can be away for a whole TTFT target (Andes, Liu et al., 2024, pauses
+    streams that are ahead of their readers, too). It takes the displaced one half that time to
+    be in danger itself, so none is displaced at every turn.
     """
 
     traits = Traits(reranks=True, refreshes=True, displaces=True, sheds=True, counts_service=True)
 
     def __init__(self, settings: PolicySettings) -> None:
-        self.traits = dataclasses.replace(self.traits, sheds=settings.shed_late)
+        self.traits = dataclasses.replace(self.traits, sheds=settings.shed_overdue)
         self._deadlines = Deadlines(settings.ttft_target, settings.tpot_target)
 
     def priority(self, request: Request, now: float) -> tuple[float, float]:
-        """(1 if late for its TTFT target or else 0, when it is due to be served in seconds)."""
+        """(1 if overdue for its TTFT target or else 0, when it is due to be served in seconds)."""
         return self._deadlines.ranks([request], now)[0]
 
     def priorities(self, requests: Sequence[Request], now: float) -> Sequence[tuple[float, float]]:

@@ -9,7 +9,7 @@ from jaxserve.scheduling.policies import Policy, PolicySettings, make_policy
 from tests.scheduling.policies.simulation import Simulation, bursty, goes_first, make_request, serve
 
 TARGETS = PolicySettings(ttft_target=10.0, tpot_target=1.0)
-SHEDS = PolicySettings(ttft_target=10.0, tpot_target=1.0, shed_late=True)
+SHEDS = PolicySettings(ttft_target=10.0, tpot_target=1.0, shed_overdue=True)
 
 
 def arrive(policy: Policy, **kwargs: Any) -> Request:
@@ -129,7 +129,7 @@ def attainment(name: str, seed: int, settings: PolicySettings) -> float:
 
 def test_more_requests_meet_their_targets_than_by_arrival_and_shedding_helps_more() -> None:
     targets = PolicySettings(ttft_target=10.0, tpot_target=2.0)
-    sheds = PolicySettings(ttft_target=10.0, tpot_target=2.0, shed_late=True)
+    sheds = PolicySettings(ttft_target=10.0, tpot_target=2.0, shed_overdue=True)
     fcfs, deadline, shedding = (
         sum(attainment(name, seed, settings) for seed in range(3)) / 3
         for name, settings in (("fcfs", targets), ("deadline", targets), ("deadline", sheds))
