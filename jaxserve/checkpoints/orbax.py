@@ -75,7 +75,7 @@ class OrbaxCheckpoint(Checkpoint):
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self._path / MARKER} is corrupt: {error}") from error
         self._check_files(marker.get("files", {}))
-        self._arrays = self._check_arrays()
+        self._check_arrays()
 
     @property
     def config(self) -> ModelConfig:

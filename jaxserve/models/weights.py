@@ -72,8 +72,13 @@ def storage_of(weight: Any) -> Storage:
     return tuple(part.format if isinstance(part, Quantised) else None for part in parts)
 
 
-def weight_shapes(parameter: Parameter, storage: Storage) -> Any:
+def weight_shapes(parameter: Parameter, storage: Storage, dtype: Any = jnp.float32) -> Any:
     """The shapes of a parameter's arrays as it is held: a `Weight` of `jax.ShapeDtypeStruct`.
+
+    Args:
+        parameter: its declaration.
+        storage: how its parts are held.
+        dtype: of arrays that are not quantised.
 
     Raises:
         ValueError: its inputs cannot be held so.
@@ -85,7 +90,7 @@ def weight_shapes(parameter: Parameter, storage: Storage) -> Any:
 
         inputs = shape[-1]
         if format is None:
-            return array(inputs, jnp.float32)
+            return array(inputs, dtype)
         format.check_inputs(inputs)
         groups = array(format.num_groups(inputs), format.scale)
         values = array(format.value_bytes(inputs), format.value_type)
@@ -119,12 +124,4 @@ def abstract_weight(
         axes = (*parameter.axes[:-1], None) if is_shared else parameter.axes
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rules.sharding(*axes))
 
-    def of_type(part: Any) -> Any:
-        if isinstance(part, Quantised):
-            return part
-        return jax.ShapeDtypeStruct(part.shape, dtype)
-
-    weight = weight_shapes(parameter, storage)
-    if isinstance(weight, Parts):
-        weight = Parts(tuple(map(of_type, weight.parts)), weight.axis)
-    return jax.tree.map(placed, of_type(weight) if not isinstance(weight, Parts) else weight)
+    return jax.tree.map(placed, weight_shapes(parameter, storage, dtype))
