@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidRequest
-from jaxserve.core.plain_values import integer, integers, listed, string
+from jaxserve.core.plain_values import integer, integers, json_value, listed, string
 from jaxserve.core.sampling_params import SamplingParams
 from jaxserve.core.service_params import ServiceParams
 from jaxserve.core.vllm_names import engine_options
@@ -162,8 +162,8 @@ class LLM:
         chats = [given] if given and isinstance(given[0], Mapping) else given
         ids = [
             self.tokenizer.apply_chat_template(
-                listed("messages", chat),
-                tools=tools,
+                json_value("messages", listed("messages", chat)),
+                tools=json_value("tools", tools),
                 chat_template_kwargs=chat_template_kwargs,
             )
             for chat in chats

@@ -19,9 +19,11 @@ from hypothesis import settings
 
 from jaxserve.checkpoints.pull import pull
 
-# A machine may be busy: no verdict depends on how long an example takes.
-settings.register_profile("any_speed", deadline=None)
-settings.load_profile("any_speed")
+# A verdict is one of the code alone: it depends neither on how long an example takes, since a
+# machine may be busy, nor on chance. `--hypothesis-profile=explore` looks for new examples.
+settings.register_profile("verdict", deadline=None, derandomize=True)
+settings.load_profile("verdict")
+settings.register_profile("explore", deadline=None, max_examples=1000)
 # `--hypothesis-profile=fuzz`: many minutes of what the fuzz tests do for seconds.
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)
 settings.register_profile("rounds", max_examples=100, deadline=None)  # see scripts/fuzz.sh

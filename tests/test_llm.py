@@ -314,6 +314,18 @@ def test_odd_prompts_are_served_or_refused(llm: LLM, call: str, value: Any) -> N
     assert llm.load().num_used_pages == 0
 
 
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.array([]), np.int64(3), {1: b""}, {1}])
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+def test_messages_are_what_json_can_hold(llm: LLM, role: str, value: Any) -> None:
+    for field in ("role", "content", "tool_calls", "name", "reasoning"):
+        message: Any = {"role": role, "content": "hi"} | {field: value}
+        with pytest.raises(InvalidRequest, match="messages must be what JSON can hold"):
+            llm.chat([message], GREEDY, use_tqdm=False)
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": value}}]
+    with pytest.raises(InvalidRequest, match="tools must be what JSON can hold"):
+        llm.chat([{"role": "user", "content": "hi"}], GREEDY, tools=tools, use_tqdm=False)
+
+
 def test_integers_of_numpy_are_integers(llm: LLM) -> None:
     plain = llm.generate({"prompt_token_ids": [1, 2, 3]}, GREEDY, use_tqdm=False)
     given: Any = {

@@ -14,9 +14,14 @@ def is_too_deep(value: Any) -> bool:
     return any(depth > MAX_DEPTH for depth, _ in _walk(value))
 
 
+def walk(value: Any) -> Iterator[Any]:
+    """Every value inside, itself the first, however deep it is; keys are none."""
+    return (inner for _, inner in _walk(value))
+
+
 def num_chars(value: Any) -> int:
     """The characters of all strings in a value, without the keys; however deep it is."""
-    return sum(len(inner) for _, inner in _walk(value) if isinstance(inner, str))
+    return sum(len(inner) for inner in walk(value) if isinstance(inner, str))
 
 
 def _walk(value: Any) -> Iterator[tuple[int, Any]]:

@@ -6,10 +6,11 @@ a float does not, not even one without a fraction: it is most likely an array of
 
 import operator
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.json_values import walk
 
 _SHOWN_CHARS = 60
 
@@ -96,6 +97,19 @@ def integers(field: str, values: Any) -> list[int]:
     if set(map(type, items)) <= {int}:
         return items
     return [integer(field, item) for item in items]
+
+
+def json_value(field: str, value: Any) -> Any:
+    """A value that JSON can hold, as it is, however deep; tuples and other sequences are lists.
+
+    Raises:
+        InvalidRequest: something in it is neither text, number, boolean, list, object nor null.
+    """
+    for inner in walk(value):
+        plain = inner is None or isinstance(inner, str | int | float | Mapping)
+        if not plain and (isinstance(inner, bytes) or not isinstance(inner, Sequence)):
+            _refuse(field, "what JSON can hold", inner)
+    return value
 
 
 def _is_boolean(value: Any) -> bool:
