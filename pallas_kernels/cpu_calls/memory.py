@@ -81,6 +81,41 @@ def release(_: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
+def _make_block_function(name: str, second: Any) -> Any:
+    """An intrinsic of three int64 for Numba that calls C's function of (address, second, bytes).
+
+    It is what `array[:] = other` should be: for that, Numba compiles its strings too, to be able
+    to say which shapes do not go together, and takes seconds.
+    """
+    function = ir.FunctionType(_BYTES, [_BYTES, second, _I64])
+
+    @intrinsic
+    def block(_: Any, target: Any, value: Any, size: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            call = cgutils.get_or_insert_function(builder.module, function, name)
+            given = (
+                builder.trunc(args[1], second)
+                if isinstance(second, ir.IntType)
+                else builder.inttoptr(args[1], second)
+            )
+            builder.call(call, [builder.inttoptr(args[0], _BYTES), given, args[2]])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return block
+
+
+copy = _make_block_function("memcpy", _BYTES)  # (target, source, bytes)
+_fill = _make_block_function("memset", _I32)
+
+
+@njit(forceinline=True)
+def clear(target: int, size: int) -> None:
+    """Zeros in `size` bytes from an address on."""
+    _fill(target, 0, size)
+
+
 @intrinsic
 def fetch_add(_: Any, address: Any, value: Any) -> Any:
     """fetch_add(address, value): add to an int64, at once for all threads; what it was before."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numba import float32, njit
+from numba import njit
 
 from pallas_kernels.cpu_calls.handler import (
     begins,
@@ -15,7 +15,7 @@ from pallas_kernels.cpu_calls.handler import (
     result,
     size,
 )
-from pallas_kernels.cpu_calls.memory import allocate, floats, ints, words
+from pallas_kernels.cpu_calls.memory import allocate, clear, floats, ints, words
 from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, padded, product_tile
 from pallas_kernels.linear.cpu import COLUMNS_FROM
 
@@ -132,10 +132,10 @@ def _clear(out, tokens, num_tokens, outputs, first, last):  # type: ignore[no-un
     """Zeros where tokens would be that there are not."""
     if tokens < COLUMNS_FROM:
         for token in range(num_tokens, tokens):
-            floats(out + 4 * (token * outputs + first), last - first)[:] = float32(0)
+            clear(out + 4 * (token * outputs + first), 4 * (last - first))
     elif num_tokens < tokens:
         for row in range(first, last):
-            floats(out + 4 * (row * tokens + num_tokens), tokens - num_tokens)[:] = float32(0)
+            clear(out + 4 * (row * tokens + num_tokens), 4 * (tokens - num_tokens))
 
 
 @begins()

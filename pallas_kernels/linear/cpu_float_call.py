@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numba import float32, njit
+from numba import njit
 
 from pallas_kernels.cpu_calls.codes import BLOCK
 from pallas_kernels.cpu_calls.handler import (
@@ -15,7 +15,7 @@ from pallas_kernels.cpu_calls.handler import (
     result,
     size,
 )
-from pallas_kernels.cpu_calls.memory import allocate, floats, release, words
+from pallas_kernels.cpu_calls.memory import allocate, clear, copy, release, words
 from pallas_kernels.cpu_calls.tiles import LANES, LINE, dot_tile, padded
 from pallas_kernels.linear.cpu_quantised import (
     COLUMNS,
@@ -27,7 +27,7 @@ from pallas_kernels.linear.cpu_quantised import (
     VALUES,
     X_AT,
     X,
-    clear,
+    clear_rest,
     make_multiply,
     prepare_call,
     read_rows,
@@ -56,9 +56,9 @@ def _begin(frame, place):  # type: ignore[no-untyped-def]
         fields[X_AT] = data(x)
         return items
     for token in range(fields[TOKENS]):
-        row = floats(fields[X_AT] + 4 * token * whole, whole)
-        row[:width] = floats(data(x) + 4 * token * width, width)
-        row[width:] = float32(0)
+        row = fields[X_AT] + 4 * token * whole
+        copy(row, data(x) + 4 * token * width, 4 * width)
+        clear(row + 4 * width, 4 * (whole - width))
     return items
 
 
@@ -110,7 +110,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
         out = data(result(frame, 0)) + 4 * at
         _multiply(out, outputs, x, tokens, rows, count, (pitch, 0, 0, 0), spare + BLOCK_BYTES)
     release(room)
-    clear(frame, tokens, first, last)
+    clear_rest(frame, tokens, first, last)
     return 0
 
 

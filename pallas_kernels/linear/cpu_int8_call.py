@@ -22,7 +22,16 @@ from pallas_kernels.cpu_calls.integer_tiles import (
     byte_dot_tile,
     segment_bytes,
 )
-from pallas_kernels.cpu_calls.memory import allocate, floats, ints, octets, release, words
+from pallas_kernels.cpu_calls.memory import (
+    allocate,
+    clear,
+    copy,
+    floats,
+    ints,
+    octets,
+    release,
+    words,
+)
 from pallas_kernels.cpu_calls.tiles import LINE, padded
 from pallas_kernels.linear.cpu_quantised import (
     COLUMNS,
@@ -34,7 +43,7 @@ from pallas_kernels.linear.cpu_quantised import (
     VALUES,
     X_AT,
     X,
-    clear,
+    clear_rest,
     make_multiply,
     prepare_call,
     read_rows,
@@ -86,10 +95,10 @@ def _round_row(target, sums, x, width, group, parts):  # type: ignore[no-untyped
     codes_per_segment, groups = SEGMENT // 2, (width - 1) // group + 1
     whole = padded(width, SEGMENT)
     spare = allocate(4 * (2 * whole + groups + SPARE_SCALES))
-    bits, numbers, scales = spare, floats(spare, whole), floats(spare + 8 * whole, groups)
+    bits, scales = spare, floats(spare + 8 * whole, groups)
     rounded = spare + 4 * whole
-    numbers[:width] = floats(x, width)
-    numbers[width:] = float32(0)
+    copy(bits, x, 4 * width)
+    clear(bits + 4 * width, 4 * (whole - width))
     for g in range(groups):
         first, last = g * group, min((g + 1) * group, width)
         as_bits = ints(bits + 4 * first, last - first)
@@ -111,8 +120,8 @@ def _round_row(target, sums, x, width, group, parts):  # type: ignore[no-untyped
             codes[i] -= _ROUNDER_BITS
             total += codes[i]
         floats(sums, groups)[g] = float32(total) * scales[g]
-    ints(rounded + 4 * width, whole - width)[:] = 0
-    floats(spare + 8 * whole + 4 * groups, SPARE_SCALES)[:] = float32(0)
+    clear(rounded + 4 * width, 4 * (whole - width))
+    clear(spare + 8 * whole + 4 * groups, 4 * SPARE_SCALES)
     segment = segment_bytes(parts)
     for half in range(whole // HALF):
         block = half // 2
@@ -137,7 +146,7 @@ def _begin(frame, place):  # type: ignore[no-untyped-def]
     for token in range(fields[TOKENS]):
         target = fields[X_AT] + token * pitch
         sums = target + pitch - _sums_bytes(groups)
-        floats(sums, _sums_bytes(groups) // 4)[:] = float32(0)
+        clear(sums, _sums_bytes(groups))
         _round_row(target, sums, data(x) + 4 * token * width, width, group, parts)
     return items
 
@@ -177,7 +186,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     beside = BLOCK_BYTES + 4 * COLUMNS * MOST_TOKENS
     room = allocate(LINE + row_room + 2 * scale_room + beside)
     rows = padded(room, LINE)
-    floats(rows, (row_room + scale_room) // 4)[:] = float32(0)
+    clear(rows, row_room + scale_room)
     scales = rows + row_room
     minimums, spare = scales + scale_room, scales + 2 * scale_room
     for at in range(first, last, at_once):
@@ -187,7 +196,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
             take_off(minimums, scales, offset, count * groups)
         for row in range(count):
             target, mine = rows + row * pitch, 4 * row * groups
-            floats(target + to_sums, groups)[:] = floats(minimums + mine, groups)
+            copy(target + to_sums, minimums + mine, 4 * groups)
             source = data(values) + (at + row) * bytes_of_row
             byte_row(codes, has_minimums, target, source, width, segment, spare)
             spread_scales(target, scales + mine, width, group, parts)
@@ -197,7 +206,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
         else:
             _multiply_parts(out, outputs, x, tokens, rows, count, shape, tile_out)
     release(room)
-    clear(frame, tokens, first, last)
+    clear_rest(frame, tokens, first, last)
     return 0
 
 

@@ -6,10 +6,10 @@ ready in a cache and multiplied with all tokens, in tiles that always have COLUM
 
 from typing import Any
 
-from numba import float32, njit
+from numba import njit
 
 from pallas_kernels.cpu_calls.handler import data, kind, num_threads, operand, result, size
-from pallas_kernels.cpu_calls.memory import allocate, floats, ints, words
+from pallas_kernels.cpu_calls.memory import allocate, clear, copy, ints, words
 from pallas_kernels.cpu_calls.tiles import LINE, padded
 from pallas_kernels.linear.cpu_rows import read_scales, scale_bytes
 
@@ -44,7 +44,7 @@ def read_rows(frame, row, scales, minimums, groups, count):  # type: ignore[no-u
     if size(operand(frame, MINIMUMS), 0):
         read_scales(minimums, data(operand(frame, MINIMUMS)) + start, number_kind, count * groups)
     else:
-        floats(minimums, count * groups)[:] = float32(0)
+        clear(minimums, 4 * count * groups)
 
 
 def make_multiply(make_tile: Any) -> Any:
@@ -79,8 +79,8 @@ def make_multiply(make_tile: Any) -> Any:
                     one(target, stride, x, row, shape)
                 if column + COLUMNS > count:
                     for i in range(done):
-                        mine = floats(place + 4 * i * out_stride, count - column)
-                        mine[:] = floats(spare + 4 * COLUMNS * i, count - column)
+                        mine = place + 4 * i * out_stride
+                        copy(mine, spare + 4 * COLUMNS * i, 4 * (count - column))
             token += done
             x += done * shape[0]
 
@@ -99,8 +99,8 @@ def span(frame, memory, item):  # type: ignore[no-untyped-def]
 
 
 @njit
-def clear(frame, tokens, first, last):  # type: ignore[no-untyped-def]
+def clear_rest(frame, tokens, first, last):  # type: ignore[no-untyped-def]
     """Zeros in columns first..last-1 of the rows behind the tokens that there are."""
     out, outputs = data(result(frame, 0)), size(operand(frame, VALUES), 0)
     for token in range(tokens, size(operand(frame, X), 0)):
-        floats(out + 4 * (token * outputs + first), last - first)[:] = float32(0)
+        clear(out + 4 * (token * outputs + first), 4 * (last - first))

@@ -31,7 +31,7 @@ from pallas_kernels.cpu_calls.integer_tiles import (
     is_unsigned,
     segment_bytes,
 )
-from pallas_kernels.cpu_calls.memory import floats, octets
+from pallas_kernels.cpu_calls.memory import clear, copy, floats
 from pallas_kernels.cpu_calls.tiles import padded
 
 FP8 = 9  # what `code_kind` says of float8: others are their codes' bits
@@ -65,7 +65,7 @@ def read_scales(target, source, number_kind, count):  # type: ignore[no-untyped-
         for i in range(whole, count):
             widen_bfloat16(target + 4 * i, source + 2 * i)
     else:
-        floats(target, count)[:] = floats(source, count)
+        copy(target, source, 4 * count)
 
 
 @njit
@@ -85,9 +85,8 @@ def scale_bytes(number_kind):  # type: ignore[no-untyped-def]
 @njit(forceinline=True)
 def _last_block(spare, values, count):  # type: ignore[no-untyped-def]
     """The address of the `count` bytes at values, with zeros behind them."""
-    block = octets(spare, BLOCK)
-    block[:] = 0
-    block[:count] = octets(values, count)
+    clear(spare, BLOCK)
+    copy(spare, values, count)
     return spare
 
 
