@@ -21,7 +21,7 @@ class PagedBatch(NamedTuple):
     The pool is `kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]`, K at index 0 of
     the third axis and V at 1: a page of one layer is one contiguous piece of memory. Position p
     of row s is in page page_table[s, p // page_size]. Its values may be of another type than the
-    queries, and may be held as their bits (`values_dtype`).
+    queries, may be held as their bits (`values_dtype`), and may have scales (`kv_pages.KvPages`).
 
     Attributes:
         query_start: int32 [rows].
@@ -59,40 +59,49 @@ class PagedBatch(NamedTuple):
         return jnp.where(valid, position, 0), row, valid
 
 
-def pool_format(sharding: Sharding) -> Format:
+def pool_format(sharding: Sharding, ndim: int = 6) -> Format:
     """Row-major memory for the pool, on all its way into and out of programs with kernels.
 
     Kernels address pages as contiguous memory. XLA:TPU chooses another order for head_dim 64,
     and would copy the pool to and fro around every kernel.
+
+    Args:
+        sharding: of the array.
+        ndim: its axes: 6 of values, 5 of scales.
     """
-    return Format(Layout(major_to_minor=(0, 1, 2, 3, 4, 5)), sharding)
+    return Format(Layout(major_to_minor=tuple(range(ndim))), sharding)
 
 
 # XLA:CPU computes nothing in bfloat16: around every update of a bfloat16 pool it would convert
 # all of it to float32 and back, in memory of three times its size. Moving bits is no computing.
-BITS = jnp.dtype("uint16")
+_BITS = {
+    jnp.dtype(jnp.bfloat16): jnp.dtype(jnp.uint16),
+    jnp.dtype(jnp.float8_e4m3fn): jnp.dtype(jnp.uint8),
+}
+_VALUES = {bits: values for values, bits in _BITS.items()}
 
 
 def bits_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """What a pool of such values is made of where it is held as bits.
 
     Returns:
-        uint16 for bfloat16; other types as they are.
+        uint16 for bfloat16, uint8 for float8_e4m3fn; other types as they are.
     """
-    return BITS if jnp.dtype(dtype) == jnp.bfloat16 else jnp.dtype(dtype)
+    return _BITS.get(jnp.dtype(dtype), jnp.dtype(dtype))
 
 
 def values_dtype(pool_dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The type of a pool's values, given that of its array: uint16 stands for bfloat16's bits."""
-    return jnp.dtype(jnp.bfloat16 if pool_dtype == BITS else pool_dtype)
+    """The type of a pool's values, given that of its array: the inverse of `bits_dtype`."""
+    return _VALUES.get(jnp.dtype(pool_dtype), jnp.dtype(pool_dtype))
 
 
 def from_pool(x: jax.Array) -> jax.Array:
     """What was read from a pool, as values: any shape, in `values_dtype`."""
-    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == BITS else x
+    dtype = values_dtype(x.dtype)
+    return x if dtype == x.dtype else lax.bitcast_convert_type(x, dtype)
 
 
 def to_pool(x: jax.Array, pool_dtype: jax.typing.DTypeLike) -> jax.Array:
     """Values of any type and shape, rounded and ready to be stored in a pool of `pool_dtype`."""
     x = x.astype(values_dtype(pool_dtype))
-    return lax.bitcast_convert_type(x, BITS) if pool_dtype == BITS else x
+    return x if x.dtype == pool_dtype else lax.bitcast_convert_type(x, pool_dtype)

@@ -12,12 +12,11 @@ from numba import types
 from numba.core import cgutils
 
 from pallas_kernels.cpu_calls.memory import fetch, intrinsic
-from pallas_kernels.cpu_calls.tiles import LANES
+from pallas_kernels.cpu_calls.tiles import LANES, float_of_fp8
 
 BLOCK = 32
 HALF = 16  # codes that lie together in a block of less than 8 bits
 AHEAD = 1024  # bytes: how far from what is read the next lines are fetched
-FP8_SCALE = 256  # what a float8_e4m3fn is short of as the float16 with its bits
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT, _HALF_FLOAT = ir.FloatType(), ir.HalfType()
@@ -82,7 +81,7 @@ def make_float_block(codes: str) -> Any:
     Returns:
         An intrinsic (target, values, scale, minimum, scale_2, minimum_2) for Numba: addresses, and
         float32 for the first half of the block and for the second. For "fp8" scales are
-        FP8_SCALE times those of the numbers.
+        `tiles.FP8_SCALE` times those of the numbers.
     """
     bits = {"int4": 4, "int5": 5, "int6": 6}.get(codes, 8)
 
@@ -90,15 +89,7 @@ def make_float_block(codes: str) -> Any:
         """LANES numbers of a half."""
         part = _part(builder, half, start, LANES)
         if codes == "fp8":
-            wide = builder.zext(part, _vector(_I16, LANES))
-            sign = builder.and_(wide, _constant(_I16, LANES, 0x80))
-            rest = builder.and_(wide, _constant(_I16, LANES, 0x7F))
-            together = builder.or_(
-                builder.shl(sign, _constant(_I16, LANES, 8)),
-                builder.shl(rest, _constant(_I16, LANES, 7)),
-            )
-            floats = builder.bitcast(together, _vector(_HALF_FLOAT, LANES))
-            floats = builder.fpext(floats, _vector(_FLOAT, LANES))
+            floats = float_of_fp8(builder, part)
         else:
             extend = builder.sext if codes == "int8" else builder.zext
             floats = builder.sitofp(extend(part, _vector(_I32, LANES)), _vector(_FLOAT, LANES))

@@ -92,8 +92,10 @@ def kind(buffer: int) -> int:
 
 @njit(forceinline=True)
 def itemsize(buffer: int) -> int:
-    """Bytes of a number: 4 for float32, 2 for bfloat16 or its bits in uint16; 0 for others."""
+    """Bytes of a number of float32, bfloat16 or its bits in uint16, int8 or uint8; 0 of others."""
     of = kind(buffer)
+    if of in (INT8, UINT8):
+        return 1
     return 4 if of == FLOAT32 else 2 if of in (BFLOAT16, UINT16) else 0
 
 

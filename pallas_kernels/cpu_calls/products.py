@@ -4,7 +4,15 @@ from typing import Any
 
 from numba import njit
 
-from pallas_kernels.cpu_calls.tiles import LANES, SUMS, dot_tile, product_tile
+from pallas_kernels.cpu_calls.tiles import (
+    LANES,
+    SUMS,
+    Kind,
+    bytes_of,
+    dot_tile,
+    product_tile,
+    vectors_of,
+)
 
 ROWS = 4
 _COLUMNS = _VECTORS = SUMS // 6  # of a tile of four rows
@@ -51,48 +59,48 @@ def _by_tiles(make_tile: Any, width: int, edge: Any, edge_width: int, pitch: Any
     return product
 
 
-def make_dots(*, is_narrow: bool) -> Any:
+def make_dots(kind: Kind) -> Any:
     """out [rows, columns] = a [rows, count * LANES] @ b [columns, count * LANES], transposed.
 
     Args:
-        is_narrow: b is bfloat16, a is split (see `tiles`), and `count` of 2 * LANES numbers.
+        kind: of b. With bfloat16 a is split (see `tiles`), and `count` of 2 * LANES numbers.
 
     Returns:
         For Numba: (out, out_stride, a, a_stride, b, b_stride, rows, columns, count, ahead), of any
         rows and columns; at the address `ahead` the next b is fetched.
     """
-    size = 2 if is_narrow else 4
+    size = bytes_of(kind)
 
     @njit(inline="always")
     def pitch(b_stride):  # type: ignore[no-untyped-def]
         return size * b_stride
 
     return _by_tiles(
-        lambda rows: dot_tile(rows, _COLUMNS, is_narrow=is_narrow),
+        lambda rows: dot_tile(rows, _COLUMNS, kind=kind),
         _COLUMNS,
-        dot_tile(1, 1, is_narrow=is_narrow),
+        dot_tile(1, 1, kind=kind),
         1,
         pitch,
     )
 
 
-def make_sums(*, is_narrow: bool) -> Any:
+def make_sums(kind: Kind) -> Any:
     """out [rows, columns] += a [rows, count] @ b [count, columns].
 
     Args:
-        is_narrow: b is bfloat16, and out is split (see `tiles`).
+        kind: of b. With bfloat16 out is split (see `tiles`).
 
     Returns:
-        For Numba, as of `make_dots`; `columns` is a multiple of LANES, of twice that if narrow.
+        For Numba, as of `make_dots`; `columns` is a multiple of LANES, with bfloat16 of 2 * LANES.
     """
-    size, least = (2, 2) if is_narrow else (4, 1)
+    size, least = bytes_of(kind), vectors_of(kind)
 
     @njit(inline="always")
     def pitch(b_stride):  # type: ignore[no-untyped-def]
         return size
 
     def tile(rows: int, vectors: int = _VECTORS) -> Any:
-        return product_tile(rows, vectors, fetches="b", is_narrow=is_narrow)
+        return product_tile(rows, vectors, fetches="b", kind=kind)
 
     return _by_tiles(tile, _VECTORS * LANES, tile(1, least), least * LANES, pitch)
 

@@ -1,8 +1,9 @@
 """Small matrix products in registers, for Numba: what its loops over arrays are not turned into.
 
-bfloat16 becomes float32 in registers, where a vector's numbers at even places and those at odd ones
-are two vectors. What it is multiplied with, or summed up in, is split alike: of every 2 * LANES
-numbers of a row, those at even places come first.
+Narrower numbers become float32 in registers. Of bfloat16, a vector's numbers at even places and
+those at odd ones are two vectors there. What it is multiplied with, or summed up in, is split
+alike: of every 2 * LANES numbers of a row, those at even places come first. 8 bits keep their
+order; those of float8_e4m3fn come out FP8_SCALE times too small.
 """
 
 import itertools
@@ -16,14 +17,17 @@ from numba.core import cgutils
 
 from pallas_kernels.cpu_calls.memory import fetch, intrinsic
 
+Kind = Literal["float32", "bfloat16", "int8", "fp8"]  # of the numbers of a matrix in memory
 LINE = 64  # bytes of a cache line
+FP8_SCALE = 256  # what a float8_e4m3fn is short of as the float16 with its bits
 # A wide CPU has 32 registers of 16 float32, a narrow one 16 of 8: what sums may take of them
 # leaves some for what is multiplied.
 _IS_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _IS_WIDE else 8
 SUMS = 24 if _IS_WIDE else 12
 
-_I32, _I64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _FOUR = 4
 _FOUR_FLOATS = ir.VectorType(_FLOAT, _FOUR)
@@ -47,6 +51,42 @@ def _load_halves(builder: Any, base: Any, index: Any) -> list[Any]:
     even = builder.shl(words, ir.Constant(kind, [16] * LANES))
     odd = builder.and_(words, ir.Constant(kind, [0xFFFF0000] * LANES))
     return [builder.bitcast(half, _VECTOR) for half in (even, odd)]
+
+
+def float_of_fp8(builder: Any, codes: Any) -> Any:
+    """float32 of a vector of float8_e4m3fn's bits, FP8_SCALE times too small.
+
+    By way of float16, whose subnormal numbers count whatever the processor does with float32's.
+    """
+    count = codes.type.count
+    kind = ir.VectorType(_I16, count)
+    wide = builder.shl(builder.sext(codes, kind), ir.Constant(kind, [7] * count))
+    bits = builder.and_(wide, ir.Constant(kind, [0xBF80] * count))  # the sign came twice
+    halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), count))
+    return builder.fpext(halves, ir.VectorType(_FLOAT, count))
+
+
+def _load_vectors(builder: Any, base: Any, index: Any, kind: Kind) -> list[Any]:
+    """The vectors of float32 that lie at a place: two of bfloat16, one of others."""
+    if kind == "bfloat16":
+        return _load_halves(builder, base, index)
+    if kind == "float32":
+        return [_load(builder, base, index)]
+    octets = ir.VectorType(_I8, LANES)
+    codes = builder.load(_at(builder, base, index, octets, 1), align=1)
+    if kind == "fp8":
+        return [float_of_fp8(builder, codes)]
+    return [builder.sitofp(builder.sext(codes, ir.VectorType(_I32, LANES)), _VECTOR)]
+
+
+def bytes_of(kind: Kind) -> int:
+    """Bytes of a number in memory."""
+    return {"float32": 4, "bfloat16": 2}.get(kind, 1)
+
+
+def vectors_of(kind: Kind) -> int:
+    """Vectors that numbers are loaded as, at least."""
+    return 2 if kind == "bfloat16" else 1
 
 
 def sum_products(builder: Any, count: Any, starts: Sequence[Any], add: Any) -> list[Any]:
@@ -81,7 +121,7 @@ def product_tile(
     *,
     adds: bool = True,
     fetches: Literal["a", "b"] | None = None,
-    is_narrow: bool = False,
+    kind: Kind = "float32",
 ) -> Any:
     """out [rows, vectors * LANES] += a [rows, count] @ b [count, vectors * LANES].
 
@@ -91,13 +131,13 @@ def product_tile(
         fetches: an address follows the other arguments, of the next a (`rows * count` numbers), or
             of the next b, which is fetched meanwhile. Then it is memory's speed and not its latency
             that holds up what is large and read once.
-        is_narrow: b is bfloat16; `vectors` is even, and out is split (see the module).
+        kind: of b. Of bfloat16 `vectors` is even, and out is split (see the module).
 
     Returns:
         An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba: strides
         are numbers from row to row.
     """
-    size = 2 if is_narrow else 4  # bytes of a number of b
+    size, step = bytes_of(kind), vectors_of(kind)
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
              count: Any, ahead: Any = None) -> None:  # fmt: skip
@@ -117,9 +157,8 @@ def product_tile(
 
         def row_of(row_of_b: Any) -> list[Any]:
             starts = [builder.add(row_of_b, _I64(vector * LANES)) for vector in range(vectors)]
-            if is_narrow:
-                return [v for start in starts[::2] for v in _load_halves(builder, b, start)]
-            return [_load(builder, b, start) for start in starts]
+            loaded = (_load_vectors(builder, b, start, kind) for start in starts[::step])
+            return [vector for vectors in loaded for vector in vectors]
 
         def add(k: Any, sums: Sequence[Any]) -> list[Any]:
             row_of_b = builder.mul(k, b_stride)
@@ -141,18 +180,18 @@ def product_tile(
     return as_intrinsic(emit, 7 if fetches is None else 8)
 
 
-def dot_tile(rows: int, columns: int, *, is_narrow: bool = False, fetches: bool = True) -> Any:
+def dot_tile(rows: int, columns: int, *, kind: Kind = "float32", fetches: bool = True) -> Any:
     """out [rows, columns] = a [rows, count * LANES] @ b [columns, count * LANES], transposed.
 
     Args:
         rows, columns: of the tile; their product is how many sums it holds.
-        is_narrow: b is bfloat16, a is split (see the module), and `count` of 2 * LANES numbers.
+        kind: of b. With bfloat16 a is split (see the module), and `count` of 2 * LANES numbers.
         fetches: as of `product_tile`, of the next b.
 
     Returns:
         An intrinsic (out, out_stride, a, a_stride, b, b_stride, count[, ahead]) for Numba.
     """
-    size, vectors = (2, 2) if is_narrow else (4, 1)  # bytes of a number of b; vectors per step
+    size, vectors = bytes_of(kind), vectors_of(kind)
 
     def emit(builder: Any, out: Any, out_stride: Any, a: Any, a_stride: Any, b: Any, b_stride: Any,
              count: Any, ahead: Any = None) -> None:  # fmt: skip
@@ -167,8 +206,7 @@ def dot_tile(rows: int, columns: int, *, is_narrow: bool = False, fetches: bool 
             for start in starts(b_stride, columns):
                 if fetches:
                     fetch(builder, builder.add(ahead, builder.mul(start, _I64(size))))
-                halves = _load_halves if is_narrow else lambda *at: [_load(*at)]
-                of_b.append(halves(builder, b, start))
+                of_b.append(_load_vectors(builder, b, start, kind))
             of_a = [
                 [_load(builder, a, builder.add(start, _I64(v * LANES))) for v in range(vectors)]
                 for start in starts(a_stride, rows)

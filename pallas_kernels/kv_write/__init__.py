@@ -3,6 +3,7 @@
 import jax
 
 from pallas_kernels import jax_compat
+from pallas_kernels.kv_pages import KvPool, check_scales
 from pallas_kernels.kv_write import reference, tpu, xla
 from pallas_kernels.paged_batch import PagedBatch
 
@@ -21,19 +22,19 @@ def resolve_implementation(implementation: str) -> str:
 
 
 def kv_write(
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     k: jax.Array,
     v: jax.Array,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
     implementation: str = "auto",
-) -> jax.Array:
+) -> KvPool:
     """Store one layer's new keys and values; in place when `kv_pages` is donated.
 
     Args:
-        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim].
-        k: [tokens, kv_heads, head_dim]; rounded to the pool's type.
+        kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]; with scales, see `KvPages`.
+        k: [tokens, kv_heads, head_dim]; rounded to the pool's type, or quantised by token and head.
         v: [tokens, kv_heads, head_dim], likewise.
         batch: which token goes to which position of which page table row.
         layer: index on the pool's first axis.
@@ -43,8 +44,9 @@ def kv_write(
         `kv_pages` with the rows of real tokens replaced; padding tokens write nothing.
 
     Raises:
-        ValueError: unknown implementation.
+        ValueError: unknown implementation, or one that does not take the pool.
     """
+    check_scales(kv_pages)
     implementations = {
         "tpu": tpu.kv_write,
         "xla": xla.kv_write,

@@ -4,21 +4,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.paged_batch import PagedBatch, to_pool
+from pallas_kernels.kv_pages import KvPool, stored
+from pallas_kernels.paged_batch import PagedBatch
 
 
 def kv_write(
-    kv_pages: jax.Array, k: jax.Array, v: jax.Array, batch: PagedBatch, *, layer: int | jax.Array
-) -> jax.Array:
+    kv_pages: KvPool, k: jax.Array, v: jax.Array, batch: PagedBatch, *, layer: int | jax.Array
+) -> KvPool:
     """`pallas_kernels.kv_write.kv_write` as its specification says it."""
     page_size = kv_pages.shape[4]
     position, row, valid = batch.positions(k.shape[0])
 
-    def one_token(token: jax.Array, pool: jax.Array) -> jax.Array:
+    def one_token(token: jax.Array, pool: KvPool) -> KvPool:
         page_index, slot = jnp.divmod(position[token], page_size)
         page = jnp.where(valid[token], batch.page_table[row[token], page_index], 0)
-        new = to_pool(jnp.stack([k[token], v[token]]), pool.dtype)  # [2, kv_heads, head_dim]
-        old = pool[layer, page, :, :, slot]
-        return pool.at[layer, page, :, :, slot].set(jnp.where(valid[token], new, old))
+        at = (layer, page, slice(None), slice(None), slot)
+
+        def put(array: jax.Array, new: jax.Array) -> jax.Array:
+            return array.at[at].set(jnp.where(valid[token], new, array[at]))
+
+        # [2, kv_heads, head_dim], and of scales [2, kv_heads]
+        return jax.tree.map(put, pool, stored(jnp.stack([k[token], v[token]]), pool))
 
     return lax.fori_loop(0, k.shape[0], one_token, kv_pages)

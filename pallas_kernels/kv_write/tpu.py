@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.kv_pages import KvPages, KvPool
 from pallas_kernels.paged_batch import PagedBatch
 from pallas_kernels.tpu_layout import tile_rows
 
@@ -48,7 +49,7 @@ class _Items(NamedTuple):
 
 
 def kv_write(
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     k: jax.Array,
     v: jax.Array,
     batch: PagedBatch,
@@ -62,8 +63,10 @@ def kv_write(
         interpret: run in the TPU interpreter, on any platform.
 
     Raises:
-        ValueError: pages are not whole tiles.
+        ValueError: pages are not whole tiles, or are quantised.
     """
+    if isinstance(kv_pages, KvPages):
+        raise ValueError("the TPU kernel writes no quantised KV; use 'xla'")
     _, _, _, kv_heads, page_size, head_dim = kv_pages.shape
     slots = tile_rows(kv_pages.dtype)
     if page_size % slots:

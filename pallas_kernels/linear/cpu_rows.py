@@ -10,7 +10,6 @@ from numba import float32, njit
 
 from pallas_kernels.cpu_calls.codes import (
     BLOCK,
-    FP8_SCALE,
     HALF,
     WIDENED,
     make_byte_block,
@@ -32,7 +31,7 @@ from pallas_kernels.cpu_calls.integer_tiles import (
     segment_bytes,
 )
 from pallas_kernels.cpu_calls.memory import clear, copy, floats
-from pallas_kernels.cpu_calls.tiles import padded
+from pallas_kernels.cpu_calls.tiles import FP8_SCALE, padded
 
 FP8 = 9  # what `code_kind` says of float8: others are their codes' bits
 BLOCK_BYTES = 32  # at most

@@ -4,6 +4,7 @@ from typing import Literal, overload
 
 import jax
 
+from pallas_kernels.kv_pages import KvPool, check_scales
 from pallas_kernels.paged_attention.choice import (
     Implementation,
     choose_implementation,
@@ -30,7 +31,7 @@ def prepare(implementation: str) -> None:
 @overload
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -45,7 +46,7 @@ def paged_attention(
 @overload
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -59,7 +60,7 @@ def paged_attention(
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -79,7 +80,7 @@ def paged_attention(
     Args:
         q: [tokens, heads, head_dim].
         kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]; of q's dtype, or of another
-            one where the implementation takes both.
+            one where the implementation takes both; with scales if quantised (`KvPages`).
         batch: the ragged batch; see `PagedBatch`.
         layer: index on the pool's first axis.
         scale: what scores are multiplied by.
@@ -97,6 +98,7 @@ def paged_attention(
     Raises:
         ValueError: unknown implementation, or shapes or dtypes that the one named does not take.
     """
+    check_scales(kv_pages)
     if implementation == "auto":
         heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
         kv_dtype = values_dtype(kv_pages.dtype)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.cpu_calls import targets
+from pallas_kernels.kv_pages import KvPool, scales_of, values_of
 from pallas_kernels.paged_attention.tuning import Shape
-from pallas_kernels.paged_batch import PagedBatch, values_dtype
+from pallas_kernels.paged_batch import PagedBatch, bits_dtype, values_dtype
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn")
 TARGET = "jaxserve_paged_attention"
 NO_WINDOW = np.iinfo(np.int32).max
 
@@ -25,7 +26,8 @@ NO_WINDOW = np.iinfo(np.int32).max
 def refusal(shape: Shape) -> str | None:
     """Why the kernel does not take a shape, or None if it does."""
     if jnp.dtype(shape.dtype).name not in DTYPES:
-        return f"it takes {' or '.join(DTYPES)}, not {jnp.dtype(shape.dtype).name}"
+        names = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+        return f"it takes {names}, not {jnp.dtype(shape.dtype).name}"
     if sys.platform not in ("linux", "darwin"):
         return f"it takes Linux or macOS, and this is {sys.platform}"
     return None
@@ -38,7 +40,7 @@ def prepare() -> None:
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -50,22 +52,28 @@ def paged_attention(
     """`pallas_kernels.paged_attention.paged_attention` on a CPU; window and layer may be traced.
 
     Raises:
-        ValueError: the pool is of another type than float32 or bfloat16.
+        ValueError: the pool is of a type that is none of DTYPES.
     """
     heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
     if reason := refusal(Shape(heads, kv_heads, head_dim, page_size, values_dtype(kv_pages.dtype))):
         raise ValueError(f"attention 'cpu': {reason}")
     prepare()
     window = NO_WINDOW if sliding_window is None else sliding_window
+    values, scales = values_of(kv_pages), scales_of(kv_pages)
+    if scales is None:
+        scales = jnp.zeros(1, jnp.float32)  # not looked at
+    elif (held := bits_dtype(values.dtype)) != values.dtype:
+        values = jax.lax.bitcast_convert_type(values, held)  # what XLA's interface has a name for
     outs = [jax.ShapeDtypeStruct(q.shape, jnp.float32)]
     if return_lse:
         outs.append(jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
     out, *lse = jax.ffi.ffi_call(TARGET, outs)(
         q.astype(jnp.float32),
-        kv_pages,
+        values,
         jnp.stack([jnp.asarray(layer, jnp.int32), jnp.asarray(window, jnp.int32)]),
         jnp.asarray([scale, soft_cap or 0.0], jnp.float32),
         *batch,
+        scales,
     )
     out = out.astype(q.dtype)
     return (out, lse[0]) if return_lse else out

@@ -7,11 +7,15 @@ import numpy as np
 from numba import njit
 
 from pallas_kernels.cpu_calls.handler import (
+    FLOAT32,
+    INT8,
+    UINT8,
     begins,
     data,
     does,
     ends,
     itemsize,
+    kind,
     make_handler,
     num_results,
     num_threads,
@@ -21,13 +25,14 @@ from pallas_kernels.cpu_calls.handler import (
 )
 from pallas_kernels.cpu_calls.memory import allocate, floats, ints, release, words
 from pallas_kernels.cpu_calls.tiles import padded
+from pallas_kernels.paged_attention import cpu_parts
 from pallas_kernels.paged_attention.cpu_decode import BLOCK, decode, decode_scratch
 from pallas_kernels.paged_attention.cpu_parts import MASKED, KernelShape
 from pallas_kernels.paged_attention.cpu_prefill import prefill, prefill_scratch, prefill_tile
 
 DECODE_ITEMS = 16  # per thread, about: one that comes late leaves enough to the others
 # The call's operands.
-_Q, _POOL, _WHERE, _RULES, _QUERY_START, _QUERY_LEN, _CONTEXT_LEN, _PAGE_TABLE = range(8)
+_Q, _POOL, _WHERE, _RULES, _QUERY_START, _QUERY_LEN, _CONTEXT_LEN, _PAGE_TABLE, _SCALES = range(9)
 
 
 @njit(forceinline=True)
@@ -48,7 +53,11 @@ def _shape(frame):  # type: ignore[no-untyped-def]
     pool = operand(frame, _POOL)
     kv_heads = size(pool, 3)
     group = size(operand(frame, _Q), 1) // kv_heads
-    return KernelShape(size(pool, 5), size(pool, 4), group, itemsize(pool), kv_heads)
+    of = kind(pool)
+    numbers = cpu_parts.FLOAT32 if of == FLOAT32 else cpu_parts.BFLOAT16
+    if of in (INT8, UINT8):
+        numbers = cpu_parts.INT8 if of == INT8 else cpu_parts.FP8
+    return KernelShape(size(pool, 5), size(pool, 4), group, itemsize(pool), kv_heads, numbers)
 
 
 @njit(forceinline=True)
@@ -144,6 +153,10 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
     heads = size(q, 1)
     where, rules = ints(data(operand(frame, _WHERE)), 2), floats(data(operand(frame, _RULES)), 2)
     pages = data(pool) + np.int64(where[0]) * size(pool, 1) * 2 * kv_heads * block
+    scales = 0
+    if shape.itemsize == 1:
+        scales = data(operand(frame, _SCALES))
+        scales += np.int64(where[0]) * size(pool, 1) * 2 * kv_heads * shape.page_size * 4
     table = operand(frame, _PAGE_TABLE)
     page_row = data(table) + 4 * row * size(table, 1)
     token = _row_field(frame, _QUERY_START, row)
@@ -158,7 +171,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
             stats = out + 4 * heads * D
         start = _first_position(frame, row) + index * header[1]
         decode(
-            shape, data(q) + 4 * token * heads * D, pages, page_row, start,
+            shape, data(q) + 4 * token * heads * D, pages, scales, page_row, start,
             min(start + header[1], end), rules[0], rules[1], out, stats, scratch,
         )  # fmt: skip
         if count == 1:
@@ -169,7 +182,7 @@ def _do(frame, memory, item):  # type: ignore[no-untyped-def]
         token += first
         prefill(
             shape, data(q) + 4 * token * heads * D, min(prefill_tile(shape), query_len - first),
-            end - query_len + first, pages, page_row, np.int64(where[1]), head,
+            end - query_len + first, pages, scales, page_row, np.int64(where[1]), head,
             rules[0], rules[1], outs + 4 * token * heads * D,
             _lse_at(frame, token, heads), scratch,
         )  # fmt: skip

@@ -1,16 +1,20 @@
 """Attention of decode rows on a CPU, in Numba: bound by reading KV, each number of it once.
 
 KV is read where it lies, for all query heads of a group, in the order in which it lies: all keys of
-a few pages first, then, once their scores are weights, all values. bfloat16 becomes float32 in
-registers; only where rows are no multiple of a vector are they copied.
+a few pages first, then, once their scores are weights, all values. Narrower numbers become float32
+in registers; only where rows are no multiple of a vector are they copied. Of quantised KV codes are
+what is multiplied: a key's scale goes into its scores, a value's into its weights.
 """
 
 import numpy as np
 
 from pallas_kernels.cpu_calls.memory import floats, ints
 from pallas_kernels.cpu_calls.products import make_dots, make_sums
-from pallas_kernels.cpu_calls.tiles import LANES, padded
+from pallas_kernels.cpu_calls.tiles import FP8_SCALE, LANES, padded
 from pallas_kernels.paged_attention.cpu_parts import (
+    BFLOAT16,
+    FP8,
+    INT8,
     MASKED,
     compiled,
     fill,
@@ -22,8 +26,10 @@ from pallas_kernels.paged_attention.cpu_parts import (
 
 BLOCK = 256  # context tokens whose scores are made before any of their values are read
 AHEAD = 6144  # bytes from what is multiplied to what is fetched meanwhile, most often soon needed
-_dots, _dots_narrow = make_dots(is_narrow=False), make_dots(is_narrow=True)
-_sums, _sums_narrow = make_sums(is_narrow=False), make_sums(is_narrow=True)
+_dots, _dots_bfloat16 = make_dots("float32"), make_dots("bfloat16")
+_dots_int8, _dots_fp8 = make_dots("int8"), make_dots("fp8")
+_sums, _sums_bfloat16 = make_sums("float32"), make_sums("bfloat16")
+_sums_int8, _sums_fp8 = make_sums("int8"), make_sums("fp8")
 
 
 @inlined()
@@ -35,7 +41,25 @@ def _block_tokens(shape):  # type: ignore[no-untyped-def]
 @inlined()
 def _is_split(shape):  # type: ignore[no-untyped-def]
     """Whether queries and sums lie as bfloat16 is widened: see `cpu_calls.tiles`."""
-    return shape.itemsize == 2 and shape.head_dim % (2 * LANES) == 0
+    return shape.kind == BFLOAT16 and shape.head_dim % (2 * LANES) == 0
+
+
+@inlined()
+def _has_codes(shape, kind):  # type: ignore[no-untyped-def]
+    """Whether codes of a kind are widened in registers."""
+    return shape.kind == kind and shape.head_dim % LANES == 0
+
+
+@inlined()
+def _apply_scales(shape, scores, scales, count):  # type: ignore[no-untyped-def]
+    """Multiply scores or weights [group, block][:, :count] by their keys' or values' scales."""
+    block = _block_tokens(shape)
+    given = floats(scales, count)
+    factor = np.float32(FP8_SCALE if _has_codes(shape, FP8) else 1)
+    for g in range(shape.group):
+        mine = floats(scores + 4 * g * block, count)
+        for i in range(count):
+            mine[i] *= given[i] * factor
 
 
 @inlined()
@@ -87,9 +111,13 @@ def _score(shape, scores, queries, keys, count, wide):  # type: ignore[no-untype
     D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
     stride, ahead = padded(D, LANES), keys + AHEAD
     if _is_split(shape):
-        _dots_narrow(scores, block, queries, stride, keys, D, G, count, D // (2 * LANES), ahead)
+        _dots_bfloat16(scores, block, queries, stride, keys, D, G, count, D // (2 * LANES), ahead)
+    elif _has_codes(shape, INT8):
+        _dots_int8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
+    elif _has_codes(shape, FP8):
+        _dots_fp8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
     else:
-        rows = float_rows(shape, keys, count, wide)
+        rows = float_rows(shape, keys, 0, count, wide)
         _dots(scores, block, queries, stride, rows, stride, G, count, stride // LANES, ahead)
 
 
@@ -99,39 +127,51 @@ def _add_values(shape, weights, sums, values, count, wide):  # type: ignore[no-u
     D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
     stride, ahead = padded(D, LANES), values + AHEAD
     if _is_split(shape):
-        _sums_narrow(sums, stride, weights, block, values, D, G, D, count, ahead)
+        _sums_bfloat16(sums, stride, weights, block, values, D, G, D, count, ahead)
+    elif _has_codes(shape, INT8):
+        _sums_int8(sums, stride, weights, block, values, D, G, D, count, ahead)
+    elif _has_codes(shape, FP8):
+        _sums_fp8(sums, stride, weights, block, values, D, G, D, count, ahead)
     else:
-        rows = float_rows(shape, values, count, wide)
+        rows = float_rows(shape, values, 0, count, wide)
         _sums(sums, stride, weights, block, rows, stride, G, stride, count, ahead)
 
 
 @inlined()
-def _each_piece(work, shape, pool, pages, half, begin, until, scores, rows, wide):  # type: ignore[no-untyped-def]
+def _each_piece(  # type: ignore[no-untyped-def]
+    work, shape, pool, scales, pages, half, begin, until, scores, rows, wide
+):
     """`_score` or `_add_values` of positions begin..until-1: by page, and by head in it.
 
     Args:
         work: which of them.
-        shape, pool: as of `decode`.
+        shape, pool, scales: as of `decode`.
         pages: the row's page numbers.
         half: of a page: 0, its keys; 1, its values.
         scores: address of float32 [heads, block], from position `begin` on.
         rows: of queries or sums, float32 [heads, stride].
         wide: see `float_rows`.
     """
-    D, P, G, size, kv_heads = shape
+    D, P, G, size, kv_heads, _ = shape
     stride, block, head_bytes = padded(D, LANES), _block_tokens(shape), P * D * size
     for page in range(begin // P, (until + P - 1) // P):
         low, high = max(begin - page * P, 0), min(until - page * P, P)
         column = page * P + low - begin
-        at = pool + (np.int64(pages[page]) * 2 + half) * kv_heads * head_bytes + low * D * size
+        first_head = (np.int64(pages[page]) * 2 + half) * kv_heads
+        at = pool + first_head * head_bytes + low * D * size
         for h in range(kv_heads):
             own, mine = scores + 4 * (h * G * block + column), rows + 4 * h * G * stride
+            its_scales = scales + 4 * ((first_head + h) * P + low)
+            if scales and half == 1:
+                _apply_scales(shape, own, its_scales, high - low)
             work(shape, own, mine, at + h * head_bytes, high - low, wide)
+            if scales and half == 0:
+                _apply_scales(shape, own, its_scales, high - low)
 
 
 @compiled()
 def decode(  # type: ignore[no-untyped-def]
-    shape, q, pool, table, start, end, scale, soft_cap, out, stats, scratch
+    shape, q, pool, scales, table, start, end, scale, soft_cap, out, stats, scratch
 ):
     """Attention of one query token to a span of its context, all heads.
 
@@ -139,6 +179,7 @@ def decode(  # type: ignore[no-untyped-def]
         shape: see `KernelShape`.
         q: float32 [heads, head_dim].
         pool: one layer of it.
+        scales: of that layer, float32 [pages, 2, kv_heads, page_size]; 0 if there are none.
         table: the row's page numbers, int32.
         start, end: positions start..end-1 are seen.
         scale, soft_cap: of scores; 0 caps nothing.
@@ -161,10 +202,14 @@ def decode(  # type: ignore[no-untyped-def]
     pages = ints(table, last)
     for first in range(start // P, last, block // P):
         begin, until = max(start, first * P), min(end, first * P + block)
-        _each_piece(_score, shape, pool, pages, 0, begin, until, scores_at, queries_at, wide)
+        _each_piece(
+            _score, shape, pool, scales, pages, 0, begin, until, scores_at, queries_at, wide
+        )
         for head in range(heads):
             mine = scores[head * block : head * block + until - begin]
             fade = softmax_step(mine, soft_cap, highest, total, head)
             multiply(sums[head * stride : (head + 1) * stride], fade)
-        _each_piece(_add_values, shape, pool, pages, 1, begin, until, scores_at, sums_at, wide)
+        _each_piece(
+            _add_values, shape, pool, scales, pages, 1, begin, until, scores_at, sums_at, wide
+        )
     _give_sums(shape, sums_at, out)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from pallas_kernels.cpu_calls.memory import floats, halves
+from pallas_kernels.cpu_calls.memory import floats, halves, octets
 from pallas_kernels.cpu_calls.tiles import LANES, padded
 
 MASKED = np.float32(-1e30)  # finite: a row with nothing to see must not turn into NaN
@@ -20,6 +20,8 @@ _options = {"fastmath": FAST, "error_model": "numpy", "boundscheck": False}
 compiled = functools.partial(njit, cache=True, **_options)
 inlined = functools.partial(njit, forceinline=True, **_options)
 
+# How the pool's numbers lie in memory.
+FLOAT32, BFLOAT16, INT8, FP8 = range(4)
 LOG2_E = np.float32(math.log2(math.e))
 # 2**x for 0 <= x < 1, a polynomial by powers of x from 0 on: 2e-7 off at most.
 _POWERS = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[0, 1]).convert(
@@ -34,8 +36,9 @@ class KernelShape(NamedTuple):
     Attributes:
         head_dim, page_size: as in the pool.
         group: query heads per KV head.
-        itemsize: bytes of the pool's numbers: 4 for float32, 2 for bfloat16.
+        itemsize: bytes of the pool's numbers.
         kv_heads: KV heads.
+        kind: FLOAT32, BFLOAT16, or INT8 or FP8, which have scales.
     """
 
     head_dim: int
@@ -43,6 +46,7 @@ class KernelShape(NamedTuple):
     group: int
     itemsize: int
     kv_heads: int
+    kind: int
 
 
 # Loops below count from 0 over a slice: where an index could be negative, for all that LLVM knows,
@@ -64,36 +68,68 @@ def multiply(array, factor):  # type: ignore[no-untyped-def]
 
 
 @inlined()
-def _copy_rows(target, stride, source, width, size, count):  # type: ignore[no-untyped-def]
-    """`count` rows of `width` numbers of the pool become float32 rows, `stride` apart."""
+def number_of_fp8(code):  # type: ignore[no-untyped-def]
+    """float32 of a float8_e4m3fn's bits, an int8.
+
+    Without float32's subnormal numbers, which XLA's threads take for zero: those with an
+    exponent of 0 are read as if it was 1, which is 1/64 too much.
+    """
+    bits = np.int32(code) & np.int32(0x7F)
+    small = bits < np.int32(8)
+    wide = (bits << np.int32(20)) + (np.int32(121 << 23) if small else np.int32(120 << 23))
+    less = np.float32(1 / 64) if small else np.float32(0)
+    number = np.int32(wide).view(np.float32) - less
+    return -number if code < 0 else number
+
+
+@inlined()
+def scale_at(scales, row):  # type: ignore[no-untyped-def]
+    """Scale of a row of the pool, given the address of the first one's; 1 if there are none."""
+    return floats(scales + 4 * row, 1)[0] if scales else np.float32(1)
+
+
+@inlined()
+def _copy_rows(shape, target, stride, source, scales, count):  # type: ignore[no-untyped-def]
+    """`count` rows of the pool become float32 rows, `stride` apart."""
+    width = shape.head_dim
     for row in range(count):
         wide = floats(target + 4 * row * stride, stride)
-        if size == 2:
+        if shape.kind == BFLOAT16:
             bits = wide.view(np.uint32)
             narrow = halves(source + 2 * row * width, width)
             for i in range(width):
                 bits[i] = np.uint32(narrow[i]) << np.uint32(16)
-        else:
+        elif shape.kind == FLOAT32:
             given = floats(source + 4 * row * width, width)
             for i in range(width):
                 wide[i] = given[i]
+        else:
+            codes, scale = octets(source + row * width, width), scale_at(scales, row)
+            if shape.kind == INT8:
+                for i in range(width):
+                    wide[i] = np.float32(codes[i]) * scale
+            else:
+                for i in range(width):
+                    wide[i] = number_of_fp8(codes[i]) * scale
         fill(wide[width:], np.float32(0))
 
 
 @inlined()
-def float_rows(shape, source, count, wide):  # type: ignore[no-untyped-def]
+def float_rows(shape, source, scales, count, wide):  # type: ignore[no-untyped-def]
     """Where `count` rows of the pool are float32, padded to whole vectors: at `source`, or copied.
 
     Args:
         shape: see `KernelShape`.
         source: their address in the pool.
+        scales: address of their scales, which the copy is multiplied by; 0: there are none, or
+            they are applied elsewhere.
         wide: where a copy goes, `padded(head_dim, LANES)` numbers from row to row.
     """
     D, stride = shape.head_dim, padded(shape.head_dim, LANES)
     rows = source
-    if shape.itemsize == 2 or stride != D:
+    if shape.kind != FLOAT32 or stride != D:
         rows = wide
-        _copy_rows(rows, stride, source, D, shape.itemsize, count)
+        _copy_rows(shape, rows, stride, source, scales, count)
     return rows
 
 

@@ -7,16 +7,21 @@ import math
 
 import numpy as np
 
-from pallas_kernels.cpu_calls.memory import floats, halves, ints
+from pallas_kernels.cpu_calls.memory import floats, halves, ints, octets
 from pallas_kernels.cpu_calls.products import ROWS, multiply_add
 from pallas_kernels.cpu_calls.tiles import LANES, padded
 from pallas_kernels.paged_attention.cpu_parts import (
+    BFLOAT16,
+    FLOAT32,
+    INT8,
     MASKED,
     compiled,
     fill,
     float_rows,
     inlined,
     multiply,
+    number_of_fp8,
+    scale_at,
     softmax_step,
 )
 
@@ -24,20 +29,29 @@ PREFILL_ROWS = 96  # query heads of a prefill tile: its tokens times the heads o
 
 
 @inlined()
-def _transpose(keys, slots, source, width, size, low, high):  # type: ignore[no-untyped-def]
-    """keys [width, slots][:, low:high] are the rows of the pool at `source`; zeros elsewhere."""
+def _transpose(shape, keys, slots, source, scales, low, high):  # type: ignore[no-untyped-def]
+    """keys [head_dim, slots][:, low:high] are the rows of the pool at `source`; zeros elsewhere."""
+    width = shape.head_dim
     if low > 0 or high < slots:
         fill(keys, np.float32(0))
     for slot in range(high - low):
         column = keys[low + slot :]
-        if size == 2:
+        if shape.kind == BFLOAT16:
             bits, narrow = column.view(np.uint32), halves(source + 2 * slot * width, width)
             for d in range(width):
                 bits[d * slots] = np.uint32(narrow[d]) << np.uint32(16)
-        else:
+        elif shape.kind == FLOAT32:
             given = floats(source + 4 * slot * width, width)
             for d in range(width):
                 column[d * slots] = given[d]
+        else:
+            codes, scale = octets(source + slot * width, width), scale_at(scales, slot)
+            if shape.kind == INT8:
+                for d in range(width):
+                    column[d * slots] = np.float32(codes[d]) * scale
+            else:
+                for d in range(width):
+                    column[d * slots] = number_of_fp8(codes[d]) * scale
 
 
 @inlined()
@@ -49,14 +63,14 @@ def prefill_tile(shape):  # type: ignore[no-untyped-def]
 @inlined()
 def prefill_scratch(shape):  # type: ignore[no-untyped-def]
     """Bytes that `prefill` works in."""
-    D, P, G, _, _ = shape
+    D, P, G, _, _, _ = shape
     rows, wide, slots = padded(prefill_tile(shape) * G, ROWS), padded(D, LANES), padded(P, LANES)
     return 4 * (rows * (D + wide + slots + 2) + D * slots + P * wide)
 
 
 @compiled()
 def prefill(  # type: ignore[no-untyped-def]
-    shape, q, count, position, pool, table, window, head, scale, soft_cap, out, lse, scratch
+    shape, q, count, position, pool, scales, table, window, head, scale, soft_cap, out, lse, scratch
 ):
     """Attention of a tile of query tokens that follow each other, the heads of one KV head.
 
@@ -65,14 +79,14 @@ def prefill(  # type: ignore[no-untyped-def]
         q: float32 [tokens, heads, head_dim], from the tile's first token on.
         count: its tokens, at most `prefill_tile(shape)`.
         position: of the first one.
-        pool, table, scale, soft_cap: as in `decode`.
+        pool, scales, table, scale, soft_cap: as in `decode`.
         window: positions that a token sees, its own included.
         head: the KV head.
         out: written: float32 [tokens, heads, head_dim], from the tile's first token on.
         lse: written: float32 [tokens, heads], likewise; 0: not wanted.
         scratch: `prefill_scratch(shape)` bytes to work in.
     """
-    D, P, G, size, kv_heads = shape
+    D, P, G, size, kv_heads, _ = shape
     heads, end, used = kv_heads * G, position + count, count * G
     rows, stride, slots = padded(used, ROWS), padded(D, LANES), padded(P, LANES)
     queries, sums_at = floats(scratch, rows * D), scratch + 4 * rows * D
@@ -93,9 +107,14 @@ def prefill(  # type: ignore[no-untyped-def]
     pages = ints(table, last)
     for page in range(first, last):
         low, high = max(position - window + 1 - page * P, 0), min(end - page * P, P)
-        k_at = pool + (np.int64(pages[page]) * 2 * kv_heads + head) * P * D * size + low * D * size
+        first_slot = (np.int64(pages[page]) * 2 * kv_heads + head) * P + low
+        k_at = pool + first_slot * D * size
         v_at = k_at + kv_heads * P * D * size
-        _transpose(floats(keys_at, D * slots), slots, k_at, D, size, low, high)
+        k_scales = v_scales = scales
+        if scales:
+            k_scales = scales + 4 * first_slot
+            v_scales = k_scales + 4 * kv_heads * P
+        _transpose(shape, floats(keys_at, D * slots), slots, k_at, k_scales, low, high)
         fill(scores, np.float32(0))
         multiply_add(scores_at, slots, scratch, D, keys_at, slots, rows, D, slots)
         for row in range(used):
@@ -109,7 +128,7 @@ def prefill(  # type: ignore[no-untyped-def]
                 begin = until = P
             fill(mine[:begin], np.float32(0))
             fill(mine[until:], np.float32(0))
-        v = float_rows(shape, v_at, high - low, wide_at)
+        v = float_rows(shape, v_at, v_scales, high - low, wide_at)
         multiply_add(
             sums_at, stride, scores_at + 4 * low, slots, v, stride, rows, high - low, stride
         )

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paged_batch import PagedBatch, from_pool
+from pallas_kernels.kv_pages import KvPool, loaded, scales_of, values_of
+from pallas_kernels.paged_batch import PagedBatch
 
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -23,7 +24,11 @@ def paged_attention(
     position, row, valid = batch.positions(num_tokens)
 
     table = jnp.clip(batch.page_table, 0, num_pages - 1)
-    dense = from_pool(kv_pages[layer][table])  # [rows, max_pages, 2, kv_heads, page_size, head_dim]
+    scales = scales_of(kv_pages)
+    # [rows, max_pages, 2, kv_heads, page_size, head_dim]
+    dense = loaded(
+        values_of(kv_pages)[layer][table], None if scales is None else scales[layer][table]
+    )
     dense = jnp.moveaxis(dense, (2, 3), (0, 1))
     dense = dense.reshape(2, kv_heads, table.shape[0], table.shape[1] * page_size, head_dim)
     dense = dense.astype(q.dtype)[:, :, row]  # [2, kv_heads, tokens, context, head_dim]

@@ -8,7 +8,8 @@ Two loops with run-time trip counts, so that cost follows real lengths and not p
   up to the tile's last token.
 
 Both keep FlashAttention's running maximum and sum in float32. K and V are converted as they are
-gathered, to the queries' type or, if that is the wider one, the queries to the pool's.
+gathered, to the queries' type or, if that is the wider one, the queries to the pool's; quantised
+ones always to the queries'.
 
 What decides the speed on CPU is the gather of pages, from memory that no cache holds: whole
 pages are copied, all KV heads together, and decode rows take one page a turn, so that what was
@@ -22,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.paged_batch import PagedBatch, from_pool, values_dtype
+from pallas_kernels.kv_pages import KvPool, loaded, scales_of, values_of
+from pallas_kernels.paged_batch import PagedBatch, values_dtype
 
 DECODE_TOKENS = 1024  # context tokens per turn of a decode loop: rows times one page
 PREFILL_TILE = 64  # query tokens
@@ -57,7 +59,7 @@ class _Products(NamedTuple):
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -103,7 +105,7 @@ def _update(
 
 def _decode_rows(
     queries: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     layer: int | jax.Array,
     batch: PagedBatch,
     is_decode: jax.Array,
@@ -151,7 +153,7 @@ def _decode_rows(
 
 def _prefill_rows(
     queries: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     layer: int | jax.Array,
     batch: PagedBatch,
     is_prefill: jax.Array,
@@ -206,7 +208,7 @@ def _prefill_rows(
 
 def _over_blocks(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     layer: int | jax.Array,
     table: jax.Array,
     block_pages: int,
@@ -218,10 +220,16 @@ def _over_blocks(
     num_pages, _, kv_heads, page_size, head_dim = kv_pages.shape[1:]
     num_rows, width = table.shape
     block = block_pages * page_size
-    pages = kv_pages.reshape(-1, kv_heads * page_size * head_dim)  # K and V of a page: two rows
+    # K and V of a page: two rows.
+    pages = values_of(kv_pages).reshape(-1, kv_heads * page_size * head_dim)
+    scales = scales_of(kv_pages)
+    if scales is not None:
+        scales = scales.reshape(-1, kv_heads * page_size)
     table = jnp.pad(jnp.clip(table, 0, num_pages - 1), ((0, 0), (0, -width % block_pages)))
     table = (table + layer * num_pages) * 2
-    computed = jnp.promote_types(q.dtype, values_dtype(kv_pages.dtype))
+    computed = q.dtype
+    if scales is None:
+        computed = jnp.promote_types(q.dtype, values_dtype(kv_pages.dtype))
 
     def one_block(j: jax.Array, state: tuple) -> tuple:
         highest, total, acc = state
@@ -229,9 +237,12 @@ def _over_blocks(
         position = j * block + jnp.arange(block)
 
         def gather(which: int) -> jax.Array:  # K 0, V 1
-            got = pages.at[mine + which].get(mode="promise_in_bounds")
-            got = from_pool(got).astype(computed)
-            got = got.reshape(num_rows, block_pages, kv_heads, page_size, head_dim)
+            def taken(array: jax.Array, *rest: int) -> jax.Array:
+                got = array.at[mine + which].get(mode="promise_in_bounds")
+                return got.reshape(num_rows, block_pages, kv_heads, page_size, *rest)
+
+            own_scales = None if scales is None else taken(scales)
+            got = loaded(taken(pages, head_dim), own_scales).astype(computed)
             return got.swapaxes(1, 2).reshape(num_rows, kv_heads, block, head_dim)
 
         s = products.scores(gather(0)) * rules.scale

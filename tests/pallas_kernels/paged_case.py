@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from pallas_kernels.kv_pages import KvPages
 from pallas_kernels.paged_batch import PagedBatch
 
 GARBAGE = (-7, 10**6, 2**31 - 1, -(2**31))  # page numbers that are none
@@ -20,19 +22,23 @@ class PagedCase:
     Attributes:
         q: [tokens, heads, head_dim]; NaN where padding.
         pool: [layers, pages, 2, kv_heads, page_size, head_dim]; NaN wherever no row's token is.
+            Quantised it is `KvPages`, whose scales are NaN there.
         batch: int32 arrays as `PagedBatch` describes them.
         context: per row float64 [2, kv_heads, context_len, head_dim].
         layer: the layer whose pages hold the rows' KV; all others are NaN.
     """
 
     q: np.ndarray
-    pool: np.ndarray
+    pool: Any
     batch: PagedBatch
     context: list[np.ndarray]
     layer: int
 
     def device_batch(self) -> PagedBatch:
         return PagedBatch(*(jnp.asarray(field) for field in self.batch))
+
+    def device_pool(self) -> Any:
+        return jax.tree.map(jnp.asarray, self.pool)
 
     def tokens(self) -> np.ndarray:
         """Indices of the real tokens."""
@@ -82,6 +88,28 @@ def make_case(
             pool[layer, pages[page], :, :, offset] = kv[:, :, position]
         context.append(kv.astype(np.float64))
     return PagedCase(q, pool, PagedBatch(starts, lens, ends, table), context, layer)  # type: ignore[arg-type]
+
+
+def quantised_rows(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of float32 rows [..., D], by the specification, in NumPy."""
+    most = np.float32(127 if dtype == "int8" else 448)
+    scales = np.abs(x).max(-1) * np.float32(1 / most)
+    numbers = np.clip(x / np.where(scales == 0, np.float32(1), scales)[..., None], -most, most)
+    kind = np.int8 if dtype == "int8" else ml_dtypes.float8_e4m3fn
+    return (np.rint(numbers) if dtype == "int8" else numbers).astype(kind), scales
+
+
+def quantised(case: PagedCase, dtype: str) -> PagedCase:
+    """A case of which the pool is "int8" or "fp8"; its context is what the codes stand for."""
+    written = ~np.isnan(case.pool).any(-1)
+    codes, scales = quantised_rows(np.nan_to_num(case.pool.astype(np.float32)), dtype)
+    codes[~written] = 99  # of another request, in unwritten slots and the other layers
+    scales[~written] = np.nan
+    context = []
+    for kv in case.context:
+        own, its_scales = quantised_rows(kv.astype(np.float32), dtype)
+        context.append(own.astype(np.float64) * its_scales[..., None].astype(np.float64))
+    return dataclasses.replace(case, pool=KvPages(codes, scales), context=context)
 
 
 def oracle(

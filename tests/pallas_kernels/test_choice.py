@@ -52,7 +52,7 @@ def test_a_name_never_stands_for_another():
     for name, device, changes, message in [
         ("tpu", CPU, {}, "takes a TPU, and this is cpu"),
         ("cpu", TPU, {}, "takes a CPU, and this is tpu"),
-        ("cpu", CPU, {"dtype": jnp.float16}, "float32 or bfloat16, not float16"),
+        ("cpu", CPU, {"dtype": jnp.float16}, "int8 or float8_e4m3fn, not float16"),
         ("gpu", CPU, {}, "takes an NVIDIA GPU, and this is cpu"),
         ("gpu", A100, {}, "NVIDIA A100 has 8.0"),
         ("gpu", H200, {"dtype": jnp.float32}, "not float32"),

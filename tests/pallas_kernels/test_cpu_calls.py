@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from pallas_kernels.cpu_calls.handler import (
 )
 from pallas_kernels.cpu_calls.memory import allocate, ints, words
 from pallas_kernels.cpu_calls.products import ROWS, make_dots, make_sums, multiply_add
-from pallas_kernels.cpu_calls.tiles import LANES
+from pallas_kernels.cpu_calls.tiles import FP8_SCALE, LANES, Kind, vectors_of
 
 
 @njit
@@ -52,8 +53,9 @@ def on_arrays(product: Any) -> Any:
     return call
 
 
-_dots = {narrow: on_arrays(make_dots(is_narrow=narrow)) for narrow in (False, True)}
-_sums = {narrow: on_arrays(make_sums(is_narrow=narrow)) for narrow in (False, True)}
+KINDS = get_args(Kind)
+_dots = {kind: on_arrays(make_dots(kind)) for kind in KINDS}
+_sums = {kind: on_arrays(make_sums(kind)) for kind in KINDS}
 
 
 def split(x: np.ndarray) -> np.ndarray:
@@ -63,10 +65,16 @@ def split(x: np.ndarray) -> np.ndarray:
     return np.concatenate([pairs.swapaxes(2, 3).reshape(len(x), whole), x[:, whole:]], axis=1)
 
 
-def halve(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest bfloat16: as bits, and as float32."""
-    near = x.astype(jnp.bfloat16)
-    return near.view(np.uint16), near.astype(np.float32)
+def held(x: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest numbers of a kind: as they lie in memory, and as float32 of the products."""
+    if kind == "int8":
+        codes = np.rint(3 * x).astype(np.int8)
+        return codes, codes.astype(np.float32)
+    if kind == "fp8":  # subnormal ones among them
+        near = np.where(abs(x) < 0.3, x / 64, x).astype(ml_dtypes.float8_e4m3fn)
+        return near.view(np.int8), near.astype(np.float32) / FP8_SCALE
+    near = x.astype(jnp.bfloat16 if kind == "bfloat16" else np.float32)
+    return near.view(np.uint16) if kind == "bfloat16" else near, near.astype(np.float32)
 
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(0, 37), st.integers(1, 6), st.integers(0, 5))
@@ -88,40 +96,39 @@ def test_multiply_add(sizes: tuple[int, int, int, int], seed: int):
     np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
 
 
-@pytest.mark.parametrize("is_narrow", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 99))
-def test_sums(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
+def test_sums(kind: Kind, sizes: tuple[int, int, int, int], seed: int):
     rows, count, vectors, margin = sizes
-    columns = vectors * LANES * (2 if is_narrow else 1)
+    columns = vectors * LANES * vectors_of(kind)
     draw = np.random.default_rng(seed).standard_normal
     a, b = draw((rows, count + margin), np.float32), draw((count, columns + margin), np.float32)
-    out, given_b = draw((rows, columns + margin), np.float32), b
+    out = draw((rows, columns + margin), np.float32)
     expected = out.copy()
-    if is_narrow:
-        given_b, b = halve(b)
+    given_b, b = held(b, kind)
+    if kind == "bfloat16":
         b = split(b)
     expected[:, :columns] += a[:, :count] @ b[:, :columns]
-    _sums[is_narrow](out, a, given_b, rows, columns, count)
+    _sums[kind](out, a, given_b, rows, columns, count)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
 
 
-@pytest.mark.parametrize("is_narrow", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 99))
-def test_dots(is_narrow: bool, sizes: tuple[int, int, int, int], seed: int):
+def test_dots(kind: Kind, sizes: tuple[int, int, int, int], seed: int):
     rows, columns, vectors, margin = sizes
-    count = vectors * LANES * (2 if is_narrow else 1)
+    count = vectors * LANES * vectors_of(kind)
     draw = np.random.default_rng(seed).standard_normal
     a, b = draw((rows, count + margin), np.float32), draw((columns, count + margin), np.float32)
-    out, given_a, given_b = draw((rows, columns + margin), np.float32), a, b
-    if is_narrow:
-        given_a = split(a)
-        given_b, b = halve(b)
+    out = draw((rows, columns + margin), np.float32)
+    given_a = split(a) if kind == "bfloat16" else a
+    given_b, b = held(b, kind)
     expected = out.copy()
     expected[:, :columns] = a[:, :count] @ b[:, :count].T
-    _dots[is_narrow](out, given_a, given_b, rows, columns, vectors)
+    _dots[kind](out, given_a, given_b, rows, columns, vectors)
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-4)
     np.testing.assert_array_equal(out[:, columns:], expected[:, columns:])
 

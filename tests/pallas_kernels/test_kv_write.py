@@ -1,6 +1,7 @@
 """kv_write against a loop over tokens in numpy."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.kv_pages import KvPages, quantise
 from pallas_kernels.kv_write import kv_write, resolve_implementation
 from pallas_kernels.paged_batch import PagedBatch, values_dtype
-from tests.pallas_kernels.paged_case import GARBAGE
+from tests.pallas_kernels.paged_case import GARBAGE, quantised_rows
 
 BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
 LAYERS, KV_HEADS, PAGES, PAGE_SIZE, HEAD_DIM = 3, 2, 23, 4, 6
@@ -72,6 +74,41 @@ def test_mixed_rows(implementation: str, layer: int, dtype: str):
     check(rows, layer=layer, dtype=dtype, implementation=implementation)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_rows_are_quantised_by_token_and_head(dtype: str):
+    """Alike in both implementations, in any batch, and as the specification says in NumPy."""
+    random = np.random.default_rng(3)
+    rows = [(1, 7), (9, 11), (1, 5), (3, 3)]
+    k, v = (random.standard_normal((TOKENS, KV_HEADS, HEAD_DIM)).astype(np.float32) for _ in "kv")
+    k[2] = 0  # has no largest number
+    kind = {"int8": jnp.dtype(jnp.int8), "fp8": jnp.dtype(jnp.float8_e4m3fn)}[dtype]
+    held = jnp.int8 if dtype == "int8" else jnp.uint8  # as a CPU has it
+    shape = (LAYERS, PAGES, 2, KV_HEADS, PAGE_SIZE, HEAD_DIM)
+    codes, scales = np.full(shape, 99, held), np.full(shape[:-1], np.nan, np.float32)
+    new_codes, new_scales = map(np.asarray, quantise(jnp.stack([k, v]), kind))
+    batch = make_batch(rows, seed=3)
+    pools = [
+        write(KvPages(jnp.asarray(codes), jnp.asarray(scales)), k, v, batch, layer=1,
+              implementation=name)
+        for name in ("xla", "reference")
+    ]  # fmt: skip
+    token = 0
+    for i, (query_len, context_len) in enumerate(rows):
+        for position in range(context_len - query_len, context_len):
+            page = int(batch.page_table[i, position // PAGE_SIZE])
+            at = (1, page, slice(None), slice(None), position % PAGE_SIZE)
+            codes[at], scales[at] = new_codes.view(held)[:, token], new_scales[:, token]
+            token += 1
+    for pool in pools:
+        np.testing.assert_array_equal(np.asarray(pool.values), codes)
+        np.testing.assert_array_equal(np.asarray(pool.scales), scales)
+    expected, its_scales = quantised_rows(np.stack([k, v]), dtype)
+    np.testing.assert_allclose(new_scales, its_scales, rtol=1e-6)
+    near = np.abs(new_codes.astype(np.float32) - expected.astype(np.float32))
+    assert (near <= (1 if dtype == "int8" else np.abs(expected.astype(np.float32)) / 8)).all()
+    assert (near == 0).mean() > 0.99, "but for ties"
+
+
 @BOTH
 def test_padding_writes_nothing(implementation: str):
     check([], layer=1, implementation=implementation)
@@ -90,9 +127,13 @@ def test_random_rows(data: st.DataObject, seed: int):
     check(rows, layer=2, seed=seed)
 
 
-def test_in_place_when_donated():
+@pytest.mark.parametrize("quantised", [False, True])
+def test_in_place_when_donated(quantised: bool):
     """A second write of one token must not cost the pool's size in memory or in copying."""
-    pool = jnp.zeros((LAYERS, 997, 2, KV_HEADS, 16, 64), jnp.float32)
+    shape = (LAYERS, 997, 2, KV_HEADS, 16, 64)
+    pool: Any = jnp.zeros(shape, jnp.int8 if quantised else jnp.float32)
+    if quantised:
+        pool = KvPages(pool, jnp.zeros(shape[:-1], jnp.float32))
     k = jnp.ones((TOKENS, KV_HEADS, 64), jnp.float32)
     batch = make_batch([(1, 7), (5, 5)], seed=0)
     program = jax.jit(partial(kv_write, layer=1), donate_argnums=0)
@@ -101,9 +142,11 @@ def test_in_place_when_donated():
     assert memory is not None
     assert memory.alias_size_in_bytes == pool.nbytes
     assert memory.temp_size_in_bytes < pool.nbytes / 100
-    address = pool.unsafe_buffer_pointer()
+    arrays = jax.tree.leaves(pool)
+    addresses = [array.unsafe_buffer_pointer() for array in arrays]
     out = compiled(pool, k, k, batch)
-    assert pool.is_deleted() and out.unsafe_buffer_pointer() == address
+    assert all(array.is_deleted() for array in arrays)
+    assert [array.unsafe_buffer_pointer() for array in jax.tree.leaves(out)] == addresses
 
 
 def test_implementation_names():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.kv_pages import KvPages
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_batch import PagedBatch, bits_dtype
 from tests.pallas_kernels.paged_case import (
@@ -17,6 +18,7 @@ from tests.pallas_kernels.paged_case import (
     make_case,
     oracle,
     oracle_lse,
+    quantised,
     relative_errors,
 )
 
@@ -59,7 +61,7 @@ def check(
     soft_cap: float | None = None,
 ) -> None:
     out = _attend(
-        jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch(), jnp.int32(case.layer),
+        jnp.asarray(case.q), case.device_pool(), case.device_batch(), jnp.int32(case.layer),
         scale=scale, sliding_window=sliding_window, soft_cap=soft_cap,
         implementation=implementation,
     )  # fmt: skip
@@ -111,6 +113,40 @@ def test_the_pool_may_have_another_dtype(
     assert out.dtype == q_dtype
     errors = relative_errors(out, case, oracle(case, scale=0.31, sliding_window=11))
     assert (errors < LIMIT[q_dtype]).all(), f"token errors {errors}"
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("dtype", "q_dtype", "head_dim", "as_bits"),
+    [
+        ("int8", "float32", 64, False), ("int8", "bfloat16", 20, False),
+        ("fp8", "float32", 64, True), ("fp8", "float32", 20, False), ("fp8", "bfloat16", 32, True),
+    ],
+)  # fmt: skip
+def test_a_quantised_pool(
+    implementation: str, dtype: str, q_dtype: str, head_dim: int, as_bits: bool
+):
+    """Exactly what the codes and their scales say; heads of whole vectors and of none."""
+    plain = make_case(
+        MIXED, num_tokens=47, num_rows=13, max_pages=37, num_pages=101, head_dim=head_dim
+    )
+    case = quantised(dataclasses.replace(plain, q=plain.q.astype(q_dtype)), dtype)
+    if as_bits:
+        pool: KvPages = case.pool
+        case = dataclasses.replace(case, pool=pool._replace(values=pool.values.view(np.uint8)))
+    check(case, implementation, scale=head_dim**-0.5)
+    check(case, implementation, scale=head_dim**-0.5, sliding_window=11, soft_cap=1.3)
+
+
+def test_codes_without_scales_are_refused():
+    case = quantised(
+        make_case([(1, 9)], num_tokens=1, num_rows=1, max_pages=3, num_pages=3), "int8"
+    )
+    with pytest.raises(ValueError, match="int8 have scales: give KvPages"):
+        paged_attention(
+            jnp.asarray(case.q), jnp.asarray(case.pool.values), case.device_batch(), layer=1,
+            scale=1.0,
+        )  # fmt: skip
 
 
 @ALL
