@@ -106,6 +106,14 @@ class EngineConfig:
         group="device",
         choices=("auto", "cpu", "xla", "reference"),
     )
+    num_spans: int = option(
+        1,
+        "programs that the layers are cut into, one after the other, each with its own weights: "
+        "where layers and weights are to move or stay apart; spans of equal layers share one "
+        "compiled program, so that large models compile sooner, and each costs the host a launch",
+        range="[1, 1024]",
+        group="device",
+    )
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept (default: ~/.cache/jaxserve/programs)",
         group="device",

@@ -121,6 +121,11 @@ def draw_up(config: EngineConfig) -> Blueprint:
     model, rules = shard_model(checkpoint.config, mesh)
     model = model.for_context(_max_model_len(config, model))
     _check_divides(config, rules)
+    if config.num_spans > model.num_layers:
+        raise ConfigError(
+            f"num_spans {config.num_spans} is more than the {model.num_layers} layers of "
+            f"{model.name}"
+        )
     lowering, max_model_len = _lowering(config, checkpoint, model, rules)
     return Blueprint(
         config, path, checkpoint, generation, tokenizer, model, max_model_len, lowering
@@ -143,7 +148,9 @@ def _lowering(
     max_model_len = longest_request(config, max_model_len, pool // rules.data)
     buckets = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
     activations: linear.Activations = "int8" if config.activation_dtype == "int8" else "float"
-    program = StepProgram.of_graph(graph, rules, buckets, attention, products, activations)
+    program = StepProgram.of_graph(
+        graph, rules, buckets, attention, products, activations, config.num_spans
+    )
     lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype, storage)
     log.info(
         "attention: %s, linear layers: %s, weights: %s; KV cache: %d pages of %d tokens, %.2f GiB "

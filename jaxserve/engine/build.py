@@ -190,6 +190,7 @@ def _program_cache(plan: Blueprint) -> ProgramCache:
         "model": plan.model,
         "mesh": config.mesh,
         "buckets": lowering.program.buckets,
+        "spans": lowering.program.num_spans,
         "num_pages": lowering.num_pages,
         "page_size": config.page_size,
         "dtype": lowering.dtype.name,

@@ -162,6 +162,15 @@ class ModelConfig:
             for n, window in enumerate(self.sliding_window)
         )
 
+    def layers(self, first: int, last: int) -> "ModelConfig":
+        """The model cut down to its layers from `first` up to, but without, `last`."""
+        return dataclasses.replace(
+            self,
+            num_layers=last - first,
+            sliding_window=self.sliding_window[first:last],
+            no_rope_layers=tuple(n - first for n in self.no_rope_layers if first <= n < last),
+        )
+
     def for_context(self, tokens: int) -> "ModelConfig":
         """The model as it computes if no context is longer than so many tokens.
 

@@ -161,12 +161,37 @@ class Decoder(Normed):
         Returns:
             Final hidden states [tokens, hidden], not normed, and the updated pool.
         """
-        config = self.config
-        x = take_rows(self.embed.get_value(), token_ids).astype(self.final_norm.get_value().dtype)
-        if config.embed_scale != 1.0:
-            x = x * jnp.asarray(config.embed_scale, x.dtype)
+        x = self.embedded(token_ids, self.final_norm.get_value().dtype)
+        return self.run_layers(x, kv_pages, batch, positions, backend)
+
+    def embedded(self, token_ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """What the first layer is given for token_ids, int32 [tokens]: `dtype` [tokens, hidden]."""
+        x = take_rows(self.embed.get_value(), token_ids).astype(dtype)
+        scale = self.config.embed_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, dtype)
+
+    def run_layers(
+        self,
+        x: jax.Array,
+        kv_pages: jax.Array,
+        batch: PagedBatch,
+        positions: jax.Array,
+        backend: KernelBackend,
+        *,
+        first_layer: int | jax.Array = 0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Run the layers over hidden states.
+
+        Args:
+            x: [tokens, hidden], what goes into the first layer.
+            kv_pages, batch, positions, backend: as of `hidden`.
+            first_layer: where the layers begin on the pool's first axis.
+
+        Returns:
+            As `hidden`.
+        """
         run = self._looped if backend.loop_layers else self._unrolled
-        return run(x, kv_pages, batch, self._ropes(positions), backend)
+        return run(x, kv_pages, batch, self._ropes(positions), backend, first_layer)
 
     def _ropes(self, positions: jax.Array) -> dict[RopeKind, Rope]:
         """The rotation of each kind of layer that the model has."""
@@ -192,6 +217,7 @@ class Decoder(Normed):
         batch: PagedBatch,
         ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
+        first_layer: int | jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """One layer after the other in the program: the compiler sees across layers."""
         linear = backend.linear_of(jnp.sum(batch.query_len))
@@ -201,7 +227,7 @@ class Decoder(Normed):
             rope = ropes[self.config.rope_kinds[index]]
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
-                config=self.config, layer=index, sliding_window=window,
+                config=self.config, layer=first_layer + index, sliding_window=window,
             )  # fmt: skip
             x = layer.finish(x, _joined(attended), linear)
         return x, kv_pages
@@ -213,6 +239,7 @@ class Decoder(Normed):
         batch: PagedBatch,
         ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
+        first_layer: int | jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """A loop over layers that shares one attention and switches between their weights.
 
@@ -236,7 +263,7 @@ class Decoder(Normed):
             rope = rope_of(index)
             attended, kv_pages = backend(
                 rotate(q, rope), rotate(k, rope), v, kv_pages, batch,
-                config=self.config, layer=index, sliding_window=window,
+                config=self.config, layer=first_layer + index, sliding_window=window,
             )  # fmt: skip
             finishes = [partial(layer.finish, linear=linear) for layer in self.layers]
             x = lax.switch(index, finishes, x, _joined(attended))

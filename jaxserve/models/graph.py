@@ -52,6 +52,10 @@ class ModelGraph:
             for name, one in self.parameters.items()
         }
 
+    def layers(self, first: int, last: int) -> "ModelGraph":
+        """The structure with the layers from `first` up to, but without, `last`, numbered anew."""
+        return ModelGraph(self.config.layers(first, last))
+
     def model(self, params: Params) -> Decoder:
         """The model with these weights in it.
 
@@ -64,8 +68,12 @@ class ModelGraph:
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
 
     @property
+    def final_names(self) -> tuple[str, ...]:
+        """Names of the parameters that the last hidden states are normed by."""
+        return tuple(n for n in ("final_norm", "final_norm_bias") if n in self.parameters)
+
+    @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the parameters that the sampler's program uses."""
         head = "embed" if self.config.tie_embeddings else "lm_head"
-        names = ("final_norm", "final_norm_bias", head)
-        return tuple(name for name in names if name in self.parameters)
+        return (*self.final_names, head)

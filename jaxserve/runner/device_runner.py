@@ -14,6 +14,7 @@ from jaxserve.cache.page_store import PageStore
 from jaxserve.core.logprobs import TokenLogprobs
 from jaxserve.core.step import FetchDone, SamplingExtras, StepPlan, StepResult, StepRow
 from jaxserve.models.graph import Params
+from jaxserve.runner.backbone import Backbone
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.late_sampler import LateSampler, unpack_logprobs
 from jaxserve.runner.logit_edits import NO_EXTRAS, LateRow
@@ -77,11 +78,10 @@ class DeviceRunner:
         self._lowering = lowering
         self._buckets = program.buckets
         self._packer = Packer(program.buckets, lowering.rules.data)
-        self._params = dict(params)
+        self._backbone = Backbone(lowering, params)
         self._head = {name: params[name] for name in program.graph.head_names}
         self._kv_pages = _zeros(lowering.kv_pages)
         self._last_tokens = _zeros(lowering.last_tokens)
-        self._backbones: dict[int, Compiled] = {}
         self._samplers: dict[int, Compiled] = {}
         self._late = LateSampler(lowering, self._head)
         self._unsampled = False  # the step launched last is late and not sampled yet
@@ -121,11 +121,10 @@ class DeviceRunner:
 
     def _take(self, programs: Mapping[str, Compiled]) -> None:
         """Let steps be padded to the buckets of these programs, too."""
+        self._backbone.use(programs)
         for name, program in programs.items():
             kind, _, size = name.rpartition("-")
-            if kind == "backbone":
-                self._backbones[int(size)] = program
-            elif kind == "sampler":
+            if kind == "sampler":
                 self._samplers[int(size)] = program
         self._late_programs |= {
             name: program for name, program in programs.items() if name in self._late_names
@@ -138,7 +137,7 @@ class DeviceRunner:
         """The buckets whose programs are there: what steps are padded to."""
         return dataclasses.replace(
             self._buckets,
-            tokens=tuple(sorted(self._backbones)) or self._buckets.tokens,
+            tokens=self._backbone.buckets or self._buckets.tokens,
             sampled=tuple(sorted(self._samplers)) or self._buckets.sampled,
         )
 
@@ -193,13 +192,9 @@ class DeviceRunner:
     def _run_backbone(
         self, bucket: int, packed: np.ndarray
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # The NumPy array goes in as it is: the executable's own transfer costs the host less
-        # than a device_put before it.
-        self._kv_pages, *rest = self._backbones[bucket](
-            self._params, self._kv_pages, self._last_tokens, packed
-        )
-        hidden, sampling, token_hidden = rest
-        return hidden, sampling, token_hidden
+        out = self._backbone.run(bucket, self._kv_pages, self._last_tokens, packed)
+        self._kv_pages = out.kv_pages
+        return out.rows, out.sampling, out.token_hidden
 
     def _run_sampler(self, bucket: int, hidden: jax.Array, sampling: jax.Array) -> jax.Array:
         self._last_tokens, tokens = self._samplers[bucket](

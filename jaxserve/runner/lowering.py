@@ -5,7 +5,8 @@ has; `ahead_of_time` compiles the same for devices that are somewhere else.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,16 @@ class StepLowering:
     page_size: int
     kv_dtype: np.dtype
     storage: Mapping[str, Storage] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def span_kinds(self) -> tuple[int, ...]:
+        """For each span the first one that is like it: these share their programs.
+
+        Alike are spans with equal layers in the same order, whose weights are held alike.
+        """
+        spans = self.program.spans
+        kinds = [(span.graph.config, span.own(self.storage)) for span in spans]
+        return tuple(map(kinds.index, kinds))
 
     @property
     def rules(self) -> ShardingRules:
@@ -123,11 +134,44 @@ class StepLowering:
         return self._per_shard((length,), jnp.int32)
 
     def backbone(self, num_tokens: int) -> Lowered:
-        """The backbone for one token bucket; it takes the pool and gives it back."""
-        function = partial(self.program.backbone, num_tokens=num_tokens)
+        """The whole backbone for one token bucket; it takes the pool and gives it back."""
+        function = partial(self.program.backbone, num_tokens=num_tokens, dtype=self.dtype)
         out = (self.kv_pages.format, self._split, self._split, self._split)
         packed = self.packed(num_tokens)
         return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
+
+    def embed(self, num_tokens: int) -> Lowered:
+        """(embedding, last tokens, packed) -> hidden states; see `StepProgram`."""
+        function = partial(self.program.embed, num_tokens=num_tokens, dtype=self.dtype)
+        params, packed = self.params_named(("embed",)), self.packed(num_tokens)
+        return self._lower(function, self._split, params, self.last_tokens, packed, donate=None)
+
+    def span(self, index: int, num_tokens: int) -> Lowered:
+        """(weights, first layer, hidden states, pool, packed) -> hidden states, pool."""
+        span = self.program.spans[index]
+        function, out = partial(self.program.run_span, span=span), self.kv_pages.format
+        first = Abstract((), jnp.int32, sharding=self.rules.sharding())
+        args = first, self._token_hidden(num_tokens), self.kv_pages, self.packed(num_tokens)
+        return self._lower(
+            function, (self._split, out), span.own(self.params), *args, donate=(2, 3)
+        )
+
+    def finish(self, num_tokens: int) -> Lowered:
+        """(final norm, hidden states, packed) -> what samplers take, all tokens' states."""
+        out = (self._split, self._split, self._split)
+        params = self.params_named(self.program.graph.final_names)
+        hidden, packed = self._token_hidden(num_tokens), self.packed(num_tokens)
+        return self._lower(self.program.finish, out, params, hidden, packed)
+
+    def _token_hidden(self, num_tokens: int) -> Abstract:
+        """Hidden states of all tokens, as they pass from span to span."""
+        width = self.program.graph.config.hidden_size
+        return self._per_shard((num_tokens, width), self.dtype)
+
+    def params_named(self, names: Iterable[str]) -> dict[str, Any]:
+        """Some of the weights by name."""
+        params = self.params
+        return {name: params[name] for name in names}
 
     def sampler(self, num_sampled: int) -> Lowered:
         """The head and the sampler for one bucket of rows."""
@@ -146,8 +190,7 @@ class StepLowering:
 
     @property
     def _head(self) -> dict[str, Abstract]:
-        params = self.params
-        return {name: params[name] for name in self.program.graph.head_names}
+        return self.params_named(self.program.graph.head_names)
 
     # -- the programs of a late step, after the backbone --------------------------------------
 
@@ -240,9 +283,13 @@ class StepLowering:
         )
 
     def _lower(
-        self, function: Callable, out_shardings: Any, *args: Any, donate: int | None = 1
+        self,
+        function: Callable,
+        out_shardings: Any,
+        *args: Any,
+        donate: int | tuple[int, ...] | None = 1,
     ) -> Lowered:
-        """Lower with one argument donated: what the program changes on the device."""
+        """Lower with those arguments donated that the program changes on the device."""
         donated = () if donate is None else donate
         jitted = jax.jit(function, donate_argnums=donated, out_shardings=out_shardings)
         # Kernels ask while they are traced which device they will run on.

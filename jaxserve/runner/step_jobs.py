@@ -37,15 +37,47 @@ def step_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> StepJobs
     *late, most_late = buckets.late
     needed: dict[str, Job] = {
         **page_jobs(lowering, stores=stores, copies=copies),
-        f"backbone-{most_tokens}": partial(lowering.backbone, most_tokens),
+        **backbone_jobs(lowering, most_tokens),
         f"sampler-{most_sampled}": partial(lowering.sampler, most_sampled),
         **late_jobs(lowering, most_late),
     }
-    rest: dict[str, Job] = {f"backbone-{n}": partial(lowering.backbone, n) for n in tokens}
+    rest: dict[str, Job] = {}
+    for n in tokens:
+        rest |= backbone_jobs(lowering, n)
     rest |= {f"sampler-{n}": partial(lowering.sampler, n) for n in sampled}
     for n in late:
         rest |= late_jobs(lowering, n)
     return StepJobs(needed, rest)
+
+
+def whole_name(num_tokens: int) -> str:
+    """Name of the program that is the whole backbone."""
+    return f"backbone-{num_tokens}"
+
+
+def embed_name(num_tokens: int) -> str:
+    """Name of the program before the spans."""
+    return f"embed-{num_tokens}"
+
+
+def span_name(kind: int, num_tokens: int) -> str:
+    """Name of the program of all spans that are like the one of this number."""
+    return f"span-{kind}-{num_tokens}"
+
+
+def finish_name(num_tokens: int) -> str:
+    """Name of the program after the spans."""
+    return f"finish-{num_tokens}"
+
+
+def backbone_jobs(lowering: StepLowering, num_tokens: int) -> dict[str, Job]:
+    """The programs of the backbone in one token bucket: one, or those of its spans."""
+    if len(lowering.program.spans) == 1:
+        return {whole_name(num_tokens): partial(lowering.backbone, num_tokens)}
+    jobs: dict[str, Job] = {embed_name(num_tokens): partial(lowering.embed, num_tokens)}
+    for kind in dict.fromkeys(lowering.span_kinds):
+        jobs[span_name(kind, num_tokens)] = partial(lowering.span, kind, num_tokens)
+    return jobs | {finish_name(num_tokens): partial(lowering.finish, num_tokens)}
 
 
 def late_jobs(lowering: StepLowering, n: int) -> dict[str, Job]:
@@ -71,4 +103,4 @@ def page_jobs(lowering: StepLowering, *, stores: bool, copies: bool) -> dict[str
 
 def calls_kernels(name: str) -> bool:
     """Whether a program of this name has attention or linear layers in it."""
-    return name.startswith(("backbone-", "sampler-", "late-logits-"))
+    return name.startswith(("backbone-", "span-", "sampler-", "late-logits-"))

@@ -71,7 +71,7 @@ def shard_shapes(engine: Engine) -> tuple[dict[str, tuple[int, ...]], tuple[int,
         (one,) = {shard.data.shape for shard in array.addressable_shards}
         return one
 
-    return {k: shape(v) for k, v in runner._params.items()}, shape(runner._kv_pages)  # type: ignore
+    return {k: shape(v) for k, v in runner._backbone._params.items()}, shape(runner._kv_pages)  # type: ignore
 
 
 def test_weights_and_pool_are_split(tiny_model: Callable[..., Path], program_cache_dir: Path):

@@ -1,5 +1,7 @@
 """Temporary memory does not grow with the KV pool, and the pool is updated in place."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
@@ -76,6 +78,19 @@ def test_temporaries_do_not_grow_with_the_pool(
         temporaries.append(memory.temp_size_in_bytes)
     assert temporaries[0] == temporaries[1]
     assert temporaries[1] < pool / 10
+
+
+@pytest.mark.parametrize(("implementation", "loop_layers"), [("cpu", True), ("xla", False)])
+def test_spans_hand_the_pool_on(implementation: str, loop_layers: bool):
+    """A span's layers are found in it by a number that the program is given."""
+    num_pages = 10_000
+    whole = lowering("llama", "", num_pages, implementation, loop_layers)
+    spans = dataclasses.replace(whole, program=dataclasses.replace(whole.program, num_spans=LAYERS))
+    memory = spans.span(0, 32).compile().memory_analysis()
+    assert memory is not None
+    pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * 4
+    assert memory.alias_size_in_bytes >= pool, "the pool is not updated in place"
+    assert memory.temp_size_in_bytes < pool / 10
 
 
 @pytest.mark.parametrize("num_tokens", [1, 32])
