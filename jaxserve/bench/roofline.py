@@ -1,9 +1,9 @@
 """The most output tokens per second that a machine's memory and arithmetic allow a model.
 
 The roofline of a dense transformer (Williams et al., "Roofline", 2009), kept simple: a step
-reads every weight once and does two FLOPs per weight and token, and takes as long as the
-slower of the two. Attention's own reads and FLOPs, activations and the host are left out, so
-the bound is never too low.
+reads every weight once, as it is held, and does two FLOPs per weight and token, and takes as long
+as the slower of the two. Attention's own reads and FLOPs, activations and the host are left out,
+so the bound is never too low.
 """
 
 import dataclasses
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxserve.models.config import ModelConfig
-
-FLOAT32_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +44,39 @@ def head_params(config: "ModelConfig") -> int:
     return config.vocab_size * config.hidden_size
 
 
-def step_seconds(config: "ModelConfig", machine: Machine, tokens: int, sampled: int) -> float:
-    """The least time of a step over `tokens` rows, `sampled` of which go through the head."""
-    layers, head = layer_params(config), head_params(config)
-    read = FLOAT32_BYTES * (layers + (head if sampled else 0)) / machine.bandwidth
-    compute = 2 * (tokens * layers + sampled * head) / machine.matmul
-    return max(read, compute)
+@dataclasses.dataclass(frozen=True)
+class ModelCost:
+    """What a model's weights ask of a machine.
+
+    Attributes:
+        layers, head: weights, which a token is multiplied with.
+        layer_bytes, head_bytes: as which they are read.
+    """
+
+    layers: int
+    head: int
+    layer_bytes: int
+    head_bytes: int
+
+    @classmethod
+    def of(cls, config: "ModelConfig", layer_bytes: int, head_bytes: int) -> "ModelCost":
+        """The cost of a model whose weights are held in so many bytes."""
+        return cls(layer_params(config), head_params(config), layer_bytes, head_bytes)
+
+    def step_seconds(self, machine: Machine, tokens: int, sampled: int) -> float:
+        """The least time of a step over `tokens` rows, `sampled` of which go through the head."""
+        read = (self.layer_bytes + (self.head_bytes if sampled else 0)) / machine.bandwidth
+        compute = 2 * (tokens * self.layers + sampled * self.head) / machine.matmul
+        return max(read, compute)
 
 
 def output_throughput_bound(
-    config: "ModelConfig", machine: Machine, *, concurrency: int, input_len: int, output_len: int
+    model: ModelCost, machine: Machine, *, concurrency: int, input_len: int, output_len: int
 ) -> float:
     """Output tokens/s, prefill included, when `concurrency` equal requests start together.
 
     One prefill step brings every first token, then `output_len - 1` decode steps the others.
     """
-    prefill = step_seconds(config, machine, concurrency * input_len, concurrency)
-    decode = step_seconds(config, machine, concurrency, concurrency)
+    prefill = model.step_seconds(machine, concurrency * input_len, concurrency)
+    decode = model.step_seconds(machine, concurrency, concurrency)
     return concurrency * output_len / (prefill + (output_len - 1) * decode)

@@ -397,8 +397,10 @@ class CompareSpec(Spec):
     threads: int | None = setting(None, "CPU threads of every side (default: all CPUs).")
     repeats: int = setting(3, "Timed runs; their median counts.")
     sides: tuple[str, ...] = setting(
-        ("jaxserve", "transformers", "llama.cpp"), "Which engines to run.",
-        choices=("jaxserve", "transformers", "llama.cpp"),
+        ("jaxserve", "jaxserve@auto", "jaxserve@auto:int8", "jaxserve@int8:int8", "transformers",
+         "llama.cpp", "llama.cpp@file", "llama.cpp@Q8_0", "llama.cpp@Q4_0"),
+        "Engines, in float32 or @ a form of the weights: of ours QUANTIZATION[:ACTIVATIONS[:KV]], "
+        "of llama.cpp `file` (as it is) or a type that it quantises to.",
     )  # fmt: skip
     peer_python: Path | None = setting(None, "Interpreter that has the peers installed.")
     seed: int = 0

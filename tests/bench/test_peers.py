@@ -12,15 +12,17 @@ import pytest
 from jaxserve.bench.peers import compare
 from jaxserve.bench.peers.compare import PeersResult, SideResult
 from jaxserve.bench.peers.f32_gguf import write_f32_gguf
+from jaxserve.bench.peers.peer_sides import Side, Weights
 from jaxserve.bench.roofline import (
     Machine,
+    ModelCost,
     head_params,
     layer_params,
     output_throughput_bound,
-    step_seconds,
 )
 from jaxserve.bench.settings import CompareSpec
 from jaxserve.bench.sides import Sides
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ModelConfig
 
@@ -39,12 +41,13 @@ def test_weights_are_counted_by_hand() -> None:
 
 def test_the_bound_is_memory_at_one_row_and_arithmetic_at_many() -> None:
     machine = Machine(bandwidth=1e6, matmul=1e6)
-    read = 4 * (layer_params(CONFIG) + 707) / 1e6
-    assert step_seconds(CONFIG, machine, 1, 1) == pytest.approx(read)
+    model = ModelCost.of(CONFIG, 3 * layer_params(CONFIG), 500)
+    read = (3 * layer_params(CONFIG) + 500) / 1e6
+    assert model.step_seconds(machine, 1, 1) == pytest.approx(read)
     compute = 2 * (50 * layer_params(CONFIG) + 5 * 707) / 1e6
-    assert step_seconds(CONFIG, machine, 50, 5) == pytest.approx(compute)
+    assert model.step_seconds(machine, 50, 5) == pytest.approx(compute)
     prefill = 2 * (30 * layer_params(CONFIG) + 707) / 1e6
-    bound = output_throughput_bound(CONFIG, machine, concurrency=1, input_len=30, output_len=4)
+    bound = output_throughput_bound(model, machine, concurrency=1, input_len=30, output_len=4)
     assert bound == pytest.approx(4 / (prefill + 3 * read))
 
 
@@ -125,29 +128,72 @@ def test_the_table_and_its_notes() -> None:
         "jaxserve": SideResult(
             "jaxserve 1", {1: [31.0, 29.0, 30.0], 3: [60.0]}, tokens={1: [[1]], 3: [[2], [3]]}
         ),
-        "transformers": SideResult(
-            "tf 5", {1: [13.04], 3: [50.0]}, tokens={1: [[1]], 3: [[2], [9]]}
+        "jaxserve@int8": SideResult(
+            "jaxserve 1", {1: [26.0], 3: [90.0]}, tokens={1: [[1]], 3: [[2], [9]]}
+        ),
+        "llama.cpp@file": SideResult(
+            "llama 5", {1: [13.04], 3: [50.0]}, tokens={1: [[1]], 3: [[2], [9]]}
+        ),
+        "llama.cpp@Q8_0": SideResult(
+            "llama 5", {1: [10.0], 3: [60.0]}, tokens={1: [[1]], 3: [[2], [3]]}
         ),
         "llama.cpp": SideResult(missing="llama_cpp"),
-        "other": SideResult(error="boom"),
+        "transformers": SideResult(error="boom"),
     }
-    result = PeersResult.of(SPEC, Machine(20e9, 170e9), {1: 40.0, 3: 240.0}, results)
-    assert result.differing_answers == {"transformers": 1} and result.num_answers == 3
+    bound = {"jaxserve": {1: 40.0, 3: 240.0}, "llama.cpp@file": {1: 26.08, 3: 100.0}}
+    result = PeersResult.of(SPEC, Machine(20e9, 170e9), bound, results)
+    assert result.differing_answers == {
+        "jaxserve@int8": 1, "llama.cpp@file": 1, "llama.cpp@Q8_0": 0,
+    }  # fmt: skip
+    assert result.num_answers == 3
     assert not any(side.tokens for side in result.results.values())
     table, _, notes = str(result).partition("\n\n")
     table = table.splitlines()
-    assert table[0] == (
-        "| Concurrent requests | jaxserve | transformers | llama.cpp | other | bound | "
-        "jaxserve / bound |"
-    )
-    assert table[2:] == [
-        "| 1 | 30.0 (29 to 31) | 13.0 | not installed | failed | 40 | 75% |",
-        "| 3 | 60.0 | 50.0 | not installed | failed | 240 | 25% |",
+    assert table[0] == "| Concurrent requests | 1 | of bound | 3 | of bound |"
+    assert table[2:4] == [
+        "| jaxserve | 30.0 (29 to 31) | 75% | 60.0 | 25% |",
+        "| jaxserve@int8 | 26.0 | – | 90.0 | – |",  # noqa: RUF001
     ]
+    assert table[4] == "| llama.cpp@file | 13.0 | 50% | 50.0 | 50% |"
+    assert table[6] == "| llama.cpp | not installed | – | not installed | – |"  # noqa: RUF001
+    assert table[7] == "| transformers | failed | – | failed | – |"  # noqa: RUF001
     assert "20.0 GB/s" in notes and "170 GFLOP/s" in notes and "1 threads" in notes
-    assert "transformers: tf 5; 2 of 3 answers equal jaxserve's" in notes
+    assert "jaxserve / the best of llama.cpp's: 2.30, 1.00" in notes
+    assert "jaxserve@int8 / the best of llama.cpp's: 1.99, 1.50" in notes
+    assert "llama.cpp@file: llama 5; 2 of 3 answers equal our first side's" in notes
     assert "llama.cpp: no module llama_cpp; pip install llama-cpp-python" in notes
-    assert "other failed:\nboom" in notes
+    assert "transformers failed:\nboom" in notes
+
+
+def test_sides_are_engines_and_forms_of_weights(tmp_path: Path) -> None:
+    source = tmp_path / "model.gguf"
+    weights = Weights(source, tmp_path / "model-f32.gguf")
+    config = EngineConfig(page_size=32)
+    plain, auto = Side.of("jaxserve"), Side.of("jaxserve@auto:int8")
+    assert plain.work(weights, config)["model"] == str(weights.float32)
+    work = auto.work(weights, config)
+    assert work["model"] == str(source)
+    assert work["jaxserve_options"] | {"quantization": "auto", "page_size": 32} == (
+        work["jaxserve_options"] | {"activation_dtype": "int8"}
+    )
+    assert auto.multiplies_integers and not plain.multiplies_integers
+    given = Side.of("llama.cpp@file")
+    assert given.work(weights, config) == {"model": str(source)} and given.multiplies_integers
+    made = Side.of("llama.cpp@Q4_0").work(weights, config)
+    assert made["quantise"] == {"source": str(weights.float32), "type": "Q4_0"}
+    assert made["model"] == str(tmp_path / "model-f32-Q4_0.gguf")
+    for wrong in ("vllm", "transformers@int8", "jaxserve@int3", "jaxserve@auto:a:b:c"):
+        with pytest.raises(ConfigError):
+            Side.of(wrong)
+
+
+def test_bytes_are_those_of_the_weights_as_they_are_held(smollm2_gguf: Path) -> None:
+    weights = Weights(smollm2_gguf, smollm2_gguf)
+    auto = Side.of("jaxserve@auto").weight_bytes(weights)
+    assert auto == pytest.approx(Side.of("llama.cpp@file").weight_bytes(weights), rel=0.02)
+    layers, head = Side.of("jaxserve@none").weight_bytes(weights)
+    assert layers == pytest.approx(4 * 106_168_320, rel=1e-3) and head == 4 * 49152 * 576
+    assert Side.of("jaxserve@int8").weight_bytes(weights)[0] == pytest.approx(layers / 4, rel=0.01)
 
 
 def test_f32_copies_hold_the_dequantised_numbers_and_the_metadata(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""One table of jaxserve beside other engines: the same weights, prompts, threads and machine.
+"""One table of jaxserve beside other engines: the same model, prompts, threads and machine.
 
-Each side runs in a process of its own and reads the same float32 GGUF file. The sides take
-turns batch by batch, so that a machine that slows down for a minute slows them all.
+Each side runs in a process of its own, on the model's float32 numbers or on a quantised form of
+them (`peer_sides`). The sides take turns batch by batch, so that a machine that slows down for a
+minute slows them all.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from jaxserve.bench.peers.peer_process import (
     PeerProcess,
     environment,
 )
-from jaxserve.bench.roofline import Machine, output_throughput_bound
+from jaxserve.bench.peers.peer_sides import ENGINES, LLAMA_CPP, OURS, Side, Weights
+from jaxserve.bench.roofline import Machine, ModelCost, output_throughput_bound
 from jaxserve.bench.settings import CompareSpec
 from jaxserve.bench.sides import Sides, differing_answers
 from jaxserve.bench.tables import Result
@@ -36,22 +38,7 @@ from jaxserve.core.errors import ConfigError, JaxserveError
 if TYPE_CHECKING:
     from jaxserve.models.config import ModelConfig
 
-OURS = "jaxserve"
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """A script that runs one engine, and what to install for it."""
-
-    script: str
-    pip: str
-
-
-SIDES = {
-    OURS: Side("jaxserve_peer.py", "jaxserve"),
-    "transformers": Side("transformers_peer.py", "torch transformers gguf"),
-    "llama.cpp": Side("llama_cpp_peer.py", "llama-cpp-python"),
-}
+INTEGER_SPEED = 4  # int8 products in a register where it has one float32 product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +66,15 @@ class PeersResult(Result):
 
     Attributes:
         machine: its memory and arithmetic, as measured.
-        bound: the roofline's output tokens/s, by concurrency.
+        bound: the roofline's output tokens/s of every side that ran, by concurrency.
         results: without the sides' tokens.
         num_answers: of each side.
-        differing_answers: beside ours, of the sides that ran.
+        differing_answers: beside our first side's, of the sides that ran.
     """
 
     spec: CompareSpec
     machine: Machine
-    bound: Mapping[int, float]
+    bound: Mapping[str, Mapping[int, float]]
     results: Mapping[str, SideResult]
     num_answers: int
     differing_answers: Mapping[str, int]
@@ -97,59 +84,92 @@ class PeersResult(Result):
         cls,
         spec: CompareSpec,
         machine: Machine,
-        bound: Mapping[int, float],
+        bound: Mapping[str, Mapping[int, float]],
         results: Mapping[str, SideResult],
     ) -> "PeersResult":
         """The result of a run, its answers compared."""
-        ran = {n: r for n, r in results.items() if r.tokens and OURS in results}
+        ran = [name for name, result in results.items() if result.tokens]
+        ours = next((name for name in ran if Side.of(name).engine == OURS), None)
         answers = {
-            name: [answer for n in spec.concurrency for answer in ran[name].tokens[n]]
-            for name in sorted(ran, key=lambda name: name != OURS)
+            name: [answer for n in spec.concurrency for answer in results[name].tokens[n]]
+            for name in sorted(ran, key=lambda name: name != ours)
         }
-        differ = OURS in ran
         return cls(
             spec=spec,
             machine=machine,
             bound=bound,
             results={n: dataclasses.replace(r, tokens={}) for n, r in results.items()},
-            num_answers=len(answers[OURS]) if differ else 0,
-            differing_answers=differing_answers(answers) if differ else {},
+            num_answers=0 if ours is None else len(answers[ours]),
+            differing_answers={} if ours is None else differing_answers(answers),
         )
 
     def __str__(self) -> str:
-        """A Markdown table (output tokens/s per side, the bound, our fraction), and notes."""
-        spec, ours = self.spec, self.results.get(OURS)
-        header = ["Concurrent requests", *self.results, "bound", f"{OURS} / bound"]
-        rows = [header, ["---:"] * len(header)]
+        """A Markdown table (output tokens/s per side, and of its bound), and notes."""
+        spec = self.spec
+        header = ["Concurrent requests"]
         for n in spec.concurrency:
-            cells = [_cell(result, n) for result in self.results.values()]
-            reached = "–"  # noqa: RUF001
-            if ours and ours.output_throughput:
-                reached = f"{statistics.median(ours.output_throughput[n]) / self.bound[n]:.0%}"
-            rows.append([str(n), *cells, f"{self.bound[n]:.0f}", reached])
+            header += [str(n), "of bound"]
+        rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+        for name, result in self.results.items():
+            row = [name]
+            for n in spec.concurrency:
+                row += [_cell(result, n), self._reached(name, n)]
+            rows.append(row)
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines += [
             "",
             f"End-to-end output tokens/s, prefill included: {spec.input_len} tokens in, "
-            f"{spec.output_len} out, float32 weights, {spec.num_threads} threads, median (and "
-            f"spread) of {spec.repeats}, the sides taking turns.",
+            f"{spec.output_len} out, {spec.num_threads} threads, median (and spread) of "
+            f"{spec.repeats}, the sides taking turns; float32 weights unless a side says others.",
             f"Machine: {self.machine.bandwidth / 1e9:.1f} GB/s memory read, "
-            f"{self.machine.matmul / 1e9:.0f} GFLOP/s float32 matmul, both measured.",
+            f"{self.machine.matmul / 1e9:.0f} GFLOP/s float32 matmul, both measured; where "
+            f"activations are int8, {INTEGER_SPEED} times as many multiplications.",
+            *self._beside_the_best(),
         ]
         for name, result in self.results.items():
             if result.missing is not None:
-                lines.append(f"{name}: no module {result.missing}; pip install {SIDES[name].pip}")
+                pip = ENGINES[Side.of(name).engine].pip
+                lines.append(f"{name}: no module {result.missing}; pip install {pip}")
             elif result.error is not None:
                 lines.append(f"{name} failed:\n{result.error}")
             else:
                 lines.append(f"{name}: {result.version}{self._agreement(name)}")
         return "\n".join(lines)
 
+    def _reached(self, name: str, concurrency: int) -> str:
+        """How much of its bound a side reached."""
+        runs = self.results[name].output_throughput
+        if not runs or name not in self.bound:
+            return "–"  # noqa: RUF001
+        return f"{statistics.median(runs[concurrency]) / self.bound[name][concurrency]:.0%}"
+
+    def _beside_the_best(self) -> list[str]:
+        """A line for each of our sides: its ratios to the best of llama.cpp's."""
+
+        def medians(engine: str) -> dict[str, list[float]]:
+            return {
+                name: [
+                    statistics.median(result.output_throughput[n]) for n in self.spec.concurrency
+                ]
+                for name, result in self.results.items()
+                if Side.of(name).engine == engine and result.output_throughput
+            }
+
+        theirs = medians(LLAMA_CPP)
+        if not theirs:
+            return []
+        best = [max(column) for column in zip(*theirs.values(), strict=True)]
+        return [
+            f"{name} / the best of {LLAMA_CPP}'s: "
+            + ", ".join(f"{mine / other:.2f}" for mine, other in zip(figures, best, strict=True))
+            for name, figures in medians(OURS).items()
+        ]
+
     def _agreement(self, name: str) -> str:
         if name not in self.differing_answers:
             return ""
         equal = self.num_answers - self.differing_answers[name]
-        return f"; {equal} of {self.num_answers} answers equal {OURS}'s, token for token"
+        return f"; {equal} of {self.num_answers} answers equal our first side's, token for token"
 
 
 def _cell(result: SideResult, concurrency: int) -> str:
@@ -177,24 +197,39 @@ def measure_peers(config: EngineConfig, spec: CompareSpec, sides: Sides) -> Peer
     from jaxserve.checkpoints.load import open_checkpoint
     from jaxserve.checkpoints.pull import default_cache_dir, pull
 
+    named = {name: Side.of(name) for name in spec.sides}
+
     source = Path(config.model)
     if not source.exists():
         source = pull(config.model)
     if source.suffix != ".gguf":
         raise ConfigError(f"{source} is not a GGUF file, which all sides can read")
-    model = f32_model(source, default_cache_dir().parent / "peers")
-    architecture = open_checkpoint(model).config
+    weights = Weights(source, f32_model(source, default_cache_dir().parent / "peers"))
+    architecture = open_checkpoint(weights.float32).config
     before = measure_machine(spec.num_threads)
-    results = compare(model, architecture, config, spec, sides)
+    results = compare(named, weights, architecture, config, spec, sides)
     machine = before.better(measure_machine(spec.num_threads))
     bound = {
+        name: bounds(side, weights, architecture, machine, spec)
+        for name, side in named.items()
+        if results[name].output_throughput
+    }
+    return PeersResult.of(spec, machine, bound, results)
+
+
+def bounds(
+    side: Side, weights: Weights, architecture: "ModelConfig", machine: Machine, spec: CompareSpec
+) -> dict[int, float]:
+    """The most output tokens/s that the machine allows a side, by concurrency."""
+    speed = INTEGER_SPEED if side.multiplies_integers else 1
+    model = ModelCost.of(architecture, *side.weight_bytes(weights))
+    allowed = dataclasses.replace(machine, matmul=speed * machine.matmul)
+    return {
         n: output_throughput_bound(
-            architecture, machine, concurrency=n, input_len=spec.input_len,
-            output_len=spec.output_len,
+            model, allowed, concurrency=n, input_len=spec.input_len, output_len=spec.output_len
         )
         for n in spec.concurrency
-    }  # fmt: skip
-    return PeersResult.of(spec, machine, bound, results)
+    }
 
 
 def f32_model(source: Path, directory: Path) -> Path:
@@ -224,26 +259,38 @@ def make_cases(spec: CompareSpec, vocab_size: int, avoid: Sequence[int]) -> list
 
 
 def compare(
-    model: Path, architecture: "ModelConfig", config: EngineConfig, spec: CompareSpec, sides: Sides
+    named: Mapping[str, Side],
+    weights: Weights,
+    architecture: "ModelConfig",
+    config: EngineConfig,
+    spec: CompareSpec,
+    sides: Sides,
 ) -> dict[str, SideResult]:
-    """Run the spec's sides in turns on the float32 GGUF file `model`."""
-    ours = ("compilation_cache_dir", "page_size", "max_num_batched_tokens", "overlap")
-    work = {
-        "model": str(model),
+    """Run sides in turns.
+
+    Args:
+        named: the sides by name.
+        weights: of the model.
+        architecture: of the model.
+        config: our engine's options.
+        spec: what to run.
+        sides: whose turns they are.
+    """
+    common = {
         "threads": spec.num_threads,
         "output_len": spec.output_len,
         "max_concurrency": max(spec.concurrency),
         "max_len": spec.input_len + spec.output_len,
         "cases": make_cases(spec, architecture.vocab_size, architecture.eos_token_ids),
-        "jaxserve_options": {name: getattr(config, name) for name in ours},
     }
     with tempfile.TemporaryDirectory(prefix="jaxserve-peers-") as directory:
-        path = Path(directory) / "spec.json"
-        path.write_text(json.dumps(work))
         commands = {}
-        for name in spec.sides:
-            python = sys.executable if name == OURS else str(spec.peer_python or sys.executable)
-            commands[name] = [python, str(SCRIPTS / SIDES[name].script), str(path)]
+        for number, (name, side) in enumerate(named.items()):
+            path = Path(directory) / f"{number}.json"
+            path.write_text(json.dumps(common | side.work(weights, config)))
+            ours = side.engine == OURS
+            python = sys.executable if ours else str(spec.peer_python or sys.executable)
+            commands[name] = [python, str(SCRIPTS / ENGINES[side.engine].script), str(path)]
         return run_sides(commands, spec, sides)
 
 

@@ -3,7 +3,9 @@
 A peer runs as `python <peer>.py SPEC.json`, perhaps under another interpreter, so nothing here
 imports jaxserve. SPEC.json holds:
 
-    model       path of a float32 GGUF file
+    model       path of a GGUF file
+    quantise    llama.cpp: {"source": path, "type": Q8_0, ...} that the file is made from if need be
+    jaxserve_options   of our engine
     threads     CPU threads to use
     output_len  tokens to generate per prompt, EOS ignored, greedy
     max_concurrency, max_len   the largest batch, and prompt + output in tokens

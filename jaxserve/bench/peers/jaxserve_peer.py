@@ -1,10 +1,10 @@
-"""jaxserve's own side, under the same rules as its peers: the offline `LLM`, float32."""
+"""jaxserve's own side, under the same rules as its peers: the offline `LLM`, float32 by default."""
 
 from harness import Spec, main
 
 
 class JaxservePeer:
-    """`jaxserve.LLM` over the same float32 GGUF file; warm once constructed."""
+    """`jaxserve.LLM` over a GGUF file; warm once constructed."""
 
     def __init__(self, spec: Spec) -> None:
         import jax

@@ -1,6 +1,7 @@
 """Peer: llama.cpp through the C interface of llama-cpp-python, N sequences in each batch."""
 
 import importlib
+from pathlib import Path
 
 from harness import Spec, main
 
@@ -21,6 +22,8 @@ class LlamaCppPeer:
         self._lib.llama_log_set(self._quiet, None)
         self._lib.llama_backend_init()
 
+        if "quantise" in spec:
+            self._quantise(Path(spec["model"]), spec["quantise"])
         model_params = self._lib.llama_model_default_params()
         self._model = self._lib.llama_model_load_from_file(spec["model"].encode(), model_params)
         params = self._lib.llama_context_default_params()
@@ -35,6 +38,21 @@ class LlamaCppPeer:
         vocab = self._lib.llama_model_get_vocab(self._model)
         self._vocab_size = self._lib.llama_vocab_n_tokens(vocab)
         self._batch = self._lib.llama_batch_init(N_BATCH, 0, 1)
+
+    def _quantise(self, target: Path, wanted: dict[str, str]) -> None:
+        """Write the quantised model with llama.cpp's own rules, unless it is there."""
+        if target.exists():
+            return
+        params = self._lib.llama_model_quantize_default_params()
+        name = f"LLAMA_FTYPE_MOSTLY_{wanted['type'].upper()}"
+        if not hasattr(self._lib, name):
+            raise RuntimeError(f"llama.cpp knows no quantisation {wanted['type']}")
+        params.ftype = getattr(self._lib, name)
+        partial = target.with_name(target.name + ".partial")
+        source = wanted["source"].encode()
+        if self._lib.llama_model_quantize(source, str(partial).encode(), params):
+            raise RuntimeError(f"llama.cpp could not quantise {wanted['source']}")
+        partial.replace(target)
 
     def generate(self, prompts: list[list[int]]) -> list[list[int]]:
         """Prefill all prompts in batches of up to N_BATCH tokens, then decode them together."""
