@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxserve.bench.buckets import BucketReport, choose_buckets_from_trace
+from jaxserve.bench.padding_time import PaddingTime, measure_padding_time
 from jaxserve.bench.replay import StepRecorder, at_utilisation, fit_lengths, scale_lengths
 from jaxserve.bench.settings import PaddingSpec
 from jaxserve.bench.sides import Sides, differing_answers, identity
@@ -37,7 +38,7 @@ class PaddingRun:
         name: doubling or chosen.
         page_size: tokens per KV page.
         token_buckets, row_buckets: what steps were padded to.
-        num_steps: steps run.
+        step_tokens: steps run, by their tokens.
         padding: of the tokens run, those that are padding.
         row_padding: of the rows sampled, those that are padding.
         unused_kv: of the KV slots in pages of running requests, those without a token.
@@ -48,12 +49,17 @@ class PaddingRun:
     page_size: int
     token_buckets: tuple[int, ...]
     row_buckets: tuple[int, ...]
-    num_steps: int
+    step_tokens: dict[int, int]
     padding: float
     row_padding: float
     unused_kv: float
     mean_ttft: float
     mean_latency: float
+
+    @property
+    def num_steps(self) -> int:
+        """Steps run."""
+        return sum(self.step_tokens.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,7 @@ class PaddingResult(Result):
         step_base_seconds, step_seconds_per_token: of the line that steps' times are taken for.
         arrival_span: seconds over which the requests arrive.
         differing_answers: of the later runs, beside the first one's.
+        time: what padding takes with doubling buckets.
     """
 
     runs: tuple[PaddingRun, ...]
@@ -77,6 +84,7 @@ class PaddingResult(Result):
     arrival_span: float
     num_answers: int
     differing_answers: int
+    time: PaddingTime
 
     def __str__(self) -> str:
         header = ("buckets", "page", "steps", "padding", "padded rows", "unused KV",
@@ -91,7 +99,9 @@ class PaddingResult(Result):
         return (
             f"{self.num_input_tokens} tokens in, {self.num_output_tokens} out, arriving over "
             f"{self.arrival_span:.0f} s; a step takes about {self.choice.line}\n"
-            f"{format_table(header, rows)}\nanswers beside the first run's: {same}\n{self.flags}"
+            f"{format_table(header, rows)}\n"
+            f"doubling buckets: {self.time}\n"
+            f"answers beside the first run's: {same}\n{self.flags}"
         )
 
 
@@ -170,6 +180,13 @@ def measure_padding(
         del driver  # two pools may not fit beside each other
         with sides.alone(chosen) as driver:
             runs.append(_run("chosen", chosen, driver, served, sides, answers))
+    del driver
+    context_len = int(np.mean([len(i.prompt_token_ids) + i.output_len / 2 for i in served]))
+    pages = first.max_num_seqs * -(-context_len // first.page_size)
+    small = dataclasses.replace(resolved, num_pages=min(pages, info.num_pages))
+    time = measure_padding_time(
+        small, runs[0].step_tokens, runs[0].token_buckets, context_len, sides
+    )
     return PaddingResult(
         runs=tuple(runs),
         choice=choice,
@@ -181,6 +198,7 @@ def measure_padding(
         arrival_span=served[-1].arrival or 0.0,
         num_answers=len(served),
         differing_answers=sum(differing_answers(answers).values()),
+        time=time,
     )
 
 
@@ -213,7 +231,7 @@ def _run(
         config.page_size,
         buckets.tokens,
         buckets.sampled,
-        steps.histogram.num_steps,
+        dict(steps.histogram.tokens()),
         padding_fraction(steps.histogram.tokens(), buckets.tokens),
         padding_fraction(steps.histogram.sampled(), buckets.sampled),
         steps.unused_kv_fraction,

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from jaxserve.bench.buckets import choose_buckets_from_histogram
 from jaxserve.bench.padding import measure_padding
+from jaxserve.bench.padding_time import PaddedStep, PaddingTime, representatives
 from jaxserve.bench.settings import PaddingSpec
 from jaxserve.bench.sides import Sides
 from jaxserve.bench.workloads import WorkloadItem
@@ -123,7 +124,12 @@ def test_padding_compares_both_sides_on_the_same_requests():
     assert [run.name for run in result.runs] == ["doubling", "chosen", "chosen"]
     assert doubling.token_buckets == doubling_buckets(32)
     assert chosen.token_buckets == small.token_buckets == result.choice.tokens.chosen.sizes
-    assert built == [(16, None), (16, chosen.token_buckets), (4, chosen.token_buckets)]
+    sizes = tuple(sorted({*(step.tokens for step in result.time.steps), 32}))
+    assert built == [
+        (16, None), (16, chosen.token_buckets), (4, chosen.token_buckets), (16, None), (16, sizes),
+    ]  # fmt: skip
+    assert sum(step.num_steps for step in result.time.steps) == doubling.num_steps
+    assert all(step.tokens <= step.bucket in doubling_buckets(32) for step in result.time.steps)
     assert [run.page_size for run in result.runs] == [16, 16, 4]
     assert small.unused_kv < chosen.unused_kv < 0.5
     assert all(0 <= run.padding < 1 and run.mean_latency >= run.mean_ttft for run in result.runs)
@@ -131,6 +137,21 @@ def test_padding_compares_both_sides_on_the_same_requests():
     assert result.choice.flags in str(result)
     assert json.loads(json.dumps(dataclasses.asdict(result)))["runs"][2]["page_size"] == 4
     assert "all 24 answers identical" in str(result)
+
+
+def test_sizes_that_stand_for_all_steps():
+    assert representatives({7: 100}, 6) == {7: 100}
+    assert representatives({1: 50, 2: 25, 3: 25, 0: 9}, 2) == {1: 50, 2: 50}
+    assert representatives({3: 10, 5: 80, 9: 10}, 2) in ({5: 90, 9: 10}, {3: 10, 5: 90})
+
+
+def test_padding_takes_the_time_that_exact_buckets_would_not():
+    steps = (
+        PaddedStep(tokens=17, bucket=32, num_steps=3, padded_seconds=0.02, exact_seconds=0.01),
+        PaddedStep(tokens=32, bucket=32, num_steps=1, padded_seconds=0.02, exact_seconds=0.02),
+    )
+    text = str(PaddingTime(steps=steps, fraction=0.375))
+    assert "37.5 %" in text and "17 in 32: 2.00, 32 in 32: 1.00" in text
 
 
 def test_padding_refuses_what_it_cannot_use():
