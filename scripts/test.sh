@@ -7,6 +7,8 @@
 # the latter say is shown in the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Where it is set, as in some images, each of hundreds of processes would compile all that it imports.
+unset PYTHONDONTWRITEBYTECODE
 
 # Usage: run_tests ENVIRONMENT WORKERS PYTEST_ARGUMENTS...
 run_tests() {
