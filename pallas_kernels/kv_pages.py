@@ -15,7 +15,6 @@ from pallas_kernels.paged_batch import from_pool, to_pool, values_dtype
 SCALE_DTYPE = np.dtype(np.float32)
 _FP8 = jnp.dtype(jnp.float8_e4m3fn)
 _LARGEST = {jnp.dtype(jnp.int8): 127.0, _FP8: float(jnp.finfo(_FP8).max)}
-QUANTISED = {"int8": jnp.dtype(jnp.int8), "fp8": _FP8}  # types of values by their options' names
 
 
 class KvPages(NamedTuple):
@@ -70,6 +69,11 @@ def check_scales(pool: KvPool) -> None:
 def kv_dtype_name(dtype: jax.typing.DTypeLike) -> str:
     """What options call a type of KV: "fp8", or NumPy's name."""
     return "fp8" if jnp.dtype(dtype) == _FP8 else jnp.dtype(dtype).name
+
+
+def kv_dtype_of(name: str) -> np.dtype:
+    """The type that options call so; the inverse of `kv_dtype_name`."""
+    return _FP8 if name == "fp8" else jnp.dtype(name)
 
 
 def kv_token_bytes(dtype: jax.typing.DTypeLike, width: int) -> int:

@@ -131,9 +131,9 @@ class EngineConfig:
     kv_cache_dtype: str = option(
         "auto",
         "type of the KV cache; auto is --dtype's; on a CPU, bfloat16 beside float32 weights holds "
-        "twice the tokens in as many bytes",
+        "twice the tokens in as many bytes; int8 and fp8 have a scale per token and head",
         group="cache",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "int8", "fp8"),
     )
     page_size: int = option(64, "tokens per KV page", range="[1, 65536]", group="cache")
     num_pages: int | None = option(

@@ -36,6 +36,7 @@ from jaxserve.tokenizers.base import Tokenizer
 from jaxserve.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxserve.tokenizers.loading import load_tokenizer
 from pallas_kernels import linear, paged_attention
+from pallas_kernels.kv_pages import kv_dtype_name, kv_dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Blueprint:
             vocab_size=model.vocab_size,
             num_layers=model.num_layers,
             dtype=lowering.dtype.name,
-            kv_cache_dtype=lowering.kv_dtype.name,
+            kv_cache_dtype=kv_dtype_name(lowering.kv_dtype),
             mesh=f"data={self.rules.data},tensor={self.rules.tensor}",
             attention_implementation=lowering.program.backend.implementation,
             linear_implementation=lowering.program.backend.linear_implementation,
@@ -137,7 +138,7 @@ def _lowering(
 ) -> tuple[StepLowering, int]:
     """The step's programs, and the longest request that they can serve."""
     dtype = _dtype(config)
-    kv_dtype = dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else kv_dtype_of(config.kv_cache_dtype)
     max_model_len = _max_model_len(config, model)
     attention = _attention(config, model, rules, dtype, kv_dtype)
     graph = ModelGraph(model)
@@ -156,7 +157,8 @@ def _lowering(
         "attention: %s, linear layers: %s, weights: %s; KV cache: %d pages of %d tokens, %.2f GiB "
         "of %s per device; requests of up to %d tokens%s", attention, products,
         ", ".join(map(str, formats_of(storage))) or dtype.name, pool, config.page_size,
-        lowering.page_bytes * lowering.pages_per_shard / GIB, kv_dtype.name, max_model_len,
+        lowering.page_bytes * lowering.pages_per_shard / GIB, kv_dtype_name(kv_dtype),
+        max_model_len,
         _why(max_model_len, config, model),
     )  # fmt: skip
     return lowering, max_model_len
@@ -219,7 +221,7 @@ def _attention(
     try:
         return paged_attention.choose_implementation(config.attention_implementation, device, shape)
     except ValueError as error:
-        chosen = f" (--dtype {dtype.name}, --kv-cache-dtype {kv_dtype.name})"
+        chosen = f" (--dtype {dtype.name}, --kv-cache-dtype {kv_dtype_name(kv_dtype)})"
         raise ConfigError(f"{error}{chosen if kv_dtype != dtype else ''}") from error
 
 

@@ -1,7 +1,6 @@
 """From options to what stands beside an engine's scheduler: caches, predictor, costs."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -64,16 +63,16 @@ def build_store(
     host, disk = int(config.host_cache_memory * GIB), int(config.disk_cache_memory * GIB)
     if not host and not disk:
         return None
-    shape = lowering.page_shape
+    layout = lowering.page_layout
     tier = None
     if disk:
         directory = Path(config.disk_cache_dir) if config.disk_cache_dir else cache_home("kv")
         # What computed the values counts too: rounded to one type, they differ by their origin.
         dtypes = f"{lowering.kv_dtype.name} of {lowering.dtype.name}"
         rotation = lowering.program.graph.config.rope_scaling  # may depend on --max-model-len
-        facts = f"{fingerprint} {shape} {dtypes} {rotation}"
-        tier = DiskTier(directory, _stored_page_bytes(lowering), facts, disk)
-    return PageStore(shape, lowering.page_dtype, host_bytes=host, disk=tier, events=events)
+        facts = f"{fingerprint} {lowering.page_shape} {dtypes} {rotation}"
+        tier = DiskTier(directory, layout.num_bytes, facts, disk)
+    return PageStore(layout.shape, layout.dtype, host_bytes=host, disk=tier, events=events)
 
 
 def build_predictor(
@@ -109,11 +108,6 @@ def _embedder(table: Weight) -> Callable[[Sequence[int]], np.ndarray]:
     return embed
 
 
-def _stored_page_bytes(lowering: StepLowering) -> int:
-    """What a page takes off the device, with the heads of all devices."""
-    return math.prod(lowering.page_shape) * lowering.kv_dtype.itemsize
-
-
 def estimate_costs(lowering: StepLowering) -> Costs:
     """What moving and computing KV again cost, by the kind of device."""
     rates = RATES.get(lowering.rules.mesh.devices.flat[0].platform, RATES["gpu"])
@@ -121,6 +115,6 @@ def estimate_costs(lowering: StepLowering) -> Costs:
     num_devices = lowering.rules.mesh.devices.size
     return Costs(
         seconds_per_token=2 * num_weights / (rates.flops * num_devices),
-        page_bytes=_stored_page_bytes(lowering),
+        page_bytes=lowering.page_layout.num_bytes,
         bytes_per_second=rates.bytes,
     )

@@ -13,8 +13,8 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.host_memory import MemoryLimit, available_memory, host_memory_limit
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv_bytes import page_bytes as kv_page_bytes
 from jaxserve.parallel.mesh import ShardingRules
-from pallas_kernels.tpu_layout import padded_to_lanes
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def num_pages(
     Raises:
         ConfigError: pool and weights do not fit what the devices or the host have.
     """
-    page_bytes = _page_bytes(config, model, rules, kv_dtype)
+    page_bytes = kv_page_bytes(model, rules, kv_dtype, config.page_size)
     room = _Room(config, rules, sum(map(_bytes_per_device, jax.tree.leaves(params))))
     if config.num_pages is not None:
         room.check(config.num_pages // rules.data * page_bytes, f"--num-pages {config.num_pages}")
@@ -181,16 +181,6 @@ class _Room:
             f"{text}with {HOST_RESERVE / GIB:g} GiB for the rest {need / GIB:.2f} GiB, and "
             f"{limit.what} is {limit.bytes / GIB:.2f} GiB"
         )
-
-
-def _page_bytes(
-    config: EngineConfig, model: ModelConfig, rules: ShardingRules, kv_dtype: np.dtype
-) -> int:
-    """What a page takes on each of its shard's devices."""
-    kv_heads, head_dim = model.num_kv_heads // rules.head_parts, model.head_dim
-    if rules.mesh.devices.flat[0].platform == "tpu":
-        head_dim = padded_to_lanes(head_dim)
-    return model.num_layers * 2 * kv_heads * head_dim * kv_dtype.itemsize * config.page_size
 
 
 def _bytes_per_device(param: jax.ShapeDtypeStruct) -> int:

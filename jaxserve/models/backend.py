@@ -13,6 +13,7 @@ from jaxserve.models.layers import Linear
 from jaxserve.models.weights import multiply
 from jaxserve.parallel.mesh import ShardingRules
 from pallas_kernels import linear as products
+from pallas_kernels.kv_pages import KvPool
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.linear import Activations
 from pallas_kernels.paged_attention import paged_attention
@@ -47,7 +48,7 @@ class KernelBackend:
         return "tpu" if self.implementation == "tpu" else "xla"
 
     def pool_dtype(self, kv_dtype: np.dtype) -> np.dtype:
-        """The type of the array that holds a pool of `kv_dtype` values, of the same size.
+        """The type of the array that holds a pool's values of `kv_dtype`, of the same size.
 
         On a CPU they are held as bits (`paged_batch.bits_dtype`). The kernels of other devices,
         which a CPU may interpret, take them as what they are.
@@ -96,13 +97,13 @@ class KernelBackend:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         batch: PagedBatch,
         *,
         config: ModelConfig,
         layer: int | jax.Array,
         sliding_window: int | jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """Store k and v, then attend.
 
         Args:
@@ -151,5 +152,5 @@ class KernelBackend:
 
 
 def kv_pages_spec(rules: ShardingRules) -> PartitionSpec:
-    """How the KV pool is split: pages over data, heads over tensor."""
-    return rules.spec((None, "data", None, "kv_heads", None, None))
+    """How values and scales of the KV pool are split: pages over data, heads over tensor."""
+    return rules.spec((None, "data", None, "kv_heads"))

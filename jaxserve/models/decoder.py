@@ -22,6 +22,7 @@ from jaxserve.models.layers import (
 )
 from jaxserve.models.parameters import Parameter
 from jaxserve.models.weights import take_rows
+from pallas_kernels.kv_pages import KvPool
 from pallas_kernels.paged_batch import PagedBatch
 
 Rope = tuple[jax.Array, jax.Array] | None  # None: no rotation
@@ -144,11 +145,11 @@ class Decoder(Normed):
     def hidden(
         self,
         token_ids: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         batch: PagedBatch,
         positions: jax.Array,
         backend: KernelBackend,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """Run the layers.
 
         Args:
@@ -173,13 +174,13 @@ class Decoder(Normed):
     def run_layers(
         self,
         x: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         batch: PagedBatch,
         positions: jax.Array,
         backend: KernelBackend,
         *,
         first_layer: int | jax.Array = 0,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """Run the layers over hidden states.
 
         Args:
@@ -213,12 +214,12 @@ class Decoder(Normed):
     def _unrolled(
         self,
         x: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         batch: PagedBatch,
         ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
         first_layer: int | jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """One layer after the other in the program: the compiler sees across layers."""
         linear = backend.linear_of(jnp.sum(batch.query_len))
         for index, layer in enumerate(self.layers):
@@ -235,12 +236,12 @@ class Decoder(Normed):
     def _looped(
         self,
         x: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         batch: PagedBatch,
         ropes: Mapping[RopeKind, Rope],
         backend: KernelBackend,
         first_layer: int | jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """A loop over layers that shares one attention and switches between their weights.
 
         XLA:CPU compiles every kernel of every layer anew, and attention has most of them, so
@@ -255,7 +256,7 @@ class Decoder(Normed):
         )
         rope_of = _chooser(self.config.rope_kinds, ropes)
 
-        def body(index: jax.Array, state: tuple[jax.Array, jax.Array]):
+        def body(index: jax.Array, state: tuple[jax.Array, KvPool]):
             x, kv_pages = state
             projects = [partial(layer.project, linear=linear) for layer in self.layers]
             q, k, v = lax.switch(index, projects, x)

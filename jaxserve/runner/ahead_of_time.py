@@ -75,7 +75,7 @@ def lower_step(
         mesh: of axes (data, tensor), over devices that need not be there.
         buckets: shapes of one data shard's part of a step.
         dtype: type of weights and activations.
-        kv_dtype: type of the values in the KV pool.
+        kv_dtype: type of the values in the KV pool; 8 bits have scales.
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
         implementation: of attention; "auto" would ask this machine, so name one.
@@ -120,11 +120,12 @@ def _bytes(
 ) -> StepBytes:
     params = lowering.params
     weights = sum(map(bytes_per_device, params.values()))
-    kv_pages = bytes_per_device(lowering.kv_pages)
+    pool = jax.tree.leaves(lowering.kv_pages)
+    kv_pages = sum(map(bytes_per_device, pool))
     num_tokens, backbone = next(iter(backbones.items()))
     # XLA drops the arguments that a program does not use.
     unused = {"lm_head"}
-    inputs = [lowering.kv_pages, lowering.last_tokens, lowering.packed(num_tokens)]
+    inputs = [*pool, lowering.last_tokens, lowering.packed(num_tokens)]
     inputs += [param for name, param in params.items() if name not in unused]
     taken = _memory(backbone).argument_size_in_bytes
     temporaries = [

@@ -10,6 +10,7 @@ from jax.stages import Compiled
 from jaxserve.models.graph import Params
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_jobs import backbone_jobs, embed_name, finish_name, span_name, whole_name
+from pallas_kernels.kv_pages import KvPool
 
 
 class BackboneOut(NamedTuple):
@@ -22,7 +23,7 @@ class BackboneOut(NamedTuple):
         token_hidden: [shards, tokens, hidden], all tokens' after the final norm.
     """
 
-    kv_pages: jax.Array
+    kv_pages: KvPool
     rows: jax.Array
     sampling: jax.Array
     token_hidden: jax.Array
@@ -87,7 +88,7 @@ class Backbone:
         return self._lowering.program.buckets.tokens
 
     def run(
-        self, bucket: int, kv_pages: jax.Array, last_tokens: jax.Array, packed: np.ndarray
+        self, bucket: int, kv_pages: KvPool, last_tokens: jax.Array, packed: np.ndarray
     ) -> BackboneOut:
         """Queue one step's layers on the devices; returns before they have run.
 

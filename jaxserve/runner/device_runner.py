@@ -24,6 +24,7 @@ from jaxserve.runner.page_mover import PageMover
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.program_loading import ProgramLoading
 from jaxserve.runner.step_jobs import StepJobs, late_jobs, step_jobs
+from pallas_kernels.kv_pages import KvPool
 
 Progress = Callable[[int, int], None]  # programs ready, programs in all
 
@@ -61,8 +62,8 @@ class DeviceRunner:
     Args:
         lowering: the step's programs and the shapes of what they keep.
         params: weights by name, on the mesh, as `lowering.params` describes them.
-        store: where pages are saved and fetched, with pages of `lowering.page_shape` and
-            `lowering.page_dtype`; closed by `close`. None: plans have no saves and fetches.
+        store: where pages are saved and fetched, of `lowering.page_layout`; closed by `close`.
+            None: plans have no saves and fetches.
         prefix_cache: whether plans may have page copies.
     """
 
@@ -80,7 +81,7 @@ class DeviceRunner:
         self._packer = Packer(program.buckets, lowering.rules.data)
         self._backbone = Backbone(lowering, params)
         self._head = {name: params[name] for name in program.graph.head_names}
-        self._kv_pages = _zeros(lowering.kv_pages)
+        self._kv_pages: KvPool = jax.tree.map(_zeros, lowering.kv_pages)
         self._last_tokens = _zeros(lowering.last_tokens)
         self._samplers: dict[int, Compiled] = {}
         self._late = LateSampler(lowering, self._head)

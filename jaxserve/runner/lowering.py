@@ -16,7 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
+from jaxserve.cache.page_layout import PageLayout
 from jaxserve.models.backend import kv_pages_spec
+from jaxserve.models.kv_bytes import page_bytes
 from jaxserve.models.weights import Storage
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.logit_programs import EDIT_FIELDS, edit_logits, max_edits, token_logprobs
@@ -29,9 +31,11 @@ from jaxserve.runner.page_programs import (
     scatter_pages,
 )
 from jaxserve.runner.step_program import StepProgram
+from pallas_kernels.kv_pages import SCALE_DTYPE, KvPages, is_quantised
 from pallas_kernels.paged_batch import pool_format
 
 Abstract = jax.ShapeDtypeStruct
+AbstractPool = Abstract | KvPages  # of two of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class StepLowering:
         dtype: type of weights and activations.
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
-        kv_dtype: type of the values in the KV pool.
+        kv_dtype: type of the values in the KV pool; 8 bits have scales (`KvPages`).
         storage: how weights are held that are not one array each.
     """
 
@@ -78,19 +82,28 @@ class StepLowering:
 
     @property
     def page_dtype(self) -> np.dtype:
-        """What the pool and all arrays of pages are made of: `kv_dtype`, or its bits."""
+        """What the pool's values, in pages anywhere, are made of: `kv_dtype`, or its bits."""
         return self.program.backend.pool_dtype(self.kv_dtype)
 
     @property
-    def kv_pages(self) -> Abstract:
-        """The KV pool; see `PagedBatch`."""
+    def kv_pages(self) -> AbstractPool:
+        """The KV pool; see `PagedBatch` and `KvPages`."""
         config = self.program.graph.config
         shape = (
             config.num_layers, self.num_pages, 2, config.num_kv_heads, self.page_size,
             config.head_dim,
         )  # fmt: skip
         sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
-        return Abstract(shape, self.page_dtype, sharding=pool_format(sharding))
+        values = Abstract(shape, self.page_dtype, sharding=pool_format(sharding))
+        if not is_quantised(self.kv_dtype):
+            return values
+        scales = Abstract(shape[:-1], SCALE_DTYPE, sharding=pool_format(sharding, ndim=5))
+        return KvPages(values, scales)
+
+    @property
+    def _pool_format(self) -> Any:
+        """Placement and layout of the pool's arrays."""
+        return jax.tree.map(lambda array: array.format, self.kv_pages)
 
     @property
     def last_tokens(self) -> Abstract:
@@ -99,9 +112,16 @@ class StepLowering:
 
     @property
     def page_shape(self) -> tuple[int, int, int, int, int]:
-        """One page as the host keeps it: layers, 2, all KV heads, page_size, head_dim."""
+        """Values of one page off the device: layers, 2, all KV heads, page_size, head_dim."""
         layers, _, two, kv_heads, page_size, head_dim = self.kv_pages.shape
         return layers, two, kv_heads, page_size, head_dim
+
+    @property
+    def page_layout(self) -> PageLayout:
+        """One page as the host keeps it, with the heads of all devices."""
+        arrays = jax.tree.leaves(self.kv_pages)
+        shapes = tuple((array.shape[0], *array.shape[2:]) for array in arrays)
+        return PageLayout(shapes, tuple(np.dtype(array.dtype) for array in arrays))
 
     @property
     def pages_per_shard(self) -> int:
@@ -111,19 +131,23 @@ class StepLowering:
     @property
     def page_bytes(self) -> int:
         """What one page takes on each of its shard's devices."""
-        layers, two, kv_heads, page_size, head_dim = self.page_shape
-        kv_heads //= self.rules.head_parts
-        return layers * two * kv_heads * page_size * head_dim * self.kv_dtype.itemsize
+        return page_bytes(self.program.graph.config, self.rules, self.kv_dtype, self.page_size)
 
     @property
     def page_pieces(self) -> tuple[int, ...]:
         """The numbers of pages, ascending from 1, that one program saves or fetches."""
         return piece_sizes(self.page_bytes)
 
-    def pages(self, n: int) -> Abstract:
-        """Contents of `n` pages of every shard: [shards, n, *page_shape]."""
+    def pages(self, n: int) -> AbstractPool:
+        """Contents of `n` pages of every shard: [shards, n, *page_shape], and their scales."""
         sharding = NamedSharding(self.rules.mesh, self._pages_spec)
-        return Abstract((self.rules.data, n, *self.page_shape), self.page_dtype, sharding=sharding)
+
+        def contents(array: Abstract) -> Abstract:
+            layers, _, *rest = array.shape
+            shape = (self.rules.data, n, layers, *rest)
+            return Abstract(shape, array.dtype, sharding=sharding)
+
+        return jax.tree.map(contents, self.kv_pages)
 
     # -- the programs of a step ---------------------------------------------------------------
 
@@ -136,7 +160,7 @@ class StepLowering:
     def backbone(self, num_tokens: int) -> Lowered:
         """The whole backbone for one token bucket; it takes the pool and gives it back."""
         function = partial(self.program.backbone, num_tokens=num_tokens, dtype=self.dtype)
-        out = (self.kv_pages.format, self._split, self._split, self._split)
+        out = (self._pool_format, self._split, self._split, self._split)
         packed = self.packed(num_tokens)
         return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
 
@@ -149,7 +173,7 @@ class StepLowering:
     def span(self, index: int, num_tokens: int) -> Lowered:
         """(weights, first layer, hidden states, pool, packed) -> hidden states, pool."""
         span = self.program.spans[index]
-        function, out = partial(self.program.run_span, span=span), self.kv_pages.format
+        function, out = partial(self.program.run_span, span=span), self._pool_format
         first = Abstract((), jnp.int32, sharding=self.rules.sharding())
         args = first, self._token_hidden(num_tokens), self.kv_pages, self.packed(num_tokens)
         return self._lower(
@@ -252,7 +276,7 @@ class StepLowering:
 
     def save_pages(self, n: int) -> Lowered:
         """(pool, int32 [shards, n]) -> the contents of these pages; see `pages`."""
-        out = self.pages(n).sharding
+        out = jax.tree.map(lambda array: array.sharding, self.pages(n))
         function = self._on_shards(gather_pages, self._pages_spec, PartitionSpec("data"))
         numbers = self._per_shard((n,), jnp.int32)
         return self._lower(function, out, self.kv_pages, numbers, donate=None)
@@ -262,12 +286,12 @@ class StepLowering:
         ins = (PartitionSpec("data"), self._pages_spec)
         function = self._on_shards(scatter_pages, kv_pages_spec(self.rules), *ins)
         numbers = self._per_shard((n,), jnp.int32)
-        out = self.kv_pages.format
+        out = self._pool_format
         return self._lower(function, out, self.kv_pages, numbers, self.pages(n), donate=0)
 
     def copy_pages(self) -> Lowered:
         """(pool, int32 [shards, 2, COPIES]) -> the pool, sources copied to targets."""
-        out = self.kv_pages.format
+        out = self._pool_format
         function = self._on_shards(copy_pages, kv_pages_spec(self.rules), PartitionSpec("data"))
         moves = self._per_shard((2, COPIES), jnp.int32)
         return self._lower(function, out, self.kv_pages, moves, donate=0)
@@ -298,7 +322,7 @@ class StepLowering:
 
     @property
     def _pages_spec(self) -> PartitionSpec:
-        return self.rules.spec(("data", None, None, None, "kv_heads", None, None))
+        return self.rules.spec(("data", None, None, None, "kv_heads"))
 
     @property
     def _split(self) -> NamedSharding:

@@ -9,7 +9,6 @@ CachedAttention (Gao et al., ATC 2024): asynchronous saving, fetching overlapped
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import jax
 import numpy as np
 from jax.stages import Compiled
 
@@ -28,6 +27,7 @@ from jaxserve.runner.page_transfers import (
     to_host,
 )
 from jaxserve.runner.step_jobs import Job, page_jobs
+from pallas_kernels.kv_pages import KvPool
 
 
 class PageMover:
@@ -58,7 +58,8 @@ class PageMover:
         self._sizes = lowering.page_pieces if store is not None else ()
         self._programs: dict[str, Compiled] = {}
         self._staging = Staging(lowering)
-        self._saver = None if store is None else Saver(store, max_saving_bytes)
+        self._layout = lowering.page_layout
+        self._saver = None if store is None else Saver(store, self._layout, max_saving_bytes)
         self._fetcher = None if store is None else Fetcher(store, self._staging, self._sizes)
 
     # -- programs ---------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class PageMover:
         """What is to be compiled, by name: nothing that no plan can ask for."""
         return page_jobs(self._lowering, stores=self._store is not None, copies=self._copies)
 
-    def use(self, programs: Mapping[str, Compiled], kv_pages: jax.Array) -> jax.Array:
+    def use(self, programs: Mapping[str, Compiled], kv_pages: KvPool) -> KvPool:
         """Take the compiled jobs and run each once on nothing, as the first call pays for set-up.
 
         Args:
@@ -79,14 +80,14 @@ class PageMover:
             numbers = self._no_pages(n)
             saved = self._programs[f"save-pages-{n}"](kv_pages, numbers)
             for shard in range(self._shards):
-                to_host(parts_of_shard(saved, shard))
+                to_host(parts_of_shard(saved, shard), self._layout)
             contents = self._staging.nothing(n)
             kv_pages = self._programs[f"fetch-pages-{n}"](kv_pages, numbers, contents)
         return self._copy([], kv_pages) if self._copies else kv_pages
 
     # -- the engine's side --------------------------------------------------------------------
 
-    def launch(self, plan: StepPlan, kv_pages: jax.Array) -> jax.Array:
+    def launch(self, plan: StepPlan, kv_pages: KvPool) -> KvPool:
         """Launch a plan's saves, then its copies, and start its fetches; never waits for any.
 
         Args:
@@ -111,7 +112,7 @@ class PageMover:
             self._fetcher.start(fetch)
         return kv_pages
 
-    def poll(self, kv_pages: jax.Array, *, wait: bool) -> tuple[jax.Array, list[FetchDone]]:
+    def poll(self, kv_pages: KvPool, *, wait: bool) -> tuple[KvPool, list[FetchDone]]:
         """Put the pages that have arrived into the pool.
 
         Args:
@@ -146,7 +147,7 @@ class PageMover:
 
     # -- launching ------------------------------------------------------------------------------
 
-    def _save(self, saves: Sequence[PageSave], kv_pages: jax.Array) -> None:
+    def _save(self, saves: Sequence[PageSave], kv_pages: KvPool) -> None:
         if self._saver is None:
             raise ValueError("a plan saves pages, and there is no page store")
         rest: list[list[PageSave]] = [[] for _ in range(self._shards)]
@@ -163,7 +164,7 @@ class PageMover:
             gather = partial(program, kv_pages, numbers)
             self._saver.save(keys, gather, n * self._lowering.page_bytes)
 
-    def _copy(self, copies: Sequence[PageCopy], kv_pages: jax.Array) -> jax.Array:
+    def _copy(self, copies: Sequence[PageCopy], kv_pages: KvPool) -> KvPool:
         per_shard: list[list[PageCopy]] = [[] for _ in range(self._shards)]
         for copy in copies:
             per_shard[copy.shard].append(copy)
@@ -176,7 +177,7 @@ class PageMover:
             kv_pages = self._programs["copy-pages"](kv_pages, moves)
         return kv_pages
 
-    def _put(self, piece: Piece, contents: jax.Array, kv_pages: jax.Array) -> jax.Array:
+    def _put(self, piece: Piece, contents: KvPool, kv_pages: KvPool) -> KvPool:
         n = contents.shape[1]
         numbers = self._no_pages(n)
         pages = piece.fetch.pages[piece.first : piece.first + piece.count]

@@ -6,11 +6,16 @@ stops after the pages there really are, so that one program serves any number up
 what it keeps beside the pool is at most one page.
 
 The functions see one data shard's part of the pool and one device's heads, under `jax.shard_map`.
+What they say of values goes for scales as well, whose arrays have no head_dim.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from pallas_kernels.kv_pages import KvPool
 
 PIECES = (1, 4, 16)  # pages moved by one program; larger sets go in pieces
 # A piece is made anew every time. Above this, glibc asks the kernel for fresh memory, which took
@@ -28,7 +33,7 @@ def piece_sizes(page_bytes: int) -> tuple[int, ...]:
     return tuple(n for n in PIECES if n == 1 or n * page_bytes <= PIECE_BYTES)
 
 
-def gather_pages(kv_pages: jax.Array, pages: jax.Array) -> jax.Array:
+def gather_pages(kv_pages: KvPool, pages: jax.Array) -> KvPool:
     """Read pages.
 
     Args:
@@ -39,17 +44,22 @@ def gather_pages(kv_pages: jax.Array, pages: jax.Array) -> jax.Array:
         [1, n, layers, 2, kv_heads, page_size, head_dim]; zeros where the number was out of range.
     """
 
-    def one(i: jax.Array, out: jax.Array) -> jax.Array:
-        content = lax.dynamic_index_in_dim(kv_pages, pages[0, i], axis=1, keepdims=False)
-        return lax.dynamic_update_index_in_dim(out, content[None], i, axis=1)
-
     # The shape of the result from the start: XLA:CPU copies what is reshaped behind the loop.
-    layers, _, *rest = kv_pages.shape
-    out = jnp.zeros((1, pages.shape[1], layers, *rest), kv_pages.dtype)
+    def empty(array: jax.Array) -> jax.Array:
+        layers, _, *rest = array.shape
+        return jnp.zeros((1, pages.shape[1], layers, *rest), array.dtype)
+
+    def one(i: jax.Array, out: KvPool) -> KvPool:
+        def put(out: jax.Array, array: jax.Array) -> jax.Array:
+            return lax.dynamic_update_index_in_dim(out, _page(array, pages[0, i])[None], i, axis=1)
+
+        return jax.tree.map(put, out, kv_pages)
+
+    out = jax.tree.map(empty, kv_pages)
     return lax.fori_loop(0, _count(kv_pages, pages[0]), one, out)
 
 
-def scatter_pages(kv_pages: jax.Array, pages: jax.Array, contents: jax.Array) -> jax.Array:
+def scatter_pages(kv_pages: KvPool, pages: jax.Array, contents: KvPool) -> KvPool:
     """Fill pages; in place when `kv_pages` is donated.
 
     Args:
@@ -58,14 +68,17 @@ def scatter_pages(kv_pages: jax.Array, pages: jax.Array, contents: jax.Array) ->
         contents: [1, n, layers, 2, kv_heads, page_size, head_dim].
     """
 
-    def one(i: jax.Array, pool: jax.Array) -> jax.Array:
-        content = lax.dynamic_index_in_dim(contents[0], i, axis=0, keepdims=False)
-        return lax.dynamic_update_index_in_dim(pool, content, pages[0, i], axis=1)
+    def one(i: jax.Array, pool: KvPool) -> KvPool:
+        def put(array: jax.Array, contents: jax.Array) -> jax.Array:
+            content = lax.dynamic_index_in_dim(contents[0], i, axis=0, keepdims=False)
+            return lax.dynamic_update_index_in_dim(array, content, pages[0, i], axis=1)
+
+        return jax.tree.map(put, pool, contents)
 
     return lax.fori_loop(0, _count(kv_pages, pages[0]), one, kv_pages)
 
 
-def copy_pages(kv_pages: jax.Array, moves: jax.Array) -> jax.Array:
+def copy_pages(kv_pages: KvPool, moves: jax.Array) -> KvPool:
     """Copy pages to other pages, one after the other; in place when `kv_pages` is donated.
 
     Args:
@@ -73,13 +86,20 @@ def copy_pages(kv_pages: jax.Array, moves: jax.Array) -> jax.Array:
         moves: int32 [1, 2, n], sources and targets; after the last one, targets out of range.
     """
 
-    def one(i: jax.Array, pool: jax.Array) -> jax.Array:
-        content = lax.dynamic_index_in_dim(pool, moves[0, 0, i], axis=1, keepdims=False)
-        return lax.dynamic_update_index_in_dim(pool, content, moves[0, 1, i], axis=1)
+    def copied(array: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(array, _page(array, source), target, axis=1)
+
+    def one(i: jax.Array, pool: KvPool) -> KvPool:
+        return jax.tree.map(partial(copied, source=moves[0, 0, i], target=moves[0, 1, i]), pool)
 
     return lax.fori_loop(0, _count(kv_pages, moves[0, 1]), one, kv_pages)
 
 
-def _count(kv_pages: jax.Array, pages: jax.Array) -> jax.Array:
+def _page(array: jax.Array, page: jax.Array) -> jax.Array:
+    """One page of all layers."""
+    return lax.dynamic_index_in_dim(array, page, axis=1, keepdims=False)
+
+
+def _count(kv_pages: KvPool, pages: jax.Array) -> jax.Array:
     """How many of the page numbers are in range; they come first."""
     return jnp.sum(pages < kv_pages.shape[1], dtype=jnp.int32)

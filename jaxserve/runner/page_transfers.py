@@ -14,10 +14,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxserve.cache.page_layout import PageLayout
 from jaxserve.cache.page_store import PageStore
 from jaxserve.core.at_exit import close_at_exit
 from jaxserve.core.step import PageFetch
 from jaxserve.runner.lowering import StepLowering
+from pallas_kernels.kv_pages import KvPool
 
 log = logging.getLogger(__name__)
 
@@ -27,30 +29,34 @@ log = logging.getLogger(__name__)
 MAX_SAVING_BYTES = 2**30
 MAX_FETCHED_PIECES = 4  # on the device before `poll` has put them into the pool
 
+ShardParts = list[list[jax.Array]]  # of pages: values, and scales if there are some; by heads
+
 
 class Staging:
     """Makes the arrays that carry pages from the host to one shard's devices."""
 
     def __init__(self, lowering: StepLowering) -> None:
         self._lowering = lowering
-        self._nothing: dict[int, jax.Array] = {}
+        self._nothing: dict[int, KvPool] = {}
 
-    def nothing(self, n: int) -> jax.Array:
+    def nothing(self, n: int) -> KvPool:
         """Pages for no shard; kept where other shards' fetches need a part for idle ones."""
         if n not in self._nothing:
-            pages = self._lowering.pages(n)
-            assert pages.sharding is not None
-            zeros = jax.device_put(np.zeros(pages.shape, pages.dtype), pages.sharding)
+            zeros = jax.tree.map(
+                lambda pages: jax.device_put(np.zeros(pages.shape, pages.dtype), pages.sharding),
+                self._lowering.pages(n),
+            )
             if self._lowering.rules.data == 1:
                 return zeros
             self._nothing[n] = zeros
         return self._nothing[n]
 
     def on_host(self, n: int) -> np.ndarray:
-        """Room for `n` pages, [n, *page_shape]; new each time, as the device may share it."""
-        return np.empty((n, *self._lowering.page_shape), self._lowering.page_dtype)
+        """Room for `n` pages as they are stored; new each time, as the device may share it."""
+        layout = self._lowering.page_layout
+        return np.empty((n, *layout.shape), layout.dtype)
 
-    def on_device(self, shard: int, pages: np.ndarray) -> jax.Array:
+    def on_device(self, shard: int, pages: np.ndarray) -> KvPool:
         """Send pages to a shard and wait until they are there.
 
         Args:
@@ -61,9 +67,21 @@ class Staging:
             See `StepLowering.pages`.
         """
         whole = self._lowering.pages(len(pages))
+        arrays = self._lowering.page_layout.split(pages)
+        parts = jax.tree.leaves(whole), arrays, self._idle(len(pages))
+        sent = [self._sent(shard, *one) for one in zip(*parts, strict=True)]
+        return jax.block_until_ready(jax.tree.unflatten(jax.tree.structure(whole), sent))
+
+    def _sent(
+        self,
+        shard: int,
+        whole: jax.ShapeDtypeStruct,
+        pages: np.ndarray,
+        idle_parts: Sequence[jax.Shard],
+    ) -> jax.Array:
+        """One array of the pages on its way to a shard; other shards get nothing sent."""
         assert whole.sharding is not None
-        # Other shards get nothing sent.
-        idle = {part.device: part.data for part in self._idle(len(pages))}
+        idle = {part.device: part.data for part in idle_parts}
         parts = []
         for device, index in whole.sharding.addressable_devices_indices_map(whole.shape).items():
             assert index is not None
@@ -71,18 +89,21 @@ class Staging:
                 parts.append(jax.device_put(pages[None, :, :, :, index[4]], device))
             else:
                 parts.append(idle[device])
-        array = jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, parts)
-        return jax.block_until_ready(array)
+        return jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, parts)
 
-    def _idle(self, n: int) -> Sequence[jax.Shard]:
-        return self.nothing(n).addressable_shards if self._lowering.rules.data > 1 else ()
+    def _idle(self, n: int) -> list[Sequence[jax.Shard]]:
+        """What idle shards have of each array."""
+        if self._lowering.rules.data == 1:
+            return [()] * len(self._lowering.page_layout.shapes)
+        return [array.addressable_shards for array in jax.tree.leaves(self.nothing(n))]
 
 
 class Saver:
     """Takes gathered pages to the host and into the store, on a thread of its own."""
 
-    def __init__(self, store: PageStore, max_bytes: int) -> None:
+    def __init__(self, store: PageStore, layout: PageLayout, max_bytes: int) -> None:
         self._store = store
+        self._layout = layout
         self._max_bytes = max_bytes
         self._bytes = 0  # under way
         self._lock = threading.Lock()
@@ -92,9 +113,7 @@ class Saver:
         self._thread.start()
         close_at_exit(self)
 
-    def save(
-        self, keys: list[list[bytes]], gather: Callable[[], jax.Array], num_bytes: int
-    ) -> None:
+    def save(self, keys: list[list[bytes]], gather: Callable[[], KvPool], num_bytes: int) -> None:
         """Launch a piece of saves, or give it up if it fails or too much is under way.
 
         Args:
@@ -115,7 +134,7 @@ class Saver:
             parts = [
                 parts_of_shard(pages, shard) if wanted else [] for shard, wanted in enumerate(keys)
             ]
-            for part in (part for shard in parts for part in shard):
+            for part in jax.tree.leaves(parts):
                 part.copy_to_host_async()
         except Exception:  # no room on the device, most likely; the pool is as it was
             log.exception("%d KV pages could not be saved", len(every_key))
@@ -141,11 +160,11 @@ class Saver:
                 self._bytes -= saved.num_bytes
             del saved, parts  # while waiting for the next one, hold nothing
 
-    def _put(self, keys: list[bytes], parts: list[jax.Array]) -> None:
+    def _put(self, keys: list[bytes], parts: ShardParts) -> None:
         left = deque(keys)
         try:
             if keys:
-                for page in to_host(parts)[: len(keys)]:
+                for page in to_host(parts, self._layout)[: len(keys)]:
                     self._store.put(left[0], page)
                     left.popleft()
         except Exception:
@@ -154,10 +173,10 @@ class Saver:
 
 
 class _Saved(NamedTuple):
-    """Pages on their way to the store: per shard, their keys and their parts by heads."""
+    """Pages on their way to the store: per shard, their keys and their parts."""
 
     keys: list[list[bytes]]
-    parts: list[list[jax.Array]]
+    parts: list[ShardParts]
     num_bytes: int
 
 
@@ -174,7 +193,7 @@ class Piece(NamedTuple):
     fetch: PageFetch
     first: int
     count: int
-    contents: jax.Array | None
+    contents: KvPool | None
 
 
 class Fetcher:
@@ -260,19 +279,27 @@ def piece_size(sizes: Sequence[int], total: int) -> int:
     return max(n for n in sizes if n <= total)
 
 
-def parts_of_shard(pages: jax.Array, shard: int) -> list[jax.Array]:
-    """One shard's pages, [1, n, *page_shape] apart from the heads, which the parts share out."""
-    parts = {}
-    for part in pages.addressable_shards:
-        if part.replica_id == 0 and part.index[0].indices(pages.shape[0])[0] == shard:
-            parts[part.index[4].indices(pages.shape[4])[0]] = part.data
-    return [parts[first_head] for first_head in sorted(parts)]
+def parts_of_shard(pages: KvPool, shard: int) -> ShardParts:
+    """One shard's pages: each array as its parts by heads, [1, n, ...]."""
+
+    def parts_of(array: jax.Array) -> list[jax.Array]:
+        parts = {}
+        for part in array.addressable_shards:
+            if part.replica_id == 0 and part.index[0].indices(array.shape[0])[0] == shard:
+                parts[part.index[4].indices(array.shape[4])[0]] = part.data
+        return [parts[first_head] for first_head in sorted(parts)]
+
+    return [parts_of(array) for array in jax.tree.leaves(pages)]
 
 
-def to_host(parts: list[jax.Array]) -> np.ndarray:
-    """One shard's pages, [n, *page_shape]; blocks until they are there."""
-    arrays = [np.asarray(part)[0] for part in parts]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=3)
+def to_host(parts: ShardParts, layout: PageLayout) -> np.ndarray:
+    """One shard's pages as they are stored, [n, ...]; blocks until they are there."""
+
+    def whole(parts: list[jax.Array]) -> np.ndarray:
+        arrays = [np.asarray(part)[0] for part in parts]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=3)
+
+    return layout.joined([whole(array) for array in parts])
 
 
 def _cancel(store: PageStore, keys: Sequence[bytes] | deque[bytes]) -> None:

@@ -30,6 +30,7 @@ from jaxserve.runner.packing import (
     unpack_sampling,
 )
 from jaxserve.runner.sampler import sample
+from pallas_kernels.kv_pages import KvPool
 from pallas_kernels.linear import Activations
 from pallas_kernels.paged_batch import PagedBatch
 
@@ -89,13 +90,13 @@ class StepProgram:
     def backbone(
         self,
         params: Params,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         last_tokens: jax.Array,
         packed: jax.Array,
         *,
         num_tokens: int,
         dtype: np.dtype,
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[KvPool, jax.Array, jax.Array, jax.Array]:
         """Run all layers over one step's tokens.
 
         Args:
@@ -142,11 +143,11 @@ class StepProgram:
         params: Params,
         first_layer: jax.Array,
         hidden: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         packed: jax.Array,
         *,
         span: Span,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         """Run the layers of a span, or of any that is like it.
 
         Args:
@@ -168,9 +169,9 @@ class StepProgram:
         params: Params,
         first_layer: int | jax.Array,
         hidden: jax.Array,
-        kv_pages: jax.Array,
+        kv_pages: KvPool,
         packed: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KvPool]:
         shards, num_tokens, width = hidden.shape
         rows = self._unpack(packed, num_tokens).batch
         positions = jax.vmap(lambda *rows: PagedBatch(*rows).positions(num_tokens)[0])(*rows)

@@ -20,6 +20,7 @@ from tests.models.numpy_reference import NumpyModel
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 PAGE_SIZE = 4
+HEAD_DIM = 8
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,10 @@ def test_greedy_equals_the_dense_model_with_rounded_kv(
     assert answers[0] == answers[1]
 
 
-def test_half_the_bytes_and_twice_the_pages(
-    tiny_model: Callable[..., Path], program_cache_dir: Path
-) -> None:
+def test_bytes_and_pages(tiny_model: Callable[..., Path], program_cache_dir: Path) -> None:
     """By the notebook's class, which takes all options as keywords."""
     sizes = {}
-    for dtype in ("auto", "bfloat16"):
+    for dtype in ("auto", "bfloat16", "int8", "fp8"):
         llm = LLM(
             str(tiny_model("llama")), kv_cache_dtype=dtype, kv_cache_memory=2e-4, max_num_seqs=32,
             page_size=PAGE_SIZE, max_num_batched_tokens=16, token_buckets="16", row_buckets="32",
@@ -67,9 +66,48 @@ def test_half_the_bytes_and_twice_the_pages(
         assert llm.model_info.dtype == "float32"
         sizes[llm.model_info.kv_cache_dtype] = (llm.model_info.num_pages, pool.nbytes)
         llm.close()
-    pages, nbytes = np.array([sizes["float32"], sizes["bfloat16"]]).T
-    assert pages[1] // 2 == pages[0]
-    assert nbytes[1] / pages[1] == nbytes[0] / pages[0] / 2
+    assert sizes["bfloat16"][0] // 2 == sizes["float32"][0]
+    assert sizes["int8"] == sizes["fp8"]
+    of_page = {dtype: nbytes // pages for dtype, (pages, nbytes) in sizes.items()}
+    values = of_page["float32"] // 4
+    numbers = values // HEAD_DIM
+    assert of_page["bfloat16"] == 2 * values
+    assert of_page["int8"] == values + 4 * numbers  # and a scale for each token and head
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_quantised_tokens_depend_on_positions_alone(
+    make: Callable[..., Engine], kv_dtype: str
+) -> None:
+    """Alone, in chunks beside others, after a prefix hit, preempted, and swapped: codes, scales."""
+    options = {"kv_cache_dtype": kv_dtype, "token_buckets": "16", "row_buckets": "4"}
+    requests = [(prompt, greedy(24)) for prompt in prompts(8, 40, seed=5)]
+    engine = make(**options)
+    assert engine.info.kv_cache_dtype == kv_dtype
+    alone = [tokens(run(engine, [request]))[0] for request in requests]
+    assert tokens(run(engine, requests)) == alone
+    assert tokens(run(engine, requests[-1:])) == alone[-1:]
+    assert engine.load().num_device_hit_tokens > 0
+    for kind, host in (("recompute", 0.0), ("swap", 0.01)):
+        engine = make(num_pages=24, preemption=kind, host_cache_memory=host, **options)
+        assert tokens(run(engine, requests)) == alone, kind
+        load = engine.load()
+        assert load.num_preemptions > 0
+        assert load.num_restored_tokens > 0 or kind == "recompute"
+
+
+def test_quantised_tokens_on_a_mesh(make: Callable[..., Engine]) -> None:
+    """Pages of two data shards, and scales split by heads, travel to the host and back."""
+    options = {"kv_cache_dtype": "int8", "token_buckets": "16", "row_buckets": "4"}
+    requests = [(prompt, greedy(24)) for prompt in prompts(8, 40, seed=5)]
+    expected = tokens(run(make(**options), requests))
+    engine = make(
+        mesh="data=2,tensor=2", num_pages=36, preemption="swap", host_cache_memory=0.01, **options
+    )
+    got = tokens(run(engine, requests))
+    # Sums over two tensor shards are rounded otherwise.
+    assert sum(a == b for a, b in zip(got, expected, strict=True)) >= 6
+    assert engine.load().num_restored_tokens > 0
 
 
 def test_swapped_pages_come_back_as_they_were(make: Callable[..., Engine]) -> None:
@@ -99,6 +137,8 @@ def test_pages_on_disk_are_for_one_pair_of_types(
         ("float32", {"kv_cache_dtype": "auto"}),
         ("bfloat16", {"kv_cache_dtype": "auto", "dtype": "bfloat16"}),
         ("float32", {"kv_cache_dtype": "float32", "dtype": "bfloat16"}),
+        ("int8", {"kv_cache_dtype": "int8"}),
+        ("fp8", {"kv_cache_dtype": "fp8"}),  # as many bytes as int8
     ]
     for number, (held, options) in enumerate(kinds):
         assert store_hits(held, **options) == 0, options

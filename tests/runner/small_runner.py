@@ -62,7 +62,8 @@ class SmallRunner:
         }
         self._norm_eps = config.norm_eps
         self.last_shard = rules.data - 1
-        self.store = PageStore(lowering.page_shape, lowering.page_dtype, host_bytes=2**20)
+        layout = lowering.page_layout
+        self.store = PageStore(layout.shape, layout.dtype, host_bytes=2**20)
         store = self.store if moves_pages else None
         self.runner = DeviceRunner(lowering, self._params, store, prefix_cache=moves_pages)
         settings = {"mesh": mesh, "config": config, "sampled": sampled, "test": __name__}

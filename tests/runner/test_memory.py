@@ -93,15 +93,21 @@ def test_spans_hand_the_pool_on(implementation: str, loop_layers: bool):
     assert memory.temp_size_in_bytes < pool / 10
 
 
-@pytest.mark.parametrize("num_tokens", [1, 32])
-@pytest.mark.parametrize("implementation", ["cpu", "xla"])
-def test_a_bfloat16_pool_is_never_converted(num_tokens: int, implementation: str):
+@pytest.mark.parametrize(
+    ("num_tokens", "implementation", "kv_dtype"),
+    [
+        (1, "cpu", "bfloat16"), (32, "cpu", "bfloat16"), (1, "xla", "bfloat16"),
+        (32, "xla", "bfloat16"), (1, "xla", "int8"), (32, "cpu", "float8_e4m3fn"),
+    ],
+)  # fmt: skip
+def test_a_narrow_pool_is_never_converted(num_tokens: int, implementation: str, kv_dtype: str):
     """XLA:CPU would make float32 of all of it, and bfloat16 again, in every layer."""
     num_pages = 10_000
-    lowered = lowering("llama", "", num_pages, implementation, True, "bfloat16")
+    lowered = lowering("llama", "", num_pages, implementation, True, kv_dtype)
     memory = lowered.backbone(num_tokens).compile().memory_analysis()
     assert memory is not None
-    pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * 2
+    itemsize = jnp.dtype(kv_dtype).itemsize
+    pool = LAYERS * 2 * KV_HEADS * num_pages * PAGE_SIZE * HEAD_DIM * itemsize
     assert memory.alias_size_in_bytes >= pool, "the pool is not updated in place"
     assert memory.temp_size_in_bytes < pool / 10
 
@@ -112,7 +118,9 @@ def smollm2() -> ModelGraph:
     return ModelGraph(from_preset("smollm2-135m"))
 
 
-@pytest.mark.parametrize(("mesh", "kv_dtype"), [("", "bfloat16"), ("data=2,tensor=3", "float32")])
+@pytest.mark.parametrize(
+    ("mesh", "kv_dtype"), [("", "bfloat16"), ("", "int8"), ("data=2,tensor=3", "float32")]
+)
 @pytest.mark.parametrize("program", ["save", "fetch", "copy"])
 def test_moving_pages_takes_no_memory_that_grows_with_the_pool(
     smollm2: ModelGraph, mesh: str, program: str, kv_dtype: str

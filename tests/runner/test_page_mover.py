@@ -1,6 +1,7 @@
 """Pages travel between the pool and the store unharmed, in order with the steps, and never hang."""
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from jaxserve.runner.page_programs import COPIES, PIECES, piece_sizes
 from jaxserve.runner.page_transfers import MAX_FETCHED_PIECES
 from jaxserve.runner.program_cache import CompileWatch
 from jaxserve.runner.step_program import StepProgram
+from pallas_kernels.kv_pages import KvPages
 from tests.runner.test_memory import model_config
 
 PAGES = 60  # per shard
@@ -45,7 +47,8 @@ class Store(PageStore):
     """A store that may be told to fail or to block, and remembers what was called off."""
 
     def __init__(self, lowering: StepLowering) -> None:
-        super().__init__(lowering.page_shape, lowering.page_dtype, host_bytes=2**24)
+        layout = lowering.page_layout
+        super().__init__(layout.shape, layout.dtype, host_bytes=2**24)
         self.may_put, self.may_fetch = threading.Event(), threading.Event()
         self.may_put.set()
         self.may_fetch.set()
@@ -87,7 +90,10 @@ def programs(mesh: str, dtype: str) -> dict[str, Compiled]:
 
 
 class Device:
-    """A mover with a pool of random pages, and what the pool should hold."""
+    """A mover with a pool of random pages, and what the pool should hold.
+
+    The scales of a quantised one are made of its values: they should go wherever those go.
+    """
 
     def __init__(self, mesh: str = "", *, dtype: str = "float32", **options: Any) -> None:
         self.lowering = lowering(mesh, dtype)
@@ -95,10 +101,22 @@ class Device:
         self.store = Store(self.lowering)
         self.mover = PageMover(self.lowering, self.store, copies=True, **options)
         shape = self.lowering.kv_pages.shape
-        values = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        values = (9 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
         self.expected = values.view(self.lowering.page_dtype)
-        pool = jax.device_put(self.expected, self.lowering.kv_pages.format)
+        wanted = jax.tree.leaves(self.lowering.kv_pages)
+        arrays = [
+            jax.device_put(array.copy(), abstract.format)
+            for array, abstract in zip(self.arrays(), wanted, strict=True)
+        ]
+        pool = jax.tree.unflatten(jax.tree.structure(self.lowering.kv_pages), arrays)
         self.pool = self.mover.use(programs(mesh, dtype), pool)
+
+    def arrays(self) -> list[np.ndarray]:
+        """What the pool's arrays should hold."""
+        if not isinstance(self.lowering.kv_pages, KvPages):
+            return [self.expected]
+        scales = self.expected[..., :4].copy().view(np.float32)[..., 0]
+        return [self.expected, scales]
 
     def launch(self, **movements: Any) -> None:
         for save in movements.get("saves", ()):
@@ -114,7 +132,8 @@ class Device:
         return self.expected[:, shard * PAGES + page]
 
     def check(self) -> None:
-        np.testing.assert_array_equal(np.asarray(self.pool), self.expected)
+        for array, expected in zip(jax.tree.leaves(self.pool), self.arrays(), strict=True):
+            np.testing.assert_array_equal(np.asarray(array), expected)
 
 
 @pytest.fixture
@@ -126,8 +145,10 @@ def device() -> Iterator[Device]:
     device.mover.close()
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("mesh", "dtype"),
+    [*itertools.product(MESHES, ["float32", "bfloat16"]), ("", "int8"), (MESHES[1], "int8")],
+)
 def test_pages_travel_unharmed(mesh: str, dtype: str):
     """Random movements against an oracle in NumPy; sets of all sizes, and of both shards."""
     device = Device(mesh, dtype=dtype)
