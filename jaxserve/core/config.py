@@ -106,11 +106,11 @@ class EngineConfig:
         group="device",
         choices=("auto", "cpu", "xla", "reference"),
     )
-    num_spans: int = option(
-        1,
-        "programs that the layers are cut into, one after the other, each with its own weights: "
-        "where layers and weights are to move or stay apart; spans of equal layers share one "
-        "compiled program, so that large models compile sooner, and each costs the host a launch",
+    num_spans: int | None = option(
+        None,
+        "spans that the layers are cut into, each a program with its own weights; equal spans "
+        "share one, so that large models compile sooner, and each span costs the host a launch "
+        "(default: one; on accelerators more for large models, of 8 layers or more)",
         range="[1, 1024]",
         group="device",
     )

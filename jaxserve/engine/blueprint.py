@@ -28,7 +28,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
 from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
-from jaxserve.parallel.mesh import ShardingRules, make_mesh
+from jaxserve.parallel.mesh import ShardingRules, bytes_per_device, make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
 from jaxserve.runner.step_program import StepProgram
@@ -122,7 +122,7 @@ def draw_up(config: EngineConfig) -> Blueprint:
     model, rules = shard_model(checkpoint.config, mesh)
     model = model.for_context(_max_model_len(config, model))
     _check_divides(config, rules)
-    if config.num_spans > model.num_layers:
+    if (config.num_spans or 1) > model.num_layers:
         raise ConfigError(
             f"num_spans {config.num_spans} is more than the {model.num_layers} layers of "
             f"{model.name}"
@@ -150,8 +150,9 @@ def _lowering(
     buckets = Buckets.of_config(config, max_model_len=max_model_len, num_shards=rules.data)
     activations: linear.Activations = "int8" if config.activation_dtype == "int8" else "float"
     program = StepProgram.of_graph(
-        graph, rules, buckets, attention, products, activations, config.num_spans
-    )
+        graph, rules, buckets, attention, products, activations, config.num_spans,
+        bytes_per_device(weights),
+    )  # fmt: skip
     lowering = StepLowering(program, dtype, pool, config.page_size, kv_dtype, storage)
     log.info(
         "attention: %s, linear layers: %s, weights: %s; KV cache: %d pages of %d tokens, %.2f GiB "

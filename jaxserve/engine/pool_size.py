@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.engine.host_memory import MemoryLimit, available_memory, host_memory_limit
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv_bytes import page_bytes as kv_page_bytes
-from jaxserve.parallel.mesh import ShardingRules
+from jaxserve.parallel.mesh import ShardingRules, bytes_per_device
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def num_pages(
         ConfigError: pool and weights do not fit what the devices or the host have.
     """
     page_bytes = kv_page_bytes(model, rules, kv_dtype, config.page_size)
-    room = _Room(config, rules, sum(map(_bytes_per_device, jax.tree.leaves(params))))
+    room = _Room(config, rules, bytes_per_device(params))
     if config.num_pages is not None:
         room.check(config.num_pages // rules.data * page_bytes, f"--num-pages {config.num_pages}")
         return config.num_pages
@@ -181,8 +180,3 @@ class _Room:
             f"{text}with {HOST_RESERVE / GIB:g} GiB for the rest {need / GIB:.2f} GiB, and "
             f"{limit.what} is {limit.bytes / GIB:.2f} GiB"
         )
-
-
-def _bytes_per_device(param: jax.ShapeDtypeStruct) -> int:
-    shape = param.sharding.shard_shape(param.shape) if param.sharding else param.shape
-    return math.prod(shape) * param.dtype.itemsize

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,20 @@ def make_mesh(
             f"({devices[0].platform})"
         )
     return Mesh(np.asarray(devices[:needed]).reshape(tuple(sizes.values())), AXES)
+
+
+def bytes_per_device(arrays: Any) -> int:
+    """Bytes that one device holds of arrays, without what its layouts pad them with.
+
+    Args:
+        arrays: a pytree of arrays, or of what has shapes, types and, where split, shardings.
+    """
+
+    def of_one(array: Any) -> int:
+        shape = array.sharding.shard_shape(array.shape) if array.sharding else array.shape
+        return math.prod(shape) * np.dtype(array.dtype).itemsize
+
+    return sum(map(of_one, jax.tree.leaves(arrays)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ The compilers of TPUs and GPUs need no device: JAX hands out abstract ones (`par
 compiled on a laptop, and the programs are the ones that the server runs.
 """
 
-import math
-from collections.abc import Iterable
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
@@ -17,8 +17,11 @@ from jax.stages import Compiled
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
+from jaxserve.models.weights import Storage
+from jaxserve.parallel.mesh import bytes_per_device
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.step_jobs import Job, span_name, whole_name
 from jaxserve.runner.step_program import StepProgram
 
 
@@ -44,16 +47,16 @@ class StepBytes(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """The programs of one model on one mesh.
+    """Programs of one model on one mesh.
 
     Attributes:
-        backbones: by token bucket.
-        samplers: by bucket of rows.
+        programs: by name.
+        seconds: what lowering and compiling each of them took.
         bytes: what they take on each device.
     """
 
-    backbones: dict[int, Compiled]
-    samplers: dict[int, Compiled]
+    programs: dict[str, Compiled]
+    seconds: dict[str, float]
     bytes: StepBytes
 
 
@@ -67,6 +70,8 @@ def lower_step(
     num_pages: int,
     page_size: int,
     implementation: str,
+    storage: Mapping[str, Storage] = MappingProxyType({}),
+    num_spans: int | None = None,
 ) -> StepLowering:
     """The step of a model on a mesh, ready to be lowered.
 
@@ -74,73 +79,78 @@ def lower_step(
         config: the model, as its checkpoint or preset describes it.
         mesh: of axes (data, tensor), over devices that need not be there.
         buckets: shapes of one data shard's part of a step.
-        dtype: type of weights and activations.
+        dtype: type of activations, and of weights that are not quantised.
         kv_dtype: type of the values in the KV pool; 8 bits have scales.
         num_pages: pages of the KV pool, over all data shards.
         page_size: tokens per page.
         implementation: of attention; "auto" would ask this machine, so name one.
+        storage: how weights are held that are not arrays, by name.
+        num_spans: into how many spans the layers are cut; None: as a server would.
 
     Raises:
-        ValueError: the implementation is "auto".
+        ValueError: the implementation is "auto", or there are fewer layers than spans.
     """
     if implementation == "auto":
         raise ValueError("attention 'auto' depends on the machine; name an implementation")
     config, rules = shard_model(config, mesh)
-    program = StepProgram.of_graph(ModelGraph(config), rules, buckets, implementation)
-    return StepLowering(program, dtype, num_pages, page_size, kv_dtype)
+    graph = ModelGraph(config)
+    weight_bytes = bytes_per_device(graph.abstract_params(rules, dtype, storage))
+    program = StepProgram.of_graph(
+        graph, rules, buckets, implementation, num_spans=num_spans, weight_bytes=weight_bytes
+    )
+    return StepLowering(program, dtype, num_pages, page_size, kv_dtype, storage)
 
 
-def compile_step(
-    lowering: StepLowering,
-    *,
-    tokens: Iterable[int] | None = None,
-    sampled: Iterable[int] | None = None,
-) -> CompiledStep:
-    """Compile a step's programs, and measure them.
+def compile_step(lowering: StepLowering, jobs: Mapping[str, Job]) -> CompiledStep:
+    """Compile programs of a step one after the other, and measure them.
 
     Args:
         lowering: from `lower_step`.
-        tokens: the token buckets to compile; at least one, by default all.
-        sampled: the row buckets to compile, by default all.
+        jobs: what to compile, by name: all that a server runs (`step_jobs`) or some of it, but
+            at least one token bucket of the backbone (`backbone_jobs`).
 
     Raises:
         jax.errors.JaxRuntimeError: a compiler refused; for TPUs also a program that does not
             fit the device's memory.
     """
-    buckets = lowering.program.buckets
-    tokens = buckets.tokens if tokens is None else tokens
-    sampled = buckets.sampled if sampled is None else sampled
-    backbones = {n: lowering.backbone(n).compile() for n in tokens}
-    samplers = {n: lowering.sampler(n).compile() for n in sampled}
-    return CompiledStep(backbones, samplers, _bytes(lowering, backbones, samplers))
+    programs: dict[str, Compiled] = {}
+    seconds: dict[str, float] = {}
+    for name, job in jobs.items():
+        began = time.monotonic()
+        programs[name] = job().compile()
+        seconds[name] = time.monotonic() - began
+    return CompiledStep(programs, seconds, _bytes(lowering, programs))
 
 
-def _bytes(
-    lowering: StepLowering, backbones: dict[int, Compiled], samplers: dict[int, Compiled]
-) -> StepBytes:
-    params = lowering.params
-    weights = sum(map(bytes_per_device, params.values()))
-    pool = jax.tree.leaves(lowering.kv_pages)
-    kv_pages = sum(map(bytes_per_device, pool))
-    num_tokens, backbone = next(iter(backbones.items()))
-    # XLA drops the arguments that a program does not use.
-    unused = {"lm_head"}
-    inputs = [*pool, lowering.last_tokens, lowering.packed(num_tokens)]
-    inputs += [param for name, param in params.items() if name not in unused]
-    taken = _memory(backbone).argument_size_in_bytes
+def _bytes(lowering: StepLowering, programs: Mapping[str, Compiled]) -> StepBytes:
+    memories = {name: _memory(program) for name, program in programs.items()}
     temporaries = [
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        for memory in map(_memory, (*backbones.values(), *samplers.values()))
+        for memory in memories.values()
     ]
-    padding = taken - sum(map(bytes_per_device, inputs))
-    return StepBytes(weights, kv_pages, padding, max(temporaries))
+    weights, pool = bytes_per_device(lowering.params), bytes_per_device(lowering.kv_pages)
+    return StepBytes(weights, pool, _padding(lowering, memories), max(temporaries))
 
 
-def bytes_per_device(array: jax.ShapeDtypeStruct) -> int:
-    """Bytes that one device holds of an array, without what its layout pads it with."""
-    assert array.sharding is not None
-    shape = array.sharding.shard_shape(array.shape)
-    return math.prod(shape) * np.dtype(array.dtype).itemsize
+def _padding(lowering: StepLowering, memories: Mapping[str, Any]) -> int:
+    """What layouts add to the pool and to the weights of all layers."""
+    tokens = next(
+        n
+        for n in lowering.program.buckets.tokens
+        if {whole_name(n), span_name(0, n)} & memories.keys()
+    )
+    if whole_name(tokens) in memories:
+        return memories[whole_name(tokens)].argument_size_in_bytes - bytes_per_device(
+            lowering.backbone_args(tokens)
+        )
+    padding = 0
+    for index, kind in enumerate(lowering.span_kinds):
+        args, memory = lowering.span_args(kind, tokens), memories[span_name(kind, tokens)]
+        added = memory.argument_size_in_bytes - bytes_per_device(args)
+        # The pool is an argument of every span; it and the hidden states are what comes out.
+        of_pool = memory.alias_size_in_bytes - bytes_per_device(args[2:4])
+        padding += added - (of_pool if index else 0)
+    return padding
 
 
 def _memory(compiled: Compiled) -> Any:

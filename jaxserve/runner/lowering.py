@@ -161,8 +161,13 @@ class StepLowering:
         """The whole backbone for one token bucket; it takes the pool and gives it back."""
         function = partial(self.program.backbone, num_tokens=num_tokens, dtype=self.dtype)
         out = (self._pool_format, self._split, self._split, self._split)
-        packed = self.packed(num_tokens)
-        return self._lower(function, out, self.params, self.kv_pages, self.last_tokens, packed)
+        _, *args = self.backbone_args(num_tokens)
+        return self._lower(function, out, self.params, *args)
+
+    def backbone_args(self, num_tokens: int) -> tuple[Any, ...]:
+        """What the whole backbone takes, without weights that are the head's alone."""
+        params = {name: one for name, one in self.params.items() if name != "lm_head"}
+        return params, self.kv_pages, self.last_tokens, self.packed(num_tokens)
 
     def embed(self, num_tokens: int) -> Lowered:
         """(embedding, last tokens, packed) -> hidden states; see `StepProgram`."""
@@ -172,13 +177,16 @@ class StepLowering:
 
     def span(self, index: int, num_tokens: int) -> Lowered:
         """(weights, first layer, hidden states, pool, packed) -> hidden states, pool."""
-        span = self.program.spans[index]
-        function, out = partial(self.program.run_span, span=span), self._pool_format
+        function = partial(self.program.run_span, span=self.program.spans[index])
+        out = self._split, self._pool_format
+        return self._lower(function, out, *self.span_args(index, num_tokens), donate=(2, 3))
+
+    def span_args(self, index: int, num_tokens: int) -> tuple[Any, ...]:
+        """What the program of a span takes."""
+        params = self.program.spans[index].own(self.params)
         first = Abstract((), jnp.int32, sharding=self.rules.sharding())
-        args = first, self._token_hidden(num_tokens), self.kv_pages, self.packed(num_tokens)
-        return self._lower(
-            function, (self._split, out), span.own(self.params), *args, donate=(2, 3)
-        )
+        hidden, packed = self._token_hidden(num_tokens), self.packed(num_tokens)
+        return params, first, hidden, self.kv_pages, packed
 
     def finish(self, num_tokens: int) -> Lowered:
         """(final norm, hidden states, packed) -> what samplers take, all tokens' states."""

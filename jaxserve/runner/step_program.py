@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxserve.models.backend import KernelBackend
 from jaxserve.models.graph import ModelGraph, Params
-from jaxserve.models.spans import Span, cut
+from jaxserve.models.spans import Span, choose_num_spans, cut
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.logit_programs import allow
@@ -68,7 +68,8 @@ class StepProgram:
         implementation: str,
         linear_implementation: str = "xla",
         activations: Activations = "float",
-        num_spans: int = 1,
+        num_spans: int | None = None,
+        weight_bytes: int = 0,
     ) -> "StepProgram":
         """The step of a model on a mesh.
 
@@ -79,12 +80,16 @@ class StepProgram:
             implementation: of attention.
             linear_implementation: of the products with weights.
             activations: what quantised weights multiply, see `pallas_kernels.linear`.
-            num_spans: into how many spans the layers are cut.
+            num_spans: into how many spans the layers are cut; None: one where they are a loop
+                in the program, elsewhere as `models.spans.choose_num_spans` says.
+            weight_bytes: of all weights, on each device; for that choice.
         """
         # XLA:CPU compiles unrolled layers slowly; the others gain from seeing across layers. The
         # GPU kernel, which a CPU may interpret, takes no traced window.
         loop = rules.mesh.devices.flat[0].platform == "cpu" and implementation != "gpu"
         backend = KernelBackend(rules, implementation, loop, linear_implementation, activations)
+        if num_spans is None:
+            num_spans = 1 if loop else choose_num_spans(graph.config, weight_bytes)
         return cls(graph, backend, buckets, num_spans)
 
     def backbone(

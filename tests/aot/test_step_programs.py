@@ -14,16 +14,19 @@ import jax.numpy as jnp
 import pytest
 from jax.stages import Compiled
 
+from jaxserve.checkpoints.storage import named
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling_params import MAX_LOGPROBS
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.config_readers import from_preset
+from jaxserve.models.registry import parameters_of
 from jaxserve.parallel.chips import abstract_tpu_devices, hbm_bytes
-from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.ahead_of_time import bytes_per_device, compile_step, lower_step
+from jaxserve.parallel.mesh import bytes_per_device, make_mesh
+from jaxserve.runner.ahead_of_time import StepBytes, compile_step, lower_step
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.collectives import Collective, collectives
 from jaxserve.runner.lowering import StepLowering
+from jaxserve.runner.step_jobs import backbone_jobs
 from tests.aot.gpu import h100_topology, needs_cuda_compiler
 
 pytestmark = pytest.mark.slow
@@ -51,6 +54,9 @@ class Case(NamedTuple):
     layers: int | None = 2  # None: all
     num_pages: int = CUT_PAGES
     dtype: str = "bfloat16"  # of the weights; the pool is bfloat16
+    quantization: str = "none"
+    num_spans: int | None = 1
+    served_pages: int = SERVED_PAGES
 
     @property
     def platform(self) -> str:
@@ -63,7 +69,8 @@ def case(*args: Any, tokens: int | None = None, **fields: Any):
     no_libtpu = pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None, reason="needs libtpu, TPUs' compiler"
     )
-    name = f"{made.chip}-{made.preset}-tensor{made.tensor}"
+    held = "" if made.quantization == "none" else f"-{made.quantization}"
+    name = f"{made.chip}-{made.preset}{held}-tensor{made.tensor}"
     values = (made,) if tokens is None else (made, tokens)
     mark = needs_cuda_compiler if made.platform == "gpu" else no_libtpu
     return pytest.param(*values, marks=mark, id=name if tokens is None else f"{name}-{tokens}")
@@ -86,8 +93,11 @@ def model(preset: str, layers: int | None) -> ModelConfig:
 
 
 def lower(case: Case) -> StepLowering:
+    config, storage = model(case.preset, case.layers), {}
+    if case.quantization != "none":
+        storage = named(case.quantization, parameters_of(config))
     return lower_step(
-        model(case.preset, case.layers),
+        config,
         make_mesh(f"tensor={case.tensor}", devices_for(case.chip, case.tensor)),
         buckets=Buckets(
             tokens=(64, 512), sampled=(MAX_ROWS,), max_rows=MAX_ROWS, max_pages=8192 // PAGE_SIZE
@@ -97,12 +107,15 @@ def lower(case: Case) -> StepLowering:
         num_pages=case.num_pages,
         page_size=PAGE_SIZE,
         implementation=case.platform,  # its kernel
+        storage=storage,
+        num_spans=case.num_spans,
     )
 
 
 @functools.cache
 def backbone(case: Case, tokens: int):
-    return compile_step(lower(case), tokens=[tokens], sampled=[])
+    lowering = lower(case)
+    return compile_step(lowering, backbone_jobs(lowering, tokens))
 
 
 def assert_in_place(compiled: Compiled, pool: int, hidden: int) -> None:
@@ -141,21 +154,62 @@ BACKBONES = [
 @pytest.mark.parametrize(("case", "tokens"), BACKBONES)
 def test_backbone(case: Case, tokens: int):
     compiled = backbone(case, tokens)
-    program, used = compiled.backbones[tokens], compiled.bytes
+    program, used = compiled.programs[f"backbone-{tokens}"], compiled.bytes
     config = model(case.preset, case.layers)
     assert_in_place(program, used.kv_pages, tokens * config.hidden_size * BFLOAT16.itemsize)
     if case.tensor > 1:
         assert_reduces_once_per_sum(program, config, tokens)
     else:
         assert not collectives(program)
+    assert_fits(case, used)
 
-    whole = lower(case._replace(layers=None, num_pages=SERVED_PAGES))
-    weights = sum(map(bytes_per_device, whole.params.values()))
-    pool = bytes_per_device(whole.kv_pages)
+
+def assert_fits(case: Case, cut: StepBytes) -> None:
+    """The whole model fits the device, as far as the cut one can tell."""
+    whole = lower(case._replace(layers=None, num_pages=case.served_pages, num_spans=1))
+    weights, pool = bytes_per_device(whole.params), bytes_per_device(whole.kv_pages)
     # What layouts add, they add to every layer.
-    padding = used.padding / (used.weights + used.kv_pages) * (weights + pool)
+    padding = cut.padding / (cut.weights + cut.kv_pages) * (weights + pool)
     room = hbm_bytes(whole.rules.mesh.devices.flat[0]) * USABLE
-    assert weights + pool + padding + used.temporaries < room
+    assert weights + pool + padding + cut.temporaries < room
+
+
+# Two layers of each, in two spans that are one program.
+QUANTISED = [
+    case("v5e", "llama-3.1-8b", 1, quantization="int8", num_spans=2, served_pages=512),
+    case("v5e", "llama-3.1-8b", 1, quantization="int4", num_spans=2),
+    case("v5e", "llama-3.3-70b", 8, quantization="int4", num_spans=2),
+    case("h100", "qwen3-32b", 1, quantization="fp8", num_spans=2),
+]
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_spans_of_quantised_weights(case: Case):
+    """They fit, the pool is handed on from span to span, and a layer costs two sums."""
+    tokens = 64
+    lowering, config = lower(case), model(case.preset, case.layers)
+    embed, span, finish = backbone_jobs(lowering, tokens).items()
+    # What is before and after the spans differs from what it always is only where it is split.
+    compiled = compile_step(lowering, dict([embed, span, finish] if case.tensor > 1 else [span]))
+    programs = compiled.programs
+    hidden = tokens * config.hidden_size * BFLOAT16.itemsize
+    memory, used = programs[span[0]].memory_analysis(), compiled.bytes
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= used.kv_pages + hidden
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 2**20
+    # XLA writes the numbers of groups out before it multiplies, those of a weight at a time.
+    largest = max(param.size for param in parameters_of(config).values()) / case.tensor
+    is_grouped = case.quantization == "int4"
+    assert memory.temp_size_in_bytes < (4 * largest if is_grouped else used.kv_pages / 10)
+    sums = collectives(programs[span[0]])
+    assert len(sums) == (2 if case.tensor > 1 else 0)
+    assert {(c.kind, c.shape) for c in sums} <= {("all-reduce", (tokens, config.hidden_size))}
+    if case.tensor > 1:
+        looked_up = collectives(programs[embed[0]])
+        assert {c.kind for c in looked_up} == {"all-reduce"}
+        assert len(looked_up) == 2, "not codes and scales"
+        assert not collectives(programs[finish[0]])
+    assert_fits(case, used)
 
 
 @pytest.mark.parametrize("case", [case("v5e", "llama-3.1-8b", 1, dtype="float32")])
@@ -163,7 +217,7 @@ def test_a_tpu_takes_float32_weights_and_bfloat16_kv(case: Case):
     compiled = backbone(case, 64)
     hidden = 2 * 64 * model(case.preset, case.layers).hidden_size * 4  # and that of all rows
     assert lower(case).kv_pages.dtype == BFLOAT16
-    assert_in_place(compiled.backbones[64], compiled.bytes.kv_pages, hidden)
+    assert_in_place(compiled.programs["backbone-64"], compiled.bytes.kv_pages, hidden)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +265,8 @@ def test_late_programs(case: Case, kind: str):
 @pytest.mark.parametrize("case", [case("v5e", "gemma3-27b", 4), case("h100", "gemma3-27b", 1)])
 def test_what_does_not_fit_is_seen_without_compiling(case: Case):
     whole = lower(case._replace(layers=None, num_pages=SERVED_PAGES))
-    taken = [*whole.params.values(), whole.kv_pages]
     room = hbm_bytes(whole.rules.mesh.devices.flat[0]) * USABLE
-    assert sum(map(bytes_per_device, taken)) > room
+    assert bytes_per_device((whole.params, whole.kv_pages)) > room
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x3", "v99:2x2"])

@@ -9,7 +9,7 @@ from jaxserve.models.backend import KernelBackend
 from jaxserve.models.config_readers import from_preset
 from jaxserve.models.graph import ModelGraph
 from jaxserve.models.shard import shard_model
-from jaxserve.models.spans import cut
+from jaxserve.models.spans import choose_num_spans, cut
 from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.lowering import StepLowering
@@ -65,6 +65,7 @@ INT8 = Format("int8")
         ("smollm2-135m", 4, {}, (0, 1, 0, 1)),  # of 7 and 8 layers
         ("gemma3-270m", 3, {}, (0, 0, 0)),  # five local layers and a full one each
         ("gemma3-270m", 6, {}, (0, 1, 0, 1, 0, 1)),
+        ("gemma3-27b", 11, {}, (0,) * 10 + (10,)),  # of 62 layers: ten of six, and one of two
         ("smollm2-135m", 5, {"layers.7.down": (INT8,), "embed": (INT8,)}, (0, 1, 0, 0, 0)),
     ],
 )
@@ -76,3 +77,17 @@ def test_spans_alike_share_a_program(
     assert [*backbone_jobs(lowered, 8)] == [
         "embed-8", *(f"span-{kind}-8" for kind in sorted(set(kinds))), "finish-8"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "gib", "num_spans"),
+    [
+        ("smollm2-135m", 0.25, 1),  # a launch would take longer than a span
+        ("llama-3.1-8b", 8, 4),
+        ("llama-3.1-8b", 1.2, 2),  # of a GiB and a bit, two
+        ("llama-3.3-70b", 5, 10),
+        ("gemma3-27b", 7, 6),  # five of twelve layers, and one of two
+    ],
+)
+def test_large_models_are_cut_into_spans_that_are_alike(preset: str, gib: float, num_spans: int):
+    assert choose_num_spans(from_preset(preset), int(gib * 2**30)) == num_spans
