@@ -8,6 +8,9 @@ writes them back. Tiles of which every slot is new are not read. Items do not me
 that is written belongs to one row, so several are in flight at once, reads ahead of the one that
 is merged and writes behind it.
 
+Of a quantised pool the tiles are of codes. Scales, a tile of which is a page's of all heads, are
+merged page by page in XLA.
+
 A decode row moves 2 * 16 rows per KV head to write one. That is the price of the tiling, and
 small next to the thousands that attention then reads.
 """
@@ -21,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.kv_pages import KvPages, KvPool
+from pallas_kernels.kv_pages import KvPages, KvPool, quantise
 from pallas_kernels.paged_batch import PagedBatch
 from pallas_kernels.tpu_layout import tile_rows
 
@@ -56,17 +59,17 @@ def kv_write(
     *,
     layer: int | jax.Array,
     interpret: bool | pltpu.InterpretParams = False,
-) -> jax.Array:
+) -> KvPool:
     """`pallas_kernels.kv_write.kv_write` as a Pallas kernel for TPUs.
 
     Args:
         interpret: run in the TPU interpreter, on any platform.
 
     Raises:
-        ValueError: pages are not whole tiles, or are quantised.
+        ValueError: pages are not whole tiles.
     """
     if isinstance(kv_pages, KvPages):
-        raise ValueError("the TPU kernel writes no quantised KV; use 'xla'")
+        return _write_quantised(kv_pages, k, v, batch, layer, interpret)
     _, _, _, kv_heads, page_size, head_dim = kv_pages.shape
     slots = tile_rows(kv_pages.dtype)
     if page_size % slots:
@@ -98,6 +101,31 @@ def kv_write(
         interpret=interpret,
         name="kv_write",
     )(*items, k, v, kv_pages)
+
+
+def _write_quantised(
+    kv_pages: KvPages,
+    k: jax.Array,
+    v: jax.Array,
+    batch: PagedBatch,
+    layer: int | jax.Array,
+    interpret: bool | pltpu.InterpretParams,
+) -> KvPages:
+    """`kv_write` of a pool with scales."""
+    page_size = kv_pages.shape[4]
+    # [2, tokens, kv_heads, head_dim] and [2, tokens, kv_heads]
+    codes, scales = quantise(jnp.stack([k, v]), kv_pages.values.dtype)
+    values = kv_write(kv_pages.values, *codes, batch, layer=layer, interpret=interpret)
+    pages = _find_items(batch, layer, k.shape[0], page_size, page_size)
+    number = jnp.where(jnp.arange(len(pages.page)) < pages.call[1], pages.page, kv_pages.shape[1])
+    slot = jnp.arange(page_size) - pages.slot[:, None]  # [pages, page_size], from the first new
+    token = jnp.clip(pages.token[:, None] + slot, 0, k.shape[0] - 1)
+    new = jnp.moveaxis(scales[:, token], (1, 3), (0, 2))  # [pages, 2, kv_heads, page_size]
+    old = kv_pages.scales.at[layer, number].get(mode="clip")
+    mine = (slot >= 0) & (slot < pages.size[:, None])
+    merged = jnp.where(mine[:, None, None], new, old)
+    written = kv_pages.scales.at[layer, number].set(merged, mode="drop")
+    return KvPages(values, written)
 
 
 def _find_items(
@@ -166,7 +194,10 @@ def _kernel(*refs: Any, window: int) -> None:
         for kind in range(2):
             new = fresh[ring, kind, pl.ds(start, slots)].astype(jnp.float32).swapaxes(0, 1)
             old = tiles[ring, kind].astype(jnp.float32)
-            tiles[ring, kind] = jnp.where(mine, new, old).astype(tiles.dtype)
+            merged = jnp.where(mine, new, old)
+            if tiles.dtype == jnp.int8:
+                merged = merged.astype(jnp.int32)
+            tiles[ring, kind] = merged.astype(tiles.dtype)
 
     def start_read(item: jax.Array) -> None:
         # Its place in the ring is free once the item that had it before is written.

@@ -30,6 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import jax_compat
+from pallas_kernels.kv_pages import KvPages, KvPool, is_quantised
 from pallas_kernels.paged_attention import tuning
 from pallas_kernels.paged_attention.tpu_body import Program, Rules, Scalars, Scratch, run
 from pallas_kernels.paged_batch import PagedBatch
@@ -40,7 +41,7 @@ MAX_TABLE_BYTES = 900 * 2**10  # of 1 MiB of scalar memory on every TPU since v4
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -96,14 +97,15 @@ def paged_attention(
     out_shape = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
     if return_lse:  # the same in every lane: a column would have to be turned into a row
         out_shape.append(jax.ShapeDtypeStruct((num_tokens, heads, LANES), jnp.float32))
+    pools = jax.tree.leaves(kv_pages)  # values, and scales of a quantised one
     outs = pl.pallas_call(
-        functools.partial(_kernel, rules, return_lse),
+        functools.partial(_kernel, rules, return_lse, len(pools)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(cores, steps),
-            in_specs=[block(heads, head_dim), pl.BlockSpec(memory_space=pl.ANY)],
+            in_specs=[block(heads, head_dim), *[pl.BlockSpec(memory_space=pl.ANY) for _ in pools]],
             out_specs=[block(*shape.shape[1:]) for shape in out_shape],
-            scratch_shapes=list(_make_scratch(q, kv_pages, rules)),
+            scratch_shapes=[each for each in _make_scratch(q, kv_pages, rules) if each is not None],
         ),
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
@@ -112,15 +114,17 @@ def paged_attention(
         ),
         interpret=interpret,
         name="paged_attention",
-    )(*scalars, q, kv_pages)
+    )(*scalars, q, *pools)
     return (outs[0], outs[1][..., 0]) if return_lse else outs[0]
 
 
 def refusal(shape: tuning.Shape) -> str | None:
     """Why the kernel does not take a shape, or None if it does."""
     queries = shape.dtype if shape.query_dtype is None else shape.query_dtype
-    for dtype in map(jnp.dtype, (shape.dtype, queries)):  # pages are multiplied in the queries'
-        if dtype not in (jnp.float32, jnp.bfloat16):
+    for dtype, are_pages in ((jnp.dtype(shape.dtype), True), (jnp.dtype(queries), False)):
+        # Pages are multiplied in the queries' type, codes too.
+        is_code = are_pages and is_quantised(dtype)
+        if dtype not in (jnp.float32, jnp.bfloat16) and not is_code:
             return f"it takes float32 or bfloat16, not {dtype.name}"
         tile = tile_rows(dtype)
         if shape.page_size % tile:
@@ -131,7 +135,7 @@ def refusal(shape: tuning.Shape) -> str | None:
     return None
 
 
-def _check(q: jax.Array, kv_pages: jax.Array, batch: PagedBatch) -> None:
+def _check(q: jax.Array, kv_pages: KvPool, batch: PagedBatch) -> None:
     """Refuse with a ValueError what would fail later, or worse, not fail."""
     kv_heads, page_size, head_dim = kv_pages.shape[3:]
     heads = q.shape[1]
@@ -173,12 +177,16 @@ def _make_scalars(
     )
 
 
-def _make_scratch(q: jax.Array, kv_pages: jax.Array, rules: Rules) -> Scratch:
+def _make_scratch(q: jax.Array, kv_pages: KvPool, rules: Rules) -> Scratch:
     """The shapes of the kernel's own memory."""
     heads, head_dim = q.shape[1:]
     kv_heads, page_size = kv_pages.shape[3:5]
     rows = rules.query_tokens * (heads // kv_heads)
     block = rules.pages_per_block * page_size
+    scales = None
+    if isinstance(kv_pages, KvPages):
+        each = (2, rules.pages_per_block, 2, kv_heads, page_size)
+        scales = pltpu.VMEM(each, kv_pages.scales.dtype)
     return Scratch(
         kv=pltpu.VMEM((2, 2, kv_heads, block, head_dim), kv_pages.dtype),
         semaphores=pltpu.SemaphoreType.DMA((2,)),
@@ -189,16 +197,19 @@ def _make_scratch(q: jax.Array, kv_pages: jax.Array, rules: Rules) -> Scratch:
         tile_q=pltpu.VMEM((kv_heads, rows, head_dim), q.dtype),
         tile_state=pltpu.VMEM((2, kv_heads, rows, LANES), jnp.float32),
         tile_acc=pltpu.VMEM((kv_heads, rows, head_dim), jnp.float32),
+        scales=scales,
     )
 
 
-def _kernel(rules: Rules, return_lse: bool, *refs: Any) -> None:
-    """One program: scalars, q, pool | out, lse if asked for | scratch."""
-    scalars, (q, pool, out), rest = Scalars(*refs[:6]), refs[6:9], refs[9:]
+def _kernel(rules: Rules, return_lse: bool, num_pools: int, *refs: Any) -> None:
+    """One program: scalars, q, pool, scales if any | out, lse if asked for | scratch."""
+    scalars, q, rest = Scalars(*refs[:6]), refs[6], refs[7:]
+    pool, scales = (*rest[:num_pools], None)[:2]
+    out, *rest = rest[num_pools:]
     lse = rest[0] if return_lse else None
     scratch = Scratch(*rest[int(return_lse) :])
     core, step = pl.program_id(0), pl.program_id(1)
-    program = Program(rules, scalars, scratch, step * rules.cores + core, q, lse, pool)
+    program = Program(rules, scalars, scratch, step * rules.cores + core, q, lse, pool, scales)
 
     @pl.when(program.block < scalars.call[3])
     def _() -> None:

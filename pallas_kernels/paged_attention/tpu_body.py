@@ -68,6 +68,8 @@ class Scratch(NamedTuple):
 
     Attributes:
         kv: [2 (slot), 2 (K, V), kv_heads, block, head_dim], in the pool's dtype.
+        scales: float32 [2 (slot), pages, 2 (K, V), kv_heads, page_size] of a quantised pool, or
+            None.
         semaphores: DMA [2], one per slot.
         slot: int32 [1] in SMEM: the slot that holds the next item.
         out: float32 [query_tokens, heads, head_dim]: 32 bits wide, because one row's heads
@@ -88,6 +90,39 @@ class Scratch(NamedTuple):
     tile_q: Any
     tile_state: Any
     tile_acc: Any
+    scales: Any = None
+
+
+class Chunk(NamedTuple):
+    """Pages that are multiplied at once.
+
+    Attributes:
+        kv: ref, [2 (K, V), kv_heads, chunk, head_dim].
+        scales: ref, float32 [pages, 2 (K, V), kv_heads, page_size], or None.
+    """
+
+    kv: Any
+    scales: Any
+
+    def rows(self, kind: int, head: Any, dtype: Any) -> jax.Array:
+        """One head's keys (kind 0) or values (1) [chunk, head_dim]; codes of quantised ones."""
+        rows = self.kv[kind, head]
+        return (rows if self.scales is None else rows.astype(jnp.float32)).astype(dtype)
+
+    def scaled(self, x: jax.Array, kind: int, head: Any) -> jax.Array:
+        """Scores of keys, or weights of values, [rows, chunk] times the scales of a head's."""
+        if self.scales is None:
+            return x
+        pages = range(self.scales.shape[0])
+        parts = [self.scales[page, kind, pl.ds(head, 1)] for page in pages]
+        return x * jnp.concatenate(parts, axis=1)
+
+    def weights(self, weights: jax.Array, seen: jax.Array, head: Any) -> jax.Array:
+        """What a head's values, or their codes, are multiplied with."""
+        if self.scales is None:
+            return weights
+        # Scales of slots that were never written may be NaN.
+        return jnp.where(seen, self.scaled(weights, 1, head), 0)
 
 
 class Span(NamedTuple):
@@ -115,6 +150,7 @@ class Program:
         q: [query_tokens, heads, head_dim].
         lse: float32 [query_tokens, heads, 128], or None if nobody asked.
         pool: [layers, pages, 2, kv_heads, page_size, head_dim] in HBM.
+        scales: float32 [layers, pages, 2, kv_heads, page_size] in HBM, or None.
     """
 
     rules: Rules
@@ -124,6 +160,7 @@ class Program:
     q: Any
     lse: Any
     pool: Any
+    scales: Any = None
 
     def span(self, block: jax.Array, row: jax.Array) -> Span:
         """What `row` shows to query block `block`."""
@@ -162,6 +199,12 @@ class Program:
                 self.scratch.kv.at[slot, :, :, rows],
                 self.scratch.semaphores.at[slot],
             ).start()
+            if self.scales is not None:
+                pltpu.make_async_copy(
+                    self.scales.at[self.scalars.call[0], page],
+                    self.scratch.scales.at[slot, i],
+                    self.scratch.semaphores.at[slot],
+                ).start()
 
         lax.fori_loop(0, self._pages(span, index), one, None)
 
@@ -192,9 +235,17 @@ class Program:
                 self.scratch.kv.at[slot, :, :, pl.ds(0, page_size)],
                 self.scratch.semaphores.at[slot],
             ).wait()
+            if self.scales is not None:
+                pltpu.make_async_copy(
+                    self.scales.at[0, 0],
+                    self.scratch.scales.at[slot, 0],
+                    self.scratch.semaphores.at[slot],
+                ).wait()
 
         lax.fori_loop(0, pages, one, None)
         kv = self.scratch.kv
+        if jnp.issubdtype(kv.dtype, jnp.integer):
+            return  # codes are never NaN, and weights carry their scales
         tile = tile_rows(kv.dtype)
         chunk = self.rules.pages_per_chunk * page_size
         end = span.end - self.first_position(index, span)  # within this block
@@ -211,6 +262,16 @@ class Program:
     def num_chunks(self, index: jax.Array, span: Span) -> jax.Array:
         """Products of a work item."""
         return pl.cdiv(self._pages(span, index), self.rules.pages_per_chunk)
+
+    def chunk(self, slot: jax.Array, index: jax.Array) -> Chunk:
+        """Product `index` of the work item in a slot."""
+        pages, page_size = self.rules.pages_per_chunk, self.pool.shape[4]
+        size = pages * page_size
+        rows = pl.ds(pl.multiple_of(index * size, size), size)
+        scales = None
+        if self.scales is not None:
+            scales = self.scratch.scales.at[slot, pl.ds(index * pages, pages)]
+        return Chunk(self.scratch.kv.at[slot, :, :, rows], scales)
 
     def first_position(self, index: jax.Array, span: Span) -> jax.Array:
         """Absolute position of the first slot of a work item."""
@@ -242,7 +303,7 @@ def run(program: Program, is_first: jax.Array) -> None:
         blocks = program.num_blocks(span)
         decode = scalars.length[row] == 1
 
-        def pipeline(compute: Callable[[Any, jax.Array, Span], None]) -> None:
+        def pipeline(compute: Callable[[Chunk, jax.Array, Span], None]) -> None:
             chunk = program.rules.pages_per_chunk * program.pool.shape[4]
 
             def one_block(index: jax.Array, slot: jax.Array) -> jax.Array:
@@ -251,9 +312,7 @@ def run(program: Program, is_first: jax.Array) -> None:
                 first = program.first_position(index, span)
 
                 def one_chunk(i: jax.Array, _: None) -> None:
-                    start = pl.multiple_of(i * chunk, chunk)
-                    kv = program.scratch.kv.at[slot, :, :, pl.ds(start, chunk)]
-                    compute(kv, first + start, span)
+                    compute(program.chunk(slot, i), first + i * chunk, span)
 
                 lax.fori_loop(0, program.num_chunks(index, span), one_chunk, None)
                 return 1 - slot
@@ -300,12 +359,12 @@ def decode_row(program: Program, row: jax.Array, pipeline: Callable) -> None:
         head_of_row = lax.broadcasted_iota(jnp.int32, mine.shape, 0)
         return jnp.where(head_of_row >= head * (heads // kv_heads), mine, others)
 
-    def compute(kv: Any, first: jax.Array, span: Span) -> None:
+    def compute(chunk: Chunk, first: jax.Array, span: Span) -> None:
         q = program.q[token]
         scores = None
         for head in range(kv_heads):
-            k = kv[0, head].astype(q.dtype)
-            scores = own(head, _matmul(q, k, transposed=True), scores)
+            mine = _matmul(q, chunk.rows(0, head, q.dtype), transposed=True)
+            scores = own(head, chunk.scaled(mine, 0, head), scores)
         scores = _shape_scores(scores, rules)
         position = first + lax.broadcasted_iota(jnp.int32, (1, scores.shape[1]), 1)
         seen = position < span.end
@@ -315,8 +374,8 @@ def decode_row(program: Program, row: jax.Array, pipeline: Callable) -> None:
         weights, fade = _softmax_step(scores, scratch.token_state)
         new = None
         for head in range(kv_heads):
-            v = kv[1, head].astype(q.dtype)
-            new = own(head, _matmul(weights.astype(q.dtype), v), new)
+            mine = chunk.weights(weights, seen, head).astype(q.dtype)
+            new = own(head, _matmul(mine, chunk.rows(1, head, q.dtype)), new)
         scratch.token_acc[...] = scratch.token_acc[...] * fade + new
 
     pipeline(compute)
@@ -347,11 +406,11 @@ def prefill_row(program: Program, row: jax.Array, pipeline: Callable) -> None:
     scratch.tile_state[1] = jnp.zeros(scratch.tile_state.shape[1:])
     scratch.tile_acc[...] = jnp.zeros(scratch.tile_acc.shape)
 
-    def compute(kv: Any, first: jax.Array, span: Span) -> None:
+    def compute(chunk: Chunk, first: jax.Array, span: Span) -> None:
         def one_head(head: jax.Array, _: None) -> None:
             q = scratch.tile_q[head]
-            k = kv[0, head].astype(q.dtype)
-            scores = _shape_scores(_matmul(q, k, transposed=True), rules)
+            scores = _matmul(q, chunk.rows(0, head, q.dtype), transposed=True)
+            scores = _shape_scores(chunk.scaled(scores, 0, head), rules)
             position = first + lax.broadcasted_iota(jnp.int32, (1, scores.shape[1]), 1)
             token = lax.div(lax.broadcasted_iota(jnp.int32, (rows, 1), 0), group)
             own = first_token + token + span.offset
@@ -360,10 +419,9 @@ def prefill_row(program: Program, row: jax.Array, pipeline: Callable) -> None:
                 seen &= position > own - scalars.call[1]
             scores = jnp.where(seen, scores, MASKED)
             weights, fade = _softmax_step(scores, scratch.tile_state.at[:, head])
-            v = kv[1, head].astype(q.dtype)
-            scratch.tile_acc[head] = scratch.tile_acc[head] * fade + _matmul(
-                weights.astype(q.dtype), v
-            )
+            mine = chunk.weights(weights, seen, head).astype(q.dtype)
+            new = _matmul(mine, chunk.rows(1, head, q.dtype))
+            scratch.tile_acc[head] = scratch.tile_acc[head] * fade + new
 
         lax.fori_loop(0, kv_heads, one_head, None)
 

@@ -33,6 +33,10 @@ A100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100", compute_capabi
         (TPU, {"dtype": jnp.float32, "query_dtype": jnp.bfloat16, "page_size": 8}, "xla"),
         (H200, {"query_dtype": jnp.bfloat16}, "gpu"),
         (H200, {"query_dtype": jnp.float32}, "xla"),
+        (CPU, {"dtype": jnp.float8_e4m3fn, "query_dtype": jnp.float32}, "cpu"),
+        (TPU, {"dtype": jnp.int8, "query_dtype": jnp.bfloat16}, "tpu"),
+        (TPU, {"dtype": jnp.int8, "query_dtype": jnp.bfloat16, "page_size": 16}, "xla"),
+        (TPU, {"dtype": jnp.int8, "query_dtype": jnp.int8}, "xla"),
     ],
 )
 def test_auto(device: Any, changes: dict, chosen: str, caplog: pytest.LogCaptureFixture):

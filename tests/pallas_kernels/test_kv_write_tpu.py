@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.kv_write import tpu
+from pallas_kernels.kv_pages import KvPages
+from pallas_kernels.kv_write import tpu, xla
 from pallas_kernels.paged_batch import PagedBatch
 from tests.pallas_kernels.paged_case import GARBAGE
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
@@ -114,6 +115,27 @@ def test_random_rows(data: st.DataObject, seed: int, dtype: str):
         rows.append((query_len, context_len))
         budget, pages = budget - query_len, pages - -(-context_len // 16)
     check(rows, layer=2, seed=seed, dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "kv_heads", "page_size"), [("int8", 3, 64), ("fp8", 1, 32)])
+def test_quantised_rows_as_xla_writes_them(dtype: str, kv_heads: int, page_size: int):
+    """Codes and scales, bit by bit; pages and tiles filled from their middle on, and wholly."""
+    random = np.random.default_rng(7)
+    kind = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}[dtype]
+    shape = (2, 17, 2, kv_heads, page_size, 32)
+    codes = jnp.asarray(random.integers(-9, 9, shape), kind)
+    pool = KvPages(codes, jnp.asarray(random.random(shape[:-1], np.float32)))
+    k, v = (jnp.asarray(random.standard_normal((83, kv_heads, 32)), jnp.float32) for _ in "kv")
+    lens = np.array([1, 39, 1, 33, 2, 0], np.int32)
+    ends = np.array([page_size, page_size + 11, 1, 33, 2 * page_size + 1, 0], np.int32)
+    starts = (np.cumsum(lens) - lens).astype(np.int32)
+    table = random.permutation(17)[: 6 * 3 - 2].astype(np.int32)
+    table = np.concatenate([table, [-7, 10**6]]).astype(np.int32).reshape(6, 3)
+    batch = PagedBatch(*map(jnp.asarray, (starts, lens, ends, table)))
+    got = write(pool, k, v, batch, layer=jnp.int32(1))
+    assert_no_race(got.values)
+    for mine, expected in zip(got, xla.kv_write(pool, k, v, batch, layer=1), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(expected))
 
 
 def test_new_rows_are_cast_to_the_pool_s_dtype():

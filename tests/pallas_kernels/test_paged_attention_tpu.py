@@ -1,5 +1,6 @@
 """The TPU kernel in the interpreter, against dense float64 attention of every row by itself."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from tests.pallas_kernels.paged_case import (
     make_case,
     oracle,
     oracle_lse,
+    quantised,
     relative_errors,
 )
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
@@ -70,7 +72,7 @@ def check(
     """Compare output and log-sum-exp with the oracle's, and look for races."""
     rules = {"scale": scale, "sliding_window": sliding_window, "soft_cap": soft_cap}
     out, lse = _attend(
-        jnp.asarray(case.q), jnp.asarray(case.pool), case.device_batch(), jnp.int32(case.layer),
+        jnp.asarray(case.q), case.device_pool(), case.device_batch(), jnp.int32(case.layer),
         block_sizes=block_sizes, interpret=strict(num_cores), **rules,
     )  # fmt: skip
     assert_no_race(out, lse)
@@ -94,6 +96,18 @@ def check(
 def test_mixed_rows(dtype: str, window: int | None, soft_cap: float | None):
     case = make_case(MIXED, **SIZES, head_dim=64, layers=3, dtype=dtype)
     check(case, sliding_window=window, soft_cap=soft_cap)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "q_dtype", "window"), [("int8", "float32", None), ("fp8", "bfloat16", 11)]
+)
+def test_a_quantised_pool(dtype: str, q_dtype: str, window: int | None):
+    """Scales of slots that no token was written to are NaN, and so are pages not fetched."""
+    sizes: dict[str, Any] = SIZES | {"page_size": 32, "max_pages": 7}
+    plain = make_case(MIXED, **sizes, head_dim=64, kv_heads=3)
+    case = quantised(dataclasses.replace(plain, q=plain.q.astype(q_dtype)), dtype)
+    check(case, sliding_window=window, soft_cap=None if window is None else 1.3,
+          block_sizes=SMALL._replace(pages_per_block=4, pages_per_chunk=2))  # fmt: skip
 
 
 @pytest.mark.parametrize(

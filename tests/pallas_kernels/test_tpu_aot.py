@@ -10,6 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 from jax.stages import Compiled
 
+from pallas_kernels.kv_pages import KvPages, is_quantised
 from pallas_kernels.kv_write.tpu import kv_write
 from pallas_kernels.paged_attention.tpu import MAX_TABLE_BYTES, paged_attention
 from pallas_kernels.paged_batch import PagedBatch, pool_format
@@ -49,7 +50,7 @@ def compile_both(
     tell_chip: bool = True,
     context: int = 8192,
     **options,
-) -> tuple[Compiled, jax.ShapeDtypeStruct]:
+) -> tuple[Compiled, Any]:
     """One layer of a step: write K and V, then attend; the pool is donated.
 
     Args:
@@ -69,8 +70,12 @@ def compile_both(
     def struct(shape: tuple[int, ...], dtype, where: Any = sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    where = pool_format(sharding) if row_major else sharding
-    pool = struct(shape, dtype, where)
+    where: Any = pool_format(sharding) if row_major else sharding
+    pool: Any = struct(shape, dtype, where)
+    if is_quantised(dtype):
+        where = KvPages(where, pool_format(sharding, ndim=5))
+        pool = KvPages(pool, struct(shape[:-1], jnp.float32, where.scales))
+        dtype = jnp.bfloat16
     q = struct((tokens, model.heads, model.head_dim), dtype)
     k = struct((tokens, model.kv_heads, model.head_dim), dtype)
     per_row = struct((rows,), jnp.int32)
@@ -128,6 +133,29 @@ def test_compiles_and_updates_the_pool_in_place(
 def test_options_compile(chip: str, model: AttentionShape, options: dict):
     program, pool = compile_both(chip, model, "mixed", 32, **options)
     check(program, pool, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("chip", "model", "page_size", "dtype"),
+    [
+        ("v5e", MODEL_SHAPES[0], 64, jnp.int8), ("v6e", MODEL_SHAPES[1], 128, jnp.float8_e4m3fn),
+        ("v5p", MODEL_SHAPES[4], 32, jnp.float8_e4m3fn), ("tpu7x", MODEL_SHAPES[2], 64, jnp.int8),
+    ],
+)  # fmt: skip
+def test_a_quantised_pool_is_updated_in_place(
+    chip: str, model: AttentionShape, page_size: int, dtype: Any
+):
+    """Lanes of scales are padded up to 128 slots, and their heads up to 8."""
+    program, pool = compile_both(chip, model, "mixed", page_size, dtype=dtype)
+    memory = program.memory_analysis()
+    assert memory is not None
+    rows = pool.values.size // model.head_dim
+    values = rows * max(model.head_dim, 128)
+    assert memory.alias_size_in_bytes >= values + 4 * rows
+    assert memory.alias_size_in_bytes <= values + 4 * rows * (128 / page_size) * (8 / 3)
+    assert memory.temp_size_in_bytes < values / 20
+    assert not copies_of(pool.values, program)
+    assert (program.as_text() or "").count('custom_call_target="tpu_custom_call"') == 2
 
 
 @pytest.mark.parametrize("model", MODEL_SHAPES[:2])
