@@ -71,10 +71,8 @@ def choose_products(
 def _implementation(
     config: EngineConfig, rules: ShardingRules, dtype: np.dtype, format: Format | None
 ) -> str:
-    devices = rules.mesh.devices
+    device = rules.mesh.devices.flat[0]
     try:
-        return linear.choose_implementation(
-            config.linear_implementation, devices.flat[0], devices.size, dtype, format
-        )
+        return linear.choose_implementation(config.linear_implementation, device, dtype, format)
     except ValueError as error:
         raise ConfigError(str(error)) from error

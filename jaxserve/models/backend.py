@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.layers import Linear
-from jaxserve.models.weights import multiply
+from jaxserve.models.weights import axes_of, multiply
 from jaxserve.parallel.mesh import ShardingRules
 from pallas_kernels import linear as products
 from pallas_kernels.kv_pages import KvPool
@@ -19,6 +20,8 @@ from pallas_kernels.linear import Activations
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_batch import PagedBatch, bits_dtype
 from pallas_kernels.weights import Format, Quantised
+
+Product = Callable[[jax.Array, jax.Array | Quantised], jax.Array]  # of activations and a weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,41 @@ class KernelBackend:
                 num_tokens=num_tokens,
             )
 
-        return multiply(x, weight.get_value(), product)
+        own = self._on_shards(product, weight.get_metadata()["axes"])
+        return multiply(x, weight.get_value(), product if self.rules.mesh.size == 1 else own)
+
+    def _on_shards(self, product: Product, axes: Sequence[str | None]) -> Product:
+        """A product of every shard with its own part of a weight; one sum, if inputs are split.
+
+        XLA splits products of arrays by itself. It sees neither into calls of kernels nor that
+        blocks of codes and their scales belong together.
+
+        Args:
+            product: of one shard.
+            axes: logical axes of the weight, [out..., in].
+        """
+        inputs = self.rules.spec(axes[-1:])[0]
+
+        def on_shard(x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
+            out = product(x, weight)
+            return out if inputs is None else jax.lax.psum(out, inputs)
+
+        def on_mesh(x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
+            is_kernel = self.linear_implementation not in products.SPLIT_BY_XLA
+            if not (is_kernel or isinstance(weight, Quantised)):
+                return product(x, weight)
+            return jax.shard_map(
+                on_shard,
+                mesh=self.rules.mesh,
+                in_specs=(
+                    self.rules.spec(("data", axes[-1])),
+                    jax.tree.map(lambda a: self.rules.spec(axes_of(a, weight, axes)), weight),
+                ),
+                out_specs=self.rules.spec(("data", *axes[:-1])),
+                check_vma=False,  # kernels' loops carry per-shard values
+            )(x, weight)
+
+        return on_mesh
 
     def activations_for(self, format: Format | None) -> Activations:
         """What weights of a format (None: not quantised) multiply: int8 takes integer codes."""

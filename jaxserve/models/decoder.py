@@ -140,7 +140,8 @@ class Decoder(Normed):
         for name, parameter in parameters.items():
             place, _, own = name.rpartition(".")
             owner = self.layers[int(place.removeprefix("layers."))] if place else self
-            setattr(owner, own, nnx.Param(jax.ShapeDtypeStruct(parameter.shape, jnp.float32)))
+            shape = jax.ShapeDtypeStruct(parameter.shape, jnp.float32)
+            setattr(owner, own, nnx.Param(shape, axes=parameter.axes))
 
     def hidden(
         self,

@@ -6,7 +6,7 @@ differ. Biases and factors are arrays.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -119,9 +119,20 @@ def abstract_weight(
     """
 
     def placed(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # One scale for all inputs is on every device that has some of them.
-        is_shared = array.shape[-1] == 1 != parameter.shape[-1]
-        axes = (*parameter.axes[:-1], None) if is_shared else parameter.axes
+        axes = axes_of(array, parameter, parameter.axes)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rules.sharding(*axes))
 
     return jax.tree.map(placed, weight_shapes(parameter, storage, dtype))
+
+
+def axes_of(array: Any, weight: Any, axes: Sequence[str | None]) -> tuple[str | None, ...]:
+    """Logical axes of one of the arrays that a weight is made of.
+
+    Args:
+        array: one of them.
+        weight: has the weight's shape.
+        axes: of the weight.
+    """
+    # One scale for all inputs is on every device that has some of them.
+    is_shared = array.shape[-1] == 1 != weight.shape[-1]
+    return (*axes[:-1], None) if is_shared else tuple(axes)

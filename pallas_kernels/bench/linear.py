@@ -155,11 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--tokens, --layers and --repeats must be positive")
     device, dtype = jax.devices()[0], jnp.dtype(options.dtype)
     names = options.implementations or dict.fromkeys(
-        ["xla", choose_implementation("auto", device, 1, dtype)]
+        ["xla", choose_implementation("auto", device, dtype)]
     )
     for name in names:
         try:
-            choose_implementation(name, device, 1, dtype)
+            choose_implementation(name, device, dtype)
         except ValueError as error:
             parser.error(str(error))
     keys = iter(jax.random.split(jax.random.key(0), options.layers * len(options.shapes)))

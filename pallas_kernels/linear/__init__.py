@@ -11,13 +11,13 @@ from pallas_kernels.weights import Format, Quantised
 
 Implementation = Literal["auto", "cpu", "xla", "reference"]
 NAMES: tuple[str, ...] = get_args(Implementation)
+SPLIT_BY_XLA = ("xla", "reference")  # products of arrays over a mesh; others are of one shard's
 Activations = Literal["float", "int8"]
 
 
 def choose_implementation(
     implementation: str,
     device: Any,
-    num_devices: int,
     dtype: Any,
     format: Format | None = None,
 ) -> str:
@@ -26,8 +26,6 @@ def choose_implementation(
     Args:
         implementation: a name, or "auto" for the fastest.
         device: the `jax.Device`, one of those where it will run.
-        num_devices: how many those are. XLA splits its own products over a mesh, and not what it
-            cannot look into.
         dtype: of activations, and of weights that are not quantised.
         format: of weights, or None where they are not quantised.
 
@@ -41,8 +39,6 @@ def choose_implementation(
     reason = _module("cpu").refusal(jnp.dtype(dtype).name)
     if device.platform != "cpu":
         reason = f"it takes a CPU, and this is {device.platform}"
-    elif num_devices > 1:
-        reason = f"it takes one device, and the mesh has {num_devices}"
     if reason is None:
         return "cpu"
     if implementation == "cpu":
@@ -95,7 +91,7 @@ def linear(
     format = weight.format if isinstance(weight, Quantised) else None
     _check(x, weight, activations)
     if implementation == "auto":
-        implementation = choose_implementation("auto", jax.devices()[0], 1, x.dtype, format)
+        implementation = choose_implementation("auto", jax.devices()[0], x.dtype, format)
     return _module(implementation).linear(x, weight, activations, num_tokens)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxserve.engine.engine import Engine
+from pallas_kernels.weights import Quantised
 from tests.engine.harness import build, greedy, run, tokens
 from tests.models.numpy_reference import NumpyModel
 
@@ -67,7 +68,8 @@ def shard_shapes(engine: Engine) -> tuple[dict[str, tuple[int, ...]], tuple[int,
     """Shapes of one device's part of every weight and of the pool; all devices have equal ones."""
     runner = engine.executor
 
-    def shape(array: jax.Array) -> tuple[int, ...]:
+    def shape(weight: jax.Array | Quantised) -> tuple[int, ...]:
+        array = weight.values if isinstance(weight, Quantised) else weight
         (one,) = {shard.data.shape for shard in array.addressable_shards}
         return one
 
@@ -133,6 +135,6 @@ def test_smollm2(mesh: str, smollm2_gguf: Path, program_cache_dir: Path):
     )  # fmt: skip
     weights, _ = shard_shapes(engine)
     tensor = engine.executor._lowering.rules.tensor  # type: ignore
-    assert weights["embed"] == (49152 // tensor, 576)
+    assert weights["embed"] == (49152 // tensor, 576)  # a byte for each
     answers = run(engine, [(p["prompt_token_ids"], greedy(12)) for p in reference], check=False)
     assert tokens(answers) == [p["output_token_ids"][:12] for p in reference]

@@ -96,27 +96,23 @@ def test_calls_of_several_programs_at_once() -> None:
 
 
 def test_choice() -> None:
-    assert choose_implementation("auto", CPU, 1, jnp.float32) == "cpu"
-    assert choose_implementation("auto", CPU, 1, jnp.bfloat16) == "xla"
-    assert choose_implementation("auto", CPU, 2, jnp.float32) == "xla"
-    assert choose_implementation("auto", SimpleNamespace(platform="tpu"), 1, jnp.float32) == "xla"
-    assert choose_implementation("xla", CPU, 1, jnp.float32) == "xla"
+    assert choose_implementation("auto", CPU, jnp.float32) == "cpu"
+    assert choose_implementation("auto", CPU, jnp.bfloat16) == "xla"
+    assert choose_implementation("auto", SimpleNamespace(platform="tpu"), jnp.float32) == "xla"
+    assert choose_implementation("xla", CPU, jnp.float32) == "xla"
 
 
 @pytest.mark.parametrize(
-    ("name", "platform", "devices", "dtype", "reason"),
+    ("name", "platform", "dtype", "reason"),
     [
-        ("cpu", "gpu", 1, jnp.float32, "takes a CPU, and this is gpu; use 'auto'"),
-        ("cpu", "cpu", 4, jnp.float32, "takes one device, and the mesh has 4"),
-        ("cpu", "cpu", 1, jnp.bfloat16, "takes float32, not bfloat16"),
-        ("fast", "cpu", 1, jnp.float32, "no linear 'fast'; there are auto, cpu"),
+        ("cpu", "gpu", jnp.float32, "takes a CPU, and this is gpu; use 'auto'"),
+        ("cpu", "cpu", jnp.bfloat16, "takes float32, not bfloat16"),
+        ("fast", "cpu", jnp.float32, "no linear 'fast'; there are auto, cpu"),
     ],
 )
-def test_what_cannot_run_is_refused(
-    name: str, platform: str, devices: int, dtype: type, reason: str
-) -> None:
+def test_what_cannot_run_is_refused(name: str, platform: str, dtype: type, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        choose_implementation(name, SimpleNamespace(platform=platform), devices, dtype)
+        choose_implementation(name, SimpleNamespace(platform=platform), dtype)
 
 
 def test_other_types_are_refused() -> None:
