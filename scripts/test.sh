@@ -60,7 +60,10 @@ set +m
 scripts/install_chromium.sh || echo "NOT RUN: the page's tests in a browser." >&2
 # Once, and not by every worker.
 python -c 'from pallas_kernels import linear, paged_attention
-linear.prepare("cpu"), paged_attention.prepare("cpu")'
+from pallas_kernels.weights import Format
+paged_attention.prepare("cpu"), linear.prepare("cpu")
+for activations in ("float", "int8"):
+    linear.prepare("cpu", Format("int8"), activations)'
 # A file's tests together, since they share engines and compiled programs, and files in the order
 # that tests/conftest.py gives them.
 status=0

@@ -57,22 +57,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tiny_checkpoint(folder, max_position_embeddings=1024))
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(its folder, the name of its kernel): new, and without jaxserve before the first notebook.
+
+    The others find the wheel installed, and kernels compiled.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    python = make_environment(folder / "venv")
+    return folder, make_kernel(folder / "jupyter", python)
+
+
 @pytest.fixture
-def execute(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a notebook in a new environment without jaxserve."""
+def execute(
+    wheel: Path, environment: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """Runs a notebook in an empty folder, in an environment that it installs the wheel into."""
+    folder, kernel = environment
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
 
     def run(name: str, check: str, *, num_devices: int = 1, **fields: Any) -> list[Any]:
         flag = f"--xla_force_host_platform_device_count={num_devices}"
         monkeypatch.setenv("XLA_FLAGS", flag)
-        python = make_environment(tmp_path / "venv")
-        kernel = make_kernel(tmp_path / "jupyter", python)
         empty = tmp_path / "empty"
         empty.mkdir()
         notebook = read(name)
         fill_in(notebook, hardware="cpu", source=str(wheel), **fields)
-        is_from_wheel = f"import jaxserve\nassert jaxserve.__file__.startswith({str(tmp_path)!r})"
+        is_from_wheel = f"import jaxserve\nassert jaxserve.__file__.startswith({str(folder)!r})"
         notebook.cells.append(nbformat.v4.new_code_cell(f"{check}\n{is_from_wheel}"))
         client = nbclient.NotebookClient(
             notebook, timeout=1200, startup_timeout=600, kernel_name=kernel,
