@@ -77,7 +77,7 @@ def startup(config: EngineConfig, spec: StartupSpec, progress: bool) -> "Result"
 
 
 @benchmark(
-    (*MODEL, "kv_cache_dtype", "attention_implementation", "linear_implementation"),
+    (*MODEL, "kv_cache_dtype", "attention_implementation", "linear_implementation", "num_spans"),
     spec=StepsSpec,
 )
 def steps(config: EngineConfig, spec: StepsSpec, progress: bool) -> "Result":

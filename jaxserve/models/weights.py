@@ -58,7 +58,11 @@ def take_rows(weight: Weight, rows: jax.Array) -> jax.Array:
     """Rows [n, in] of a table [rows, in], in float32 if it is quantised; `rows` is int32 [n]."""
     if isinstance(weight, Parts):
         raise TypeError("a table is in one part")
-    return dense(jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), weight))
+    count = len(rows)
+    if isinstance(weight, Quantised) and count == 1:
+        rows = jnp.pad(rows, (0, 1))  # XLA:TPU copies a table of bytes to slice one row out of it
+    taken = jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), weight)
+    return dense(taken)[:count]
 
 
 def dense(weight: Any) -> Any:

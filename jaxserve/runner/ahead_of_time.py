@@ -31,7 +31,7 @@ class StepBytes(NamedTuple):
     Attributes:
         weights: as many as there are in the model's shapes.
         kv_pages: likewise, the KV pool.
-        padding: what the device's layouts add to both.
+        padding: what the device's layouts add to both, as far as the backbone's programs tell.
         temporaries: of the program that needs most, its outputs included.
     """
 
@@ -106,8 +106,7 @@ def compile_step(lowering: StepLowering, jobs: Mapping[str, Job]) -> CompiledSte
 
     Args:
         lowering: from `lower_step`.
-        jobs: what to compile, by name: all that a server runs (`step_jobs`) or some of it, but
-            at least one token bucket of the backbone (`backbone_jobs`).
+        jobs: what to compile, by name: all that a server runs (`step_jobs`) or some of it.
 
     Raises:
         jax.errors.JaxRuntimeError: a compiler refused; for TPUs also a program that does not
@@ -129,23 +128,22 @@ def _bytes(lowering: StepLowering, programs: Mapping[str, Compiled]) -> StepByte
         for memory in memories.values()
     ]
     weights, pool = bytes_per_device(lowering.params), bytes_per_device(lowering.kv_pages)
-    return StepBytes(weights, pool, _padding(lowering, memories), max(temporaries))
+    return StepBytes(weights, pool, _padding(lowering, memories), max(temporaries, default=0))
 
 
 def _padding(lowering: StepLowering, memories: Mapping[str, Any]) -> int:
     """What layouts add to the pool and to the weights of all layers."""
-    tokens = next(
-        n
-        for n in lowering.program.buckets.tokens
-        if {whole_name(n), span_name(0, n)} & memories.keys()
-    )
-    if whole_name(tokens) in memories:
-        return memories[whole_name(tokens)].argument_size_in_bytes - bytes_per_device(
-            lowering.backbone_args(tokens)
-        )
+    for n in lowering.program.buckets.tokens:
+        if whole := memories.get(whole_name(n)):
+            return whole.argument_size_in_bytes - bytes_per_device(lowering.backbone_args(n))
+        kinds = set(lowering.span_kinds)
+        if all(span_name(kind, n) in memories for kind in kinds):
+            break
+    else:
+        return 0
     padding = 0
     for index, kind in enumerate(lowering.span_kinds):
-        args, memory = lowering.span_args(kind, tokens), memories[span_name(kind, tokens)]
+        args, memory = lowering.span_args(kind, n), memories[span_name(kind, n)]
         added = memory.argument_size_in_bytes - bytes_per_device(args)
         # The pool is an argument of every span; it and the hidden states are what comes out.
         of_pool = memory.alias_size_in_bytes - bytes_per_device(args[2:4])

@@ -212,6 +212,13 @@ def test_spans_of_quantised_weights(case: Case):
     assert_fits(case, used)
 
 
+@pytest.mark.parametrize("case", [QUANTISED[0]])
+def test_a_quantised_embedding_is_not_copied_for_one_row(case: Case):
+    memory = lower(case).embed(1).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 2**20
+
+
 @pytest.mark.parametrize("case", [case("v5e", "llama-3.1-8b", 1, dtype="float32")])
 def test_a_tpu_takes_float32_weights_and_bfloat16_kv(case: Case):
     compiled = backbone(case, 64)
