@@ -146,7 +146,6 @@ BACKBONES = [
     case("v5p", "smollm2-135m", 1, tokens=64, layers=6),
     case("tpu7x", "llama-3.1-8b", 8, tokens=64),
     case("h100", "smollm2-135m", 1, tokens=64),
-    case("h100", "llama-3.1-8b", 1, tokens=64),
     case("h100", "llama-3.1-8b", 1, tokens=512),
 ]
 

@@ -29,9 +29,12 @@ def make(
     request: pytest.FixtureRequest, tiny_model: Callable[..., Path], program_cache_dir: Path
 ) -> Iterator[Make]:
     model = tiny_model(request.param, **MODELS[request.param])
+    # In one of them a page is of two arrays.
+    kv_cache_dtype = "int8" if request.param == "llama" else "auto"
     with maker(
         model, page_size=4, num_pages=20, max_num_batched_tokens=16, host_cache_memory=0.01,
-        preemption="swap", compilation_cache_dir=str(program_cache_dir),
+        preemption="swap", kv_cache_dtype=kv_cache_dtype,
+        compilation_cache_dir=str(program_cache_dir),
     ) as make:  # fmt: skip
         yield make
 
