@@ -22,7 +22,7 @@ class KvPages(NamedTuple):
 
     Attributes:
         values: as `PagedBatch` has the pool: [layers, pages, 2, kv_heads, page_size, head_dim] of
-            int8, or float8_e4m3fn, or its bits.
+            int8, or float8_e4m3fn, or its bits; K and V may be joined (`pool_parts`).
         scales: float32 [layers, pages, 2, kv_heads, page_size].
     """
 
@@ -87,6 +87,38 @@ def kv_token_bytes(dtype: jax.typing.DTypeLike, width: int) -> int:
     return width * jnp.dtype(dtype).itemsize + scale
 
 
+def pool_parts(head_dim: int, *, joined: bool) -> tuple[int, int]:
+    """The sizes of a pool's third axis and of its last one.
+
+    Args:
+        head_dim: of K and of V.
+        joined: whether K and V lie side by side on the last axis, the third one being of size 1. A
+            TPU's memory has its last axis in whole lanes of 128: two heads of 64 fill them, where
+            each by itself would be padded, and the pool take twice its size and time to read.
+    """
+    return (1, 2 * head_dim) if joined else (2, head_dim)
+
+
+def is_joined(pool: Any) -> bool:
+    """Whether K and V lie side by side in a pool (see `pool_parts`)."""
+    return pool.shape[2] == 1
+
+
+def head_dim_of(pool: Any) -> int:
+    """The size of a head of K, or of V, in a pool."""
+    return pool.shape[5] // (2 if is_joined(pool) else 1)
+
+
+def join(kv: jax.Array) -> jax.Array:
+    """K and V [..., 2, kv_heads, head_dim] side by side: [..., 1, kv_heads, 2 * head_dim]."""
+    return jnp.concatenate([kv[..., :1, :, :], kv[..., 1:, :, :]], axis=-1)
+
+
+def separate(pages: jax.Array) -> jax.Array:
+    """Joined pages [..., 1, kv_heads, page_size, 2 * head_dim] as [..., 2, ..., head_dim]."""
+    return jnp.concatenate(jnp.split(pages, 2, axis=-1), axis=-4)
+
+
 def scales_of(pool: Any) -> Any:
     """A pool's scales; None if it has none."""
     return pool.scales if isinstance(pool, KvPages) else None
@@ -116,11 +148,20 @@ def quantise(x: jax.Array, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.
 
 
 def stored(x: jax.Array, pool: KvPool) -> KvPool:
-    """Rows [..., head_dim] as a pool has them: rounded to its type, or codes and scales."""
-    if not isinstance(pool, KvPages):
-        return to_pool(x, pool.dtype)
-    codes, scales = quantise(x, values_dtype(pool.values.dtype))
-    return KvPages(to_pool(codes, pool.values.dtype), scales)
+    """Rows of K and V as a pool has them: rounded to its type, or codes and scales.
+
+    Args:
+        x: floating, [..., 2, kv_heads, head_dim].
+        pool: where they go.
+
+    Returns:
+        [..., parts, kv_heads, width] (see `pool_parts`), and scales [..., 2, kv_heads].
+    """
+    scales = None
+    if isinstance(pool, KvPages):
+        x, scales = quantise(x, values_dtype(pool.values.dtype))
+    values = to_pool(join(x) if is_joined(pool) else x, pool.dtype)
+    return values if scales is None else KvPages(values, scales)
 
 
 def loaded(values: jax.Array, scales: jax.Array | None) -> jax.Array:

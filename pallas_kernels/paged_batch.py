@@ -21,7 +21,8 @@ class PagedBatch(NamedTuple):
     The pool is `kv_pages: [layers, pages, 2, kv_heads, page_size, head_dim]`, K at index 0 of
     the third axis and V at 1: a page of one layer is one contiguous piece of memory. Position p
     of row s is in page page_table[s, p // page_size]. Its values may be of another type than the
-    queries, may be held as their bits (`values_dtype`), and may have scales (`kv_pages.KvPages`).
+    queries, may be held as their bits (`values_dtype`), and may have scales (`kv_pages.KvPages`); K
+    and V may lie side by side (`kv_pages.pool_parts`).
 
     Attributes:
         query_start: int32 [rows].

@@ -18,7 +18,7 @@ from jax.stages import Lowered
 
 from jaxserve.cache.page_layout import PageLayout
 from jaxserve.models.backend import kv_pages_spec
-from jaxserve.models.kv_bytes import page_bytes
+from jaxserve.models.kv_bytes import joins_kv, page_bytes
 from jaxserve.models.weights import Storage
 from jaxserve.parallel.mesh import ShardingRules
 from jaxserve.runner.logit_programs import EDIT_FIELDS, edit_logits, max_edits, token_logprobs
@@ -31,7 +31,7 @@ from jaxserve.runner.page_programs import (
     scatter_pages,
 )
 from jaxserve.runner.step_program import StepProgram
-from pallas_kernels.kv_pages import SCALE_DTYPE, KvPages, is_quantised
+from pallas_kernels.kv_pages import SCALE_DTYPE, KvPages, is_quantised, pool_parts
 from pallas_kernels.paged_batch import pool_format
 
 Abstract = jax.ShapeDtypeStruct
@@ -89,15 +89,17 @@ class StepLowering:
     def kv_pages(self) -> AbstractPool:
         """The KV pool; see `PagedBatch` and `KvPages`."""
         config = self.program.graph.config
+        parts, width = pool_parts(config.head_dim, joined=joins_kv(config, self.rules))
         shape = (
-            config.num_layers, self.num_pages, 2, config.num_kv_heads, self.page_size,
-            config.head_dim,
+            config.num_layers, self.num_pages, parts, config.num_kv_heads, self.page_size, width,
         )  # fmt: skip
         sharding = NamedSharding(self.rules.mesh, kv_pages_spec(self.rules))
         values = Abstract(shape, self.page_dtype, sharding=pool_format(sharding))
         if not is_quantised(self.kv_dtype):
             return values
-        scales = Abstract(shape[:-1], SCALE_DTYPE, sharding=pool_format(sharding, ndim=5))
+        scales = Abstract(
+            (*shape[:2], 2, *shape[3:5]), SCALE_DTYPE, sharding=pool_format(sharding, ndim=5)
+        )
         return KvPages(values, scales)
 
     @property
@@ -112,9 +114,9 @@ class StepLowering:
 
     @property
     def page_shape(self) -> tuple[int, int, int, int, int]:
-        """Values of one page off the device: layers, 2, all KV heads, page_size, head_dim."""
-        layers, _, two, kv_heads, page_size, head_dim = self.kv_pages.shape
-        return layers, two, kv_heads, page_size, head_dim
+        """Values of one page off the device: layers, parts, all KV heads, page_size, width."""
+        layers, _, parts, kv_heads, page_size, width = self.kv_pages.shape
+        return layers, parts, kv_heads, page_size, width
 
     @property
     def page_layout(self) -> PageLayout:

@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.kv_pages import KvPages, KvPool, quantise
+from pallas_kernels.kv_pages import KvPages, KvPool, is_joined, quantise
 from pallas_kernels.paged_batch import PagedBatch
 from pallas_kernels.tpu_layout import tile_rows
 
@@ -70,37 +70,39 @@ def kv_write(
     """
     if isinstance(kv_pages, KvPages):
         return _write_quantised(kv_pages, k, v, batch, layer, interpret)
-    _, _, _, kv_heads, page_size, head_dim = kv_pages.shape
+    _, _, parts, kv_heads, page_size, width = kv_pages.shape
     slots = tile_rows(kv_pages.dtype)
     if page_size % slots:
         raise ValueError(
             f"the TPU kernel writes tiles of {slots} slots of {kv_pages.dtype}; a page of "
             f"{page_size} slots is not made of them"
         )
-    k, v = k.astype(kv_pages.dtype), v.astype(kv_pages.dtype)
+    new = [k.astype(kv_pages.dtype), v.astype(kv_pages.dtype)]
+    if is_joined(kv_pages):
+        new = [jnp.concatenate(new, axis=-1)]
     window = min(slots, k.shape[0])
     items = _find_items(batch, layer, k.shape[0], page_size, slots)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    tile = (RING, 2, kv_heads, slots, head_dim)
+    tile = (RING, parts, kv_heads, slots, width)
     return pl.pallas_call(
         functools.partial(_kernel, window=window),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(items),
             grid=(1,),
-            in_specs=[anywhere, anywhere, anywhere],
+            in_specs=[anywhere] * (parts + 1),
             out_specs=anywhere,
             scratch_shapes=[
                 pltpu.VMEM(tile, kv_pages.dtype),
-                pltpu.VMEM((RING, 2, 2 * slots + window, kv_heads, head_dim), kv_pages.dtype),
+                pltpu.VMEM((RING, parts, 2 * slots + window, kv_heads, width), kv_pages.dtype),
                 pltpu.SemaphoreType.DMA((2, RING)),
             ],
         ),
         out_shape=jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
-        input_output_aliases={len(items) + 2: 0},
+        input_output_aliases={len(items) + parts: 0},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="kv_write",
-    )(*items, k, v, kv_pages)
+    )(*items, *new, kv_pages)
 
 
 def _write_quantised(
@@ -151,8 +153,8 @@ def _find_items(
 
 def _kernel(*refs: Any, window: int) -> None:
     items = _Items(*refs[:6])
-    k, v, _, pool, tiles, fresh, semaphores = refs[6:]
-    num_tokens, slots = k.shape[0], tiles.shape[3]
+    *new, _, pool, tiles, fresh, semaphores = refs[6:]
+    num_tokens, slots = new[0].shape[0], tiles.shape[3]
     num_items = items.call[1]
 
     def home(item: jax.Array) -> Any:
@@ -171,9 +173,9 @@ def _kernel(*refs: Any, window: int) -> None:
 
         def rows(width: int) -> None:
             source = pl.ds(first_copied(item), width)
-            for kind, new in enumerate((k, v)):
-                target = fresh.at[ring, kind, pl.ds(slots, width)]
-                act(pltpu.make_async_copy(new.at[source], target, semaphore))
+            for part, one in enumerate(new):
+                target = fresh.at[ring, part, pl.ds(slots, width)]
+                act(pltpu.make_async_copy(one.at[source], target, semaphore))
 
         @pl.when(items.size[item] < slots)
         def _() -> None:
@@ -191,13 +193,12 @@ def _kernel(*refs: Any, window: int) -> None:
         start = slots + items.token[item] - items.slot[item] - first_copied(item)
         slot = lax.broadcasted_iota(jnp.int32, tiles.shape[2:], 1) - items.slot[item]
         mine = (slot >= 0) & (slot < items.size[item])
-        for kind in range(2):
-            new = fresh[ring, kind, pl.ds(start, slots)].astype(jnp.float32).swapaxes(0, 1)
-            old = tiles[ring, kind].astype(jnp.float32)
-            merged = jnp.where(mine, new, old)
+        for part in range(len(new)):
+            written = fresh[ring, part, pl.ds(start, slots)].astype(jnp.float32).swapaxes(0, 1)
+            merged = jnp.where(mine, written, tiles[ring, part].astype(jnp.float32))
             if tiles.dtype == jnp.int8:
                 merged = merged.astype(jnp.int32)
-            tiles[ring, kind] = merged.astype(tiles.dtype)
+            tiles[ring, part] = merged.astype(tiles.dtype)
 
     def start_read(item: jax.Array) -> None:
         # Its place in the ring is free once the item that had it before is written.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.kv_pages import KvPool, loaded, scales_of, values_of
+from pallas_kernels.kv_pages import KvPool, is_joined, loaded, scales_of, separate, values_of
 from pallas_kernels.paged_batch import PagedBatch
 
 
@@ -26,9 +26,9 @@ def paged_attention(
     table = jnp.clip(batch.page_table, 0, num_pages - 1)
     scales = scales_of(kv_pages)
     # [rows, max_pages, 2, kv_heads, page_size, head_dim]
-    dense = loaded(
-        values_of(kv_pages)[layer][table], None if scales is None else scales[layer][table]
-    )
+    pages = values_of(kv_pages)[layer][table]
+    pages = separate(pages) if is_joined(kv_pages) else pages
+    dense = loaded(pages, None if scales is None else scales[layer][table])
     dense = jnp.moveaxis(dense, (2, 3), (0, 1))
     dense = dense.reshape(2, kv_heads, table.shape[0], table.shape[1] * page_size, head_dim)
     dense = dense.astype(q.dtype)[:, :, row]  # [2, kv_heads, tokens, context, head_dim]

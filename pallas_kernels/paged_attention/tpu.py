@@ -9,8 +9,9 @@ TensorCores (v4 and v5p as "megacore"), the cores take query blocks in turn.
 Memory: Pallas wants the pool row-major, which XLA chooses by itself for head_dim 128 and 256. For
 head_dim 64 it does not: it makes the pages the minor axis, to fill its lanes of 128, and would
 copy the pool to row-major and back in every step. Hold the pool in `paged_batch.pool_format`, into
-and out of every program. With head_dim 64 it then takes, by `memory_analysis()`, exactly twice its
-logical size in HBM, since half of the lanes are padding; and reading it takes twice the time.
+and out of every program, and, with head_dim 64, with K and V side by side
+(`kv_pages.pool_parts`): they fill the lanes, half of which would be padding otherwise, in HBM and
+in what is read. Queries are padded, which costs nothing: they fill whole lanes anyway.
 Small pages cost as well: each one is a copy to be issued, and 16 slots of one bfloat16 KV head
 with head_dim 128 are only 8 KiB. Pages of 64 or 128 slots suit a TPU better.
 
@@ -30,7 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import jax_compat
-from pallas_kernels.kv_pages import KvPages, KvPool, is_quantised
+from pallas_kernels.kv_pages import KvPages, KvPool, head_dim_of, is_joined, is_quantised
 from pallas_kernels.paged_attention import tuning
 from pallas_kernels.paged_attention.tpu_body import Program, Rules, Scalars, Scratch, run
 from pallas_kernels.paged_batch import PagedBatch
@@ -62,6 +63,34 @@ def paged_attention(
         ValueError: shapes or dtypes that the kernel is not made for.
     """
     _check(q, kv_pages, batch)
+    call = functools.partial(
+        _call, kv_pages=kv_pages, batch=batch, layer=layer, scale=scale,
+        sliding_window=sliding_window, soft_cap=soft_cap, return_lse=return_lse,
+        interpret=interpret, block_sizes=block_sizes,
+    )  # fmt: skip
+    if not is_joined(kv_pages):
+        outs = call(q)
+    else:
+        # Zeros meet V when scores are made; of the weighted sums, those of K are not wanted.
+        head_dim = q.shape[2]
+        outs = call(jnp.pad(q, ((0, 0), (0, 0), (0, head_dim))))
+        outs[0] = outs[0][..., head_dim:]
+    return (outs[0], outs[1][..., 0]) if return_lse else outs[0]
+
+
+def _call(
+    q: jax.Array,
+    kv_pages: KvPool,
+    batch: PagedBatch,
+    layer: int | jax.Array,
+    scale: float,
+    sliding_window: int | jax.Array | None,
+    soft_cap: float | None,
+    return_lse: bool,
+    interpret: bool | pltpu.InterpretParams,
+    block_sizes: tuning.BlockSizes | None,
+) -> list[jax.Array]:
+    """The kernel's outputs: of q's shape, whose heads are as wide as the pool's last axis."""
     num_tokens, heads, head_dim = q.shape
     kv_heads, page_size = kv_pages.shape[3:5]
     chip, cores = jax_compat.tpu_kind(), jax_compat.tpu_core_count()
@@ -115,7 +144,7 @@ def paged_attention(
         interpret=interpret,
         name="paged_attention",
     )(*scalars, q, *pools)
-    return (outs[0], outs[1][..., 0]) if return_lse else outs[0]
+    return list(outs)
 
 
 def refusal(shape: tuning.Shape) -> str | None:
@@ -137,8 +166,8 @@ def refusal(shape: tuning.Shape) -> str | None:
 
 def _check(q: jax.Array, kv_pages: KvPool, batch: PagedBatch) -> None:
     """Refuse with a ValueError what would fail later, or worse, not fail."""
-    kv_heads, page_size, head_dim = kv_pages.shape[3:]
-    heads = q.shape[1]
+    kv_heads, page_size = kv_pages.shape[3:5]
+    heads, head_dim = q.shape[1], head_dim_of(kv_pages)
     if q.shape[2] != head_dim or heads % kv_heads:
         raise ValueError(f"queries {q.shape} do not fit {kv_heads} KV heads of size {head_dim}")
     shape = tuning.Shape(heads, kv_heads, head_dim, page_size, kv_pages.dtype, q.dtype)
@@ -188,7 +217,7 @@ def _make_scratch(q: jax.Array, kv_pages: KvPool, rules: Rules) -> Scratch:
         each = (2, rules.pages_per_block, 2, kv_heads, page_size)
         scales = pltpu.VMEM(each, kv_pages.scales.dtype)
     return Scratch(
-        kv=pltpu.VMEM((2, 2, kv_heads, block, head_dim), kv_pages.dtype),
+        kv=pltpu.VMEM((2, kv_pages.shape[2], kv_heads, block, head_dim), kv_pages.dtype),
         semaphores=pltpu.SemaphoreType.DMA((2,)),
         slot=pltpu.SMEM((1,), jnp.int32),
         out=pltpu.VMEM((rules.query_tokens, heads, head_dim), jnp.float32),

@@ -67,7 +67,9 @@ class Scratch(NamedTuple):
     """Refs that live for the whole call.
 
     Attributes:
-        kv: [2 (slot), 2 (K, V), kv_heads, block, head_dim], in the pool's dtype.
+        kv: [2 (slot), 2 (K, V), kv_heads, block, head_dim], in the pool's dtype; of a joined pool
+            (`kv_pages.pool_parts`) [2, 1, kv_heads, block, 2 * head_dim], and all that head_dim
+            is said to be below is its double.
         scales: float32 [2 (slot), pages, 2 (K, V), kv_heads, page_size] of a quantised pool, or
             None.
         semaphores: DMA [2], one per slot.
@@ -106,7 +108,7 @@ class Chunk(NamedTuple):
 
     def rows(self, kind: int, head: Any, dtype: Any) -> jax.Array:
         """One head's keys (kind 0) or values (1) [chunk, head_dim]; codes of quantised ones."""
-        rows = self.kv[kind, head]
+        rows = self.kv[min(kind, self.kv.shape[0] - 1), head]
         return (rows if self.scales is None else rows.astype(jnp.float32)).astype(dtype)
 
     def scaled(self, x: jax.Array, kind: int, head: Any) -> jax.Array:
@@ -246,15 +248,15 @@ class Program:
         kv = self.scratch.kv
         if jnp.issubdtype(kv.dtype, jnp.integer):
             return  # codes are never NaN, and weights carry their scales
-        tile = tile_rows(kv.dtype)
+        tile, last = tile_rows(kv.dtype), kv.shape[1] - 1
         chunk = self.rules.pages_per_chunk * page_size
         end = span.end - self.first_position(index, span)  # within this block
 
         def clear(i: jax.Array, _: None) -> None:
             rows = pl.ds(pl.multiple_of(i * tile, tile), tile)
-            v = kv[slot, 1, :, rows].astype(jnp.float32)
+            v = kv[slot, last, :, rows].astype(jnp.float32)
             position = i * tile + lax.broadcasted_iota(jnp.int32, v.shape, 1)
-            kv[slot, 1, :, rows] = jnp.where(position < end, v, 0).astype(kv.dtype)
+            kv[slot, last, :, rows] = jnp.where(position < end, v, 0).astype(kv.dtype)
 
         computed = self.num_chunks(index, span) * (chunk // tile)
         lax.fori_loop(lax.div(end, tile), computed, clear, None)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.kv_pages import KvPool, loaded, scales_of, values_of
+from pallas_kernels.kv_pages import KvPool, head_dim_of, loaded, scales_of, values_of
 from pallas_kernels.paged_batch import PagedBatch, values_dtype
 
 DECODE_TOKENS = 1024  # context tokens per turn of a decode loop: rows times one page
@@ -217,16 +217,17 @@ def _over_blocks(
     rules: _Rules,
 ) -> tuple[jax.Array, ...]:
     """Online softmax of q [..., D] over positions start..end-1 of the rows of `table`."""
-    num_pages, _, kv_heads, page_size, head_dim = kv_pages.shape[1:]
-    num_rows, width = table.shape
+    num_pages, parts, kv_heads, page_size, width = kv_pages.shape[1:]
+    head_dim = head_dim_of(kv_pages)
+    num_rows, max_pages = table.shape
     block = block_pages * page_size
-    # K and V of a page: two rows.
-    pages = values_of(kv_pages).reshape(-1, kv_heads * page_size * head_dim)
+    # K and V of a page: two rows, or the two halves of one.
+    pages = values_of(kv_pages).reshape(-1, kv_heads * page_size * width)
     scales = scales_of(kv_pages)
     if scales is not None:
         scales = scales.reshape(-1, kv_heads * page_size)
-    table = jnp.pad(jnp.clip(table, 0, num_pages - 1), ((0, 0), (0, -width % block_pages)))
-    table = (table + layer * num_pages) * 2
+    table = jnp.pad(jnp.clip(table, 0, num_pages - 1), ((0, 0), (0, -max_pages % block_pages)))
+    table = table + layer * num_pages
     computed = q.dtype
     if scales is None:
         computed = jnp.promote_types(q.dtype, values_dtype(kv_pages.dtype))
@@ -237,12 +238,16 @@ def _over_blocks(
         position = j * block + jnp.arange(block)
 
         def gather(which: int) -> jax.Array:  # K 0, V 1
-            def taken(array: jax.Array, *rest: int) -> jax.Array:
-                got = array.at[mine + which].get(mode="promise_in_bounds")
+            def taken(array: jax.Array, parts: int, *rest: int) -> jax.Array:
+                index = mine * parts + min(which, parts - 1)
+                got = array.at[index].get(mode="promise_in_bounds")
                 return got.reshape(num_rows, block_pages, kv_heads, page_size, *rest)
 
-            own_scales = None if scales is None else taken(scales)
-            got = loaded(taken(pages, head_dim), own_scales).astype(computed)
+            values = taken(pages, parts, width)
+            if parts == 1:
+                values = values[..., which * head_dim : (which + 1) * head_dim]
+            own_scales = None if scales is None else taken(scales, 2)
+            got = loaded(values, own_scales).astype(computed)
             return got.swapaxes(1, 2).reshape(num_rows, kv_heads, block, head_dim)
 
         s = products.scores(gather(0)) * rules.scale

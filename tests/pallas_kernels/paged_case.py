@@ -112,6 +112,18 @@ def quantised(case: PagedCase, dtype: str) -> PagedCase:
     return dataclasses.replace(case, pool=KvPages(codes, scales), context=context)
 
 
+def joined(case: PagedCase) -> PagedCase:
+    """A case whose pool has K and V side by side."""
+
+    def side_by_side(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[:, :, :1], values[:, :, 1:]], axis=-1)
+
+    pool = case.pool
+    if isinstance(pool, KvPages):
+        return dataclasses.replace(case, pool=pool._replace(values=side_by_side(pool.values)))
+    return dataclasses.replace(case, pool=side_by_side(pool))
+
+
 def oracle(
     case: PagedCase,
     *,

@@ -41,6 +41,7 @@ def check(
     head_dim: int = 32,
     layer: int = 1,
     dtype: str = "float32",
+    side_by_side: bool = False,
     seed: int = 0,
 ) -> None:
     """Write rows of (query_len, context_len) and compare the whole pool, bit by bit."""
@@ -65,6 +66,8 @@ def check(
             token += 1
     new[:, token:] = np.nan
     batch = PagedBatch(*map(jnp.asarray, (starts, lens, ends, table)))
+    if side_by_side:
+        pool, expected = (np.concatenate([x[:, :, :1], x[:, :, 1:]], -1) for x in (pool, expected))
     got = write(jnp.asarray(pool), *map(jnp.asarray, new), batch, layer=jnp.int32(layer))
     assert_no_race(got)
     assert got.dtype == dtype
@@ -86,6 +89,11 @@ def test_shapes(kv_heads: int, page_size: int, head_dim: int):
         [(1, 9), (41, 79), (1, 65)], kv_heads=kv_heads, page_size=page_size, head_dim=head_dim,
         dtype="bfloat16",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_side_by_side(dtype: str):
+    check([(1, 9), (41, 79), (1, 65)], kv_heads=3, head_dim=64, dtype=dtype, side_by_side=True)
 
 
 def test_more_items_than_are_in_flight():

@@ -19,6 +19,7 @@ from pallas_kernels.paged_attention.tuning import BlockSizes
 from tests.pallas_kernels.paged_case import (
     GARBAGE,
     PagedCase,
+    joined,
     make_case,
     oracle,
     oracle_lse,
@@ -96,6 +97,18 @@ def check(
 def test_mixed_rows(dtype: str, window: int | None, soft_cap: float | None):
     case = make_case(MIXED, **SIZES, head_dim=64, layers=3, dtype=dtype)
     check(case, sliding_window=window, soft_cap=soft_cap)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "window", "kind"),
+    [("float32", 64, None, None), ("bfloat16", 64, 11, None), ("float32", 24, 11, "int8")],
+)
+def test_keys_and_values_side_by_side(
+    dtype: str, head_dim: int, window: int | None, kind: str | None
+):
+    sizes: dict[str, Any] = SIZES | ({"page_size": 32, "max_pages": 7} if kind else {})
+    case = make_case(MIXED, **sizes, head_dim=head_dim, layers=3, kv_heads=3, dtype=dtype)
+    check(joined(quantised(case, kind) if kind else case), sliding_window=window)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 from jax.stages import Compiled
 
-from pallas_kernels.kv_pages import KvPages, is_quantised
+from pallas_kernels.kv_pages import KvPages, is_quantised, pool_parts
 from pallas_kernels.kv_write.tpu import kv_write
 from pallas_kernels.paged_attention.tpu import MAX_TABLE_BYTES, paged_attention
 from pallas_kernels.paged_batch import PagedBatch, pool_format
@@ -49,6 +49,7 @@ def compile_both(
     row_major: bool = True,
     tell_chip: bool = True,
     context: int = 8192,
+    joined: bool = False,
     **options,
 ) -> tuple[Compiled, Any]:
     """One layer of a step: write K and V, then attend; the pool is donated.
@@ -56,6 +57,7 @@ def compile_both(
     Args:
         context: positions that a row's page table reaches.
         pool_bytes, row_major: of the pool.
+        joined: of K and V in the pool.
         tell_chip: name the chip while tracing, as an engine does that compiles for one.
 
     Returns:
@@ -65,7 +67,8 @@ def compile_both(
     sharding = SingleDeviceSharding(device)
     tokens, rows = BATCHES[batch]
     page_bytes = 2 * model.kv_heads * page_size * model.head_dim * jnp.dtype(dtype).itemsize
-    shape = (2, pool_bytes // page_bytes // 2, 2, model.kv_heads, page_size, model.head_dim)
+    parts, width = pool_parts(model.head_dim, joined=joined)
+    shape = (2, pool_bytes // page_bytes // 2, parts, model.kv_heads, page_size, width)
 
     def struct(shape: tuple[int, ...], dtype, where: Any = sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -74,7 +77,7 @@ def compile_both(
     pool: Any = struct(shape, dtype, where)
     if is_quantised(dtype):
         where = KvPages(where, pool_format(sharding, ndim=5))
-        pool = KvPages(pool, struct(shape[:-1], jnp.float32, where.scales))
+        pool = KvPages(pool, struct((*shape[:2], 2, *shape[3:5]), jnp.float32, where.scales))
         dtype = jnp.bfloat16
     q = struct((tokens, model.heads, model.head_dim), dtype)
     k = struct((tokens, model.kv_heads, model.head_dim), dtype)
@@ -116,8 +119,15 @@ def check(program: Compiled, pool: jax.ShapeDtypeStruct, *, padding: int) -> Non
 def test_compiles_and_updates_the_pool_in_place(
     chip: str, model: AttentionShape, batch: str, page_size: int
 ):
-    program, pool = compile_both(chip, model, batch, page_size)
-    check(program, pool, padding=2 if model.head_dim == 64 else 1)
+    """With heads of 64, K and V lie side by side, and nothing is padding."""
+    joined = model.head_dim == 64
+    program, pool = compile_both(chip, model, batch, page_size, joined=joined)
+    check(program, pool, padding=1)
+
+
+def test_heads_of_64_apart_take_twice_their_size():
+    program, pool = compile_both("v5e", MODEL_SHAPES[0], "decode", 16)
+    check(program, pool, padding=2)
 
 
 @pytest.mark.parametrize(
