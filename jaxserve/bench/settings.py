@@ -285,6 +285,25 @@ class StepsSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SpansSpec(Spec):
+    """Into how many spans layers are cut, and which decode steps are timed.
+
+    Raises:
+        ConfigError: there is nothing to compare.
+    """
+
+    spans: tuple[int, ...] = setting((1, 5, 30), "Numbers of spans, with an engine each.")
+    rows: tuple[int, ...] = setting((1, 8), "Requests that decode at the same time.")
+    context_len: int = setting(128, "Tokens that each of them attends to.")
+    rounds: int = setting(25, "Timed steps of each kind, in turns; the median counts.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.spans)) < 2:
+            raise ConfigError("spans must have two numbers or more, to compare them")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QualitySpec(Spec):
     """What text is read, and by which sides."""
 

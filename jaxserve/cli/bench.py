@@ -18,6 +18,7 @@ from jaxserve.cli.bench_engine import (
     padding,
     peers,
     quality,
+    spans,
     startup,
     steps,
     throughput,
@@ -47,7 +48,7 @@ def bench() -> None:
 _COMMANDS: tuple[click.Command, ...] = (
     throughput, latency, serve, startup, peers,
     prefix_cache, chunked_prefill, policies, predictor, fairness, padding, buckets, host_cost,
-    steps, quality, frontend, grammars,
+    steps, spans, quality, frontend, grammars,
 )  # fmt: skip
 for _command in _COMMANDS:
     bench.add_command(_command)

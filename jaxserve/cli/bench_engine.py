@@ -14,6 +14,7 @@ from jaxserve.bench.settings import (
     HostCostSpec,
     PaddingSpec,
     QualitySpec,
+    SpansSpec,
     StartupSpec,
     StepsSpec,
 )
@@ -77,7 +78,7 @@ def startup(config: EngineConfig, spec: StartupSpec, progress: bool) -> "Result"
 
 
 @benchmark(
-    (*MODEL, "kv_cache_dtype", "attention_implementation", "linear_implementation", "num_spans"),
+    (*MODEL, "kv_cache_dtype", "attention_implementation", "linear_implementation"),
     spec=StepsSpec,
 )
 def steps(config: EngineConfig, spec: StepsSpec, progress: bool) -> "Result":
@@ -89,6 +90,18 @@ def steps(config: EngineConfig, spec: StepsSpec, progress: bool) -> "Result":
     from jaxserve.bench.step_time import measure_steps_by_context
 
     return measure_steps_by_context(config, spec, Sides(progress=progress))
+
+
+@benchmark(
+    (*MODEL, "kv_cache_dtype", "attention_implementation", "linear_implementation"),
+    spec=SpansSpec,
+)
+def spans(config: EngineConfig, spec: SpansSpec, progress: bool) -> "Result":
+    """Device time of a decode step by the number of spans that the layers are cut into."""
+    from jaxserve.bench.sides import Sides
+    from jaxserve.bench.spans import measure_spans
+
+    return measure_spans(config, spec, Sides(progress=progress))
 
 
 @benchmark(

@@ -26,8 +26,8 @@ def test_every_command_has_help_without_heavy_imports() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
     assert sorted(bench.bench.commands) == [
         "buckets", "chunked-prefill", "fairness", "frontend", "grammars", "host-cost", "latency",
-        "padding", "peers", "policies", "predictor", "prefix-cache", "quality", "serve", "startup",
-        "steps", "throughput",
+        "padding", "peers", "policies", "predictor", "prefix-cache", "quality", "serve", "spans",
+        "startup", "steps", "throughput",
     ]  # fmt: skip
 
 
