@@ -34,13 +34,15 @@ MODEL_SHAPES = (
 MODELS = {shape.model: shape for shape in MODEL_SHAPES}
 
 
-def model_shape(model: str, page_size: int, dtype: Any) -> Shape:
+def model_shape(model: str, page_size: int, dtype: Any, query_dtype: Any = None) -> Shape:
     """What the kernels are told of a model's attention.
 
     Args:
         model: one of MODELS.
         page_size: tokens per page.
-        dtype: of queries and pool.
+        dtype: of the pool's values.
+        query_dtype: of the queries; None: as the pool's.
     """
+    query_dtype = None if query_dtype is None else jnp.dtype(query_dtype)
     _, heads, kv_heads, head_dim = MODELS[model]
-    return Shape(heads, kv_heads, head_dim, page_size, jnp.dtype(dtype))
+    return Shape(heads, kv_heads, head_dim, page_size, jnp.dtype(dtype), query_dtype)

@@ -21,7 +21,7 @@ from pallas_kernels import linear, paged_attention
 
 model, programs, logs, *kinds = sys.argv[1:]
 linear.prepare("cpu")
-paged_attention.prepare("cpu")
+paged_attention.prepare("cpu", "float32")
 PARAMS = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
 

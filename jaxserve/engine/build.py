@@ -122,7 +122,7 @@ def _load(
 def _prepare_kernels(plan: Blueprint, done: threading.Event) -> None:
     backend = plan.lowering.program.backend
     with stage("kernels", "kernels ready"):
-        paged_attention.prepare(backend.implementation)
+        paged_attention.prepare(backend.implementation, plan.lowering.kv_dtype)
         for format in _formats(plan):
             activations = backend.activations_for(format)
             linear.prepare(backend.linear_implementation, format, activations)

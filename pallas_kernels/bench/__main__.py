@@ -21,6 +21,7 @@ import jax
 from pallas_kernels.bench import peers, timing, workloads
 from pallas_kernels.bench.timing import Limits
 from pallas_kernels.bench.workloads import Workload
+from pallas_kernels.kv_pages import kv_dtype_name, kv_dtype_of
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import Shape, choose_implementation, paged_attention
 from pallas_kernels.paged_attention.choice import NAMES
@@ -47,6 +48,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument(
+        "--kv-dtype", choices=["bfloat16", "float16", "float32", "int8", "fp8"],
+        help="type of the pool (default: --dtype)",
+    )  # fmt: skip
+    parser.add_argument(
         "--implementations", nargs="+", choices=NAMES[1:],
         help="default: XLA and every kernel that can run on this device",
     )  # fmt: skip
@@ -67,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(count is not None and count < 1 for count in counts):
         parser.error("--batch, --context, --page-size and --repeats must be positive")
     device = jax.devices()[0]
-    shapes = {name: model_shape(name, options.page_size, options.dtype) for name in options.shapes}
+    kv_dtype = kv_dtype_of(options.kv_dtype or options.dtype)
+    shapes = {
+        name: model_shape(name, options.page_size, kv_dtype, options.dtype)
+        for name in options.shapes
+    }
     for shape in shapes.values():  # before anything is timed
         for name in options.implementations or ():
             try:
@@ -81,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "platform": device.platform,
         "jax": jax.__version__,
         "dtype": options.dtype,
+        "kv_dtype": kv_dtype_name(kv_dtype),
         "page_size": options.page_size,
         "copy_bytes_per_s": limits.bandwidth,
         "matmul_flops_per_s": limits.rate,
@@ -111,6 +121,8 @@ def _measure(
         except ValueError as error:
             measured[name] = str(error)
     del inputs  # peers need the memory
+    if shape.query_dtype not in (None, shape.dtype):
+        return measured  # peers have one type for both
     return measured | peers.time_peers(workload, shape, repeats=repeats)
 
 

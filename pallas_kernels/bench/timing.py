@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.bench.workloads import Inputs
-from pallas_kernels.paged_batch import PagedBatch, pool_format
+from pallas_kernels.bench.workloads import Inputs, pool_formats
+from pallas_kernels.kv_pages import KvPool
+from pallas_kernels.paged_batch import PagedBatch
 
 TIMING_SECONDS = 0.02  # of one timing at least: the clock and the wait at its end vanish in it
 MAX_CALLS = 1000
@@ -92,7 +93,7 @@ def time_attention(call: Callable[..., jax.Array], inputs: Inputs, *, repeats: i
     count = calls_in_program()
 
     @jax.jit
-    def program(q: jax.Array, kv_pages: jax.Array, batch: PagedBatch) -> jax.Array:
+    def program(q: jax.Array, kv_pages: KvPool, batch: PagedBatch) -> jax.Array:
         for _ in range(count):
             q = call(q, kv_pages, batch)
         return q
@@ -103,7 +104,7 @@ def time_attention(call: Callable[..., jax.Array], inputs: Inputs, *, repeats: i
     return seconds_per_call(advance, None, repeats=repeats, wait=jax.block_until_ready) / count
 
 
-def time_kv_write(call: Callable[..., jax.Array], inputs: Inputs, *, repeats: int) -> float:
+def time_kv_write(call: Callable[..., KvPool], inputs: Inputs, *, repeats: int) -> float:
     """Seconds of one write into a donated pool; `inputs.kv_pages` itself stays as it is.
 
     Args:
@@ -112,16 +113,16 @@ def time_kv_write(call: Callable[..., jax.Array], inputs: Inputs, *, repeats: in
         repeats: as for `seconds_per_call`.
     """
     count = calls_in_program()
-    row_major = pool_format(inputs.kv_pages.sharding)  # out of the program as into it
+    row_major = pool_formats(inputs.kv_pages)  # out of the program as into it
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=row_major)
-    def program(kv_pages: jax.Array, k: jax.Array, v: jax.Array, batch: PagedBatch) -> jax.Array:
+    def program(kv_pages: KvPool, k: jax.Array, v: jax.Array, batch: PagedBatch) -> KvPool:
         for _ in range(count):
             kv_pages = call(kv_pages, k, v, batch)
             k, v = v, k  # a write of the same once more could be left out
         return kv_pages
 
-    def advance(pool: jax.Array) -> jax.Array:
+    def advance(pool: KvPool) -> KvPool:
         return program(pool, inputs.k, inputs.v, inputs.batch)
 
     pool = jax.device_put(inputs.kv_pages, row_major, may_alias=False)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.kv_pages import KvPages, KvPool, is_quantised, kv_token_bytes, quantise
 from pallas_kernels.paged_attention import Shape
 from pallas_kernels.paged_batch import PagedBatch, pool_format
 
@@ -59,14 +60,14 @@ class Inputs(NamedTuple):
     Attributes:
         q: [tokens, heads, head_dim].
         k, v: [tokens, kv_heads, head_dim], for kv_write.
-        kv_pages: [1, pages, 2, kv_heads, page_size, head_dim].
+        kv_pages: [1, pages, 2, kv_heads, page_size, head_dim], and scales of quantised ones.
         batch: its rows, on shuffled pages.
     """
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
-    kv_pages: jax.Array
+    kv_pages: KvPool
     batch: PagedBatch
 
 
@@ -101,10 +102,11 @@ def work_of(workload: Workload, shape: Shape) -> Work:
         workload: the batch.
         shape: of queries and pool.
     """
-    itemsize = jnp.dtype(shape.dtype).itemsize
-    kv_token = 2 * shape.kv_heads * shape.head_dim * itemsize
+    itemsize = _query_dtype(shape).itemsize
+    kv_token = 2 * shape.kv_heads * kv_token_bytes(shape.dtype, shape.head_dim)
     if workload.name == "kv_write":
-        return Work(2 * workload.num_tokens * kv_token, 0)
+        new = 2 * shape.kv_heads * shape.head_dim * itemsize
+        return Work(workload.num_tokens * (new + kv_token), 0)
     contexts = sum(context for _, context in workload.rows)
     queries = 2 * workload.num_tokens * shape.heads * shape.head_dim * itemsize
     seen = sum(
@@ -134,13 +136,26 @@ def make_inputs(workload: Workload, shape: Shape, seed: int = 0) -> Inputs:
     tokens, size = workload.num_tokens, shape.head_dim
 
     def draw(key: Any, *dims: int) -> jax.Array:
-        return jax.random.normal(key, dims, jnp.dtype(shape.dtype))
+        return jax.random.normal(key, dims, _query_dtype(shape))
 
-    pool = draw(keys[0], 1, len(pages), 2, shape.kv_heads, shape.page_size, size)
+    numbers = draw(keys[0], 1, len(pages), 2, shape.kv_heads, shape.page_size, size)
+    if is_quantised(shape.dtype):
+        pool: KvPool = KvPages(*quantise(numbers, shape.dtype))
+    else:
+        pool = numbers.astype(shape.dtype)
     return Inputs(
         q=draw(keys[1], tokens, shape.heads, size),
         k=draw(keys[2], tokens, shape.kv_heads, size),
         v=draw(keys[3], tokens, shape.kv_heads, size),
-        kv_pages=jax.device_put(pool, pool_format(pool.sharding)),
+        kv_pages=jax.device_put(pool, pool_formats(pool)),
         batch=batch,
     )
+
+
+def pool_formats(pool: KvPool) -> Any:
+    """The formats of a pool's arrays, into and out of programs."""
+    return jax.tree.map(lambda array: pool_format(array.sharding, array.ndim), pool)
+
+
+def _query_dtype(shape: Shape) -> np.dtype:
+    return jnp.dtype(shape.dtype if shape.query_dtype is None else shape.query_dtype)

@@ -117,7 +117,8 @@ def _write_quantised(
     page_size = kv_pages.shape[4]
     # [2, tokens, kv_heads, head_dim] and [2, tokens, kv_heads]
     codes, scales = quantise(jnp.stack([k, v]), kv_pages.values.dtype)
-    values = kv_write(kv_pages.values, *codes, batch, layer=layer, interpret=interpret)
+    values = kv_write(kv_pages.values, codes[0], codes[1], batch, layer=layer, interpret=interpret)
+    assert isinstance(values, jax.Array)
     pages = _find_items(batch, layer, k.shape[0], page_size, page_size)
     number = jnp.where(jnp.arange(len(pages.page)) < pages.call[1], pages.page, kv_pages.shape[1])
     slot = jnp.arange(page_size) - pages.slot[:, None]  # [pages, page_size], from the first new

@@ -16,16 +16,17 @@ from pallas_kernels.paged_batch import PagedBatch, values_dtype
 __all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention", "prepare"]
 
 
-def prepare(implementation: str) -> None:
+def prepare(implementation: str, kv_dtype: jax.typing.DTypeLike) -> None:
     """Get ready what programs call that were compiled before and come from a file.
 
     Only the CPU's kernel lives outside of them; tracing `paged_attention` does this by itself.
 
     Args:
         implementation: one that `choose_implementation` gave.
+        kv_dtype: of the pool's values.
     """
     if implementation == "cpu":
-        kernel_module("cpu").prepare()
+        kernel_module("cpu").prepare(kv_dtype)
 
 
 @overload

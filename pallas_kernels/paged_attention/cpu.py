@@ -14,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.cpu_calls import targets
-from pallas_kernels.kv_pages import KvPool, scales_of, values_of
+from pallas_kernels.kv_pages import KvPool, is_quantised, scales_of, values_of
 from pallas_kernels.paged_attention.tuning import Shape
 from pallas_kernels.paged_batch import PagedBatch, bits_dtype, values_dtype
 
 DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn")
-TARGET = "jaxserve_paged_attention"
+# By whether the pool has scales: a call's name, and the module that makes it.
+_CALLS = {
+    False: ("jaxserve_paged_attention", "pallas_kernels.paged_attention.cpu_call"),
+    True: ("jaxserve_paged_attention_codes", "pallas_kernels.paged_attention.cpu_codes_call"),
+}
 NO_WINDOW = np.iinfo(np.int32).max
 
 
@@ -33,9 +37,9 @@ def refusal(shape: Shape) -> str | None:
     return None
 
 
-def prepare() -> None:
-    """Make the kernel known to XLA: before a program that has it is loaded."""
-    targets.prepare(TARGET, "pallas_kernels.paged_attention.cpu_call")
+def prepare(kv_dtype: jax.typing.DTypeLike) -> None:
+    """Make the kernel for such KV known to XLA: before a program that has it is loaded."""
+    targets.prepare(*_CALLS[is_quantised(kv_dtype)])
 
 
 def paged_attention(
@@ -57,7 +61,7 @@ def paged_attention(
     heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
     if reason := refusal(Shape(heads, kv_heads, head_dim, page_size, values_dtype(kv_pages.dtype))):
         raise ValueError(f"attention 'cpu': {reason}")
-    prepare()
+    prepare(kv_pages.dtype)
     window = NO_WINDOW if sliding_window is None else sliding_window
     values, scales = values_of(kv_pages), scales_of(kv_pages)
     if scales is None:
@@ -67,7 +71,7 @@ def paged_attention(
     outs = [jax.ShapeDtypeStruct(q.shape, jnp.float32)]
     if return_lse:
         outs.append(jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
-    out, *lse = jax.ffi.ffi_call(TARGET, outs)(
+    out, *lse = jax.ffi.ffi_call(_CALLS[is_quantised(kv_pages.dtype)][0], outs)(
         q.astype(jnp.float32),
         values,
         jnp.stack([jnp.asarray(layer, jnp.int32), jnp.asarray(window, jnp.int32)]),

@@ -7,6 +7,7 @@ what is multiplied: a key's scale goes into its scores, a value's into its weigh
 """
 
 import numpy as np
+from numba import njit
 
 from pallas_kernels.cpu_calls.memory import floats, ints
 from pallas_kernels.cpu_calls.products import make_dots, make_sums
@@ -16,7 +17,7 @@ from pallas_kernels.paged_attention.cpu_parts import (
     FP8,
     INT8,
     MASKED,
-    compiled,
+    OPTIONS,
     fill,
     float_rows,
     inlined,
@@ -71,7 +72,7 @@ def decode_scratch(shape):  # type: ignore[no-untyped-def]
 
 @inlined()
 def _take_queries(shape, q, scale, queries):  # type: ignore[no-untyped-def]
-    """Scaled queries, as `_score` takes them."""
+    """Scaled queries, as `score_floats` and `score_codes` take them."""
     D, heads = shape.head_dim, shape.kv_heads * shape.group
     stride = padded(D, LANES)
     for head in range(heads):
@@ -90,7 +91,7 @@ def _take_queries(shape, q, scale, queries):  # type: ignore[no-untyped-def]
 
 @inlined()
 def _give_sums(shape, sums, out):  # type: ignore[no-untyped-def]
-    """What `_add_values` came to, as rows."""
+    """What the sums of values came to, as rows."""
     D, heads = shape.head_dim, shape.kv_heads * shape.group
     stride = padded(D, LANES)
     for head in range(heads):
@@ -106,29 +107,51 @@ def _give_sums(shape, sums, out):  # type: ignore[no-untyped-def]
 
 
 @inlined()
-def _score(shape, scores, queries, keys, count, wide):  # type: ignore[no-untyped-def]
+def score_floats(shape, scores, queries, keys, scales, count, wide):  # type: ignore[no-untyped-def]
     """scores [group, block][:, :count] of one head's `count` keys in a page."""
     D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
     stride, ahead = padded(D, LANES), keys + AHEAD
     if _is_split(shape):
         _dots_bfloat16(scores, block, queries, stride, keys, D, G, count, D // (2 * LANES), ahead)
-    elif _has_codes(shape, INT8):
-        _dots_int8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
-    elif _has_codes(shape, FP8):
-        _dots_fp8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
     else:
         rows = float_rows(shape, keys, 0, count, wide)
         _dots(scores, block, queries, stride, rows, stride, G, count, stride // LANES, ahead)
 
 
 @inlined()
-def _add_values(shape, weights, sums, values, count, wide):  # type: ignore[no-untyped-def]
+def score_codes(shape, scores, queries, keys, scales, count, wide):  # type: ignore[no-untyped-def]
+    """`score_floats` of codes."""
+    D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
+    stride, ahead = padded(D, LANES), keys + AHEAD
+    if _has_codes(shape, INT8):
+        _dots_int8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
+    elif _has_codes(shape, FP8):
+        _dots_fp8(scores, block, queries, stride, keys, D, G, count, D // LANES, ahead)
+    else:
+        rows = float_rows(shape, keys, 0, count, wide)
+        _dots(scores, block, queries, stride, rows, stride, G, count, stride // LANES, ahead)
+    _apply_scales(shape, scores, scales, count)
+
+
+@inlined()
+def add_floats(shape, weights, sums, values, scales, count, wide):  # type: ignore[no-untyped-def]
     """sums [group, head_dim] += weights [group, block][:, :count] @ a head's values in a page."""
     D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
     stride, ahead = padded(D, LANES), values + AHEAD
     if _is_split(shape):
         _sums_bfloat16(sums, stride, weights, block, values, D, G, D, count, ahead)
-    elif _has_codes(shape, INT8):
+    else:
+        rows = float_rows(shape, values, 0, count, wide)
+        _sums(sums, stride, weights, block, rows, stride, G, stride, count, ahead)
+
+
+@inlined()
+def add_codes(shape, weights, sums, values, scales, count, wide):  # type: ignore[no-untyped-def]
+    """`add_floats` of codes."""
+    D, G, block = shape.head_dim, shape.group, _block_tokens(shape)
+    stride, ahead = padded(D, LANES), values + AHEAD
+    _apply_scales(shape, weights, scales, count)
+    if _has_codes(shape, INT8):
         _sums_int8(sums, stride, weights, block, values, D, G, D, count, ahead)
     elif _has_codes(shape, FP8):
         _sums_fp8(sums, stride, weights, block, values, D, G, D, count, ahead)
@@ -141,7 +164,7 @@ def _add_values(shape, weights, sums, values, count, wide):  # type: ignore[no-u
 def _each_piece(  # type: ignore[no-untyped-def]
     work, shape, pool, scales, pages, half, begin, until, scores, rows, wide
 ):
-    """`_score` or `_add_values` of positions begin..until-1: by page, and by head in it.
+    """`score` or `add_values` of positions begin..until-1: by page, and by head in it.
 
     Args:
         work: which of them.
@@ -162,20 +185,18 @@ def _each_piece(  # type: ignore[no-untyped-def]
         for h in range(kv_heads):
             own, mine = scores + 4 * (h * G * block + column), rows + 4 * h * G * stride
             its_scales = scales + 4 * ((first_head + h) * P + low)
-            if scales and half == 1:
-                _apply_scales(shape, own, its_scales, high - low)
-            work(shape, own, mine, at + h * head_bytes, high - low, wide)
-            if scales and half == 0:
-                _apply_scales(shape, own, its_scales, high - low)
+            work(shape, own, mine, at + h * head_bytes, its_scales, high - low, wide)
 
 
-@compiled()
+@njit(**OPTIONS)  # not kept by itself: functions that it is given have no lasting names
 def decode(  # type: ignore[no-untyped-def]
-    shape, q, pool, scales, table, start, end, scale, soft_cap, out, stats, scratch
-):
+    score, add_values, shape, q, pool, scales, table, start, end, scale, soft_cap, out, stats,
+    scratch,
+):  # fmt: skip
     """Attention of one query token to a span of its context, all heads.
 
     Args:
+        score, add_values: `score_floats` and `add_floats`, or those of codes.
         shape: see `KernelShape`.
         q: float32 [heads, head_dim].
         pool: one layer of it.
@@ -202,14 +223,12 @@ def decode(  # type: ignore[no-untyped-def]
     pages = ints(table, last)
     for first in range(start // P, last, block // P):
         begin, until = max(start, first * P), min(end, first * P + block)
-        _each_piece(
-            _score, shape, pool, scales, pages, 0, begin, until, scores_at, queries_at, wide
-        )
+        _each_piece(score, shape, pool, scales, pages, 0, begin, until, scores_at, queries_at, wide)
         for head in range(heads):
             mine = scores[head * block : head * block + until - begin]
             fade = softmax_step(mine, soft_cap, highest, total, head)
             multiply(sums[head * stride : (head + 1) * stride], fade)
         _each_piece(
-            _add_values, shape, pool, scales, pages, 1, begin, until, scores_at, sums_at, wide
+            add_values, shape, pool, scales, pages, 1, begin, until, scores_at, sums_at, wide
         )
     _give_sums(shape, sums_at, out)

@@ -16,9 +16,9 @@ from pallas_kernels.cpu_calls.tiles import LANES, padded
 MASKED = np.float32(-1e30)  # finite: a row with nothing to see must not turn into NaN
 # Sums may be taken in any order; neither infinities nor NaN are to be told apart from numbers.
 FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
-_options = {"fastmath": FAST, "error_model": "numpy", "boundscheck": False}
-compiled = functools.partial(njit, cache=True, **_options)
-inlined = functools.partial(njit, forceinline=True, **_options)
+OPTIONS = {"fastmath": FAST, "error_model": "numpy", "boundscheck": False}
+compiled = functools.partial(njit, cache=True, **OPTIONS)
+inlined = functools.partial(njit, forceinline=True, **OPTIONS)
 
 # How the pool's numbers lie in memory.
 FLOAT32, BFLOAT16, INT8, FP8 = range(4)
@@ -68,7 +68,7 @@ def multiply(array, factor):  # type: ignore[no-untyped-def]
 
 
 @inlined()
-def number_of_fp8(code):  # type: ignore[no-untyped-def]
+def _number_of_fp8(code):  # type: ignore[no-untyped-def]
     """float32 of a float8_e4m3fn's bits, an int8.
 
     Without float32's subnormal numbers, which XLA's threads take for zero: those with an
@@ -83,12 +83,18 @@ def number_of_fp8(code):  # type: ignore[no-untyped-def]
 
 
 @inlined()
-def scale_at(scales, row):  # type: ignore[no-untyped-def]
-    """Scale of a row of the pool, given the address of the first one's; 1 if there are none."""
-    return floats(scales + 4 * row, 1)[0] if scales else np.float32(1)
+def _widen_codes(target, source, width, kind, scale):  # type: ignore[no-untyped-def]
+    """A row of codes of a kind becomes float32."""
+    wide, codes = floats(target, width), octets(source, width)
+    if kind == INT8:
+        for i in range(width):
+            wide[i] = np.float32(codes[i]) * scale
+    else:
+        for i in range(width):
+            wide[i] = _number_of_fp8(codes[i]) * scale
 
 
-@inlined()
+@compiled()  # not inlined, as it is called for pages: inlined, it takes seconds to compile
 def _copy_rows(shape, target, stride, source, scales, count):  # type: ignore[no-untyped-def]
     """`count` rows of the pool become float32 rows, `stride` apart."""
     width = shape.head_dim
@@ -104,13 +110,8 @@ def _copy_rows(shape, target, stride, source, scales, count):  # type: ignore[no
             for i in range(width):
                 wide[i] = given[i]
         else:
-            codes, scale = octets(source + row * width, width), scale_at(scales, row)
-            if shape.kind == INT8:
-                for i in range(width):
-                    wide[i] = np.float32(codes[i]) * scale
-            else:
-                for i in range(width):
-                    wide[i] = number_of_fp8(codes[i]) * scale
+            scale = floats(scales + 4 * row, 1)[0] if scales else np.float32(1)
+            _widen_codes(target + 4 * row * stride, source + row * width, width, shape.kind, scale)
         fill(wide[width:], np.float32(0))
 
 

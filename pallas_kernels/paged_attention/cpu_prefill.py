@@ -7,21 +7,17 @@ import math
 
 import numpy as np
 
-from pallas_kernels.cpu_calls.memory import floats, halves, ints, octets
+from pallas_kernels.cpu_calls.memory import floats, halves, ints
 from pallas_kernels.cpu_calls.products import ROWS, multiply_add
 from pallas_kernels.cpu_calls.tiles import LANES, padded
 from pallas_kernels.paged_attention.cpu_parts import (
     BFLOAT16,
-    FLOAT32,
-    INT8,
     MASKED,
     compiled,
     fill,
     float_rows,
     inlined,
     multiply,
-    number_of_fp8,
-    scale_at,
     softmax_step,
 )
 
@@ -29,29 +25,27 @@ PREFILL_ROWS = 96  # query heads of a prefill tile: its tokens times the heads o
 
 
 @inlined()
-def _transpose(shape, keys, slots, source, scales, low, high):  # type: ignore[no-untyped-def]
-    """keys [head_dim, slots][:, low:high] are the rows of the pool at `source`; zeros elsewhere."""
-    width = shape.head_dim
+def _transpose(shape, keys, slots, source, scales, low, high, wide):  # type: ignore[no-untyped-def]
+    """keys [head_dim, slots][:, low:high] are the rows of the pool at `source`; zeros elsewhere.
+
+    Those of codes are widened at `wide` first.
+    """
+    width, stride = shape.head_dim, shape.head_dim
     if low > 0 or high < slots:
         fill(keys, np.float32(0))
+    if shape.itemsize == 1:
+        source = float_rows(shape, source, scales, high - low, wide)
+        stride = padded(width, LANES)
     for slot in range(high - low):
         column = keys[low + slot :]
         if shape.kind == BFLOAT16:
             bits, narrow = column.view(np.uint32), halves(source + 2 * slot * width, width)
             for d in range(width):
                 bits[d * slots] = np.uint32(narrow[d]) << np.uint32(16)
-        elif shape.kind == FLOAT32:
-            given = floats(source + 4 * slot * width, width)
+        else:
+            given = floats(source + 4 * slot * stride, width)
             for d in range(width):
                 column[d * slots] = given[d]
-        else:
-            codes, scale = octets(source + slot * width, width), scale_at(scales, slot)
-            if shape.kind == INT8:
-                for d in range(width):
-                    column[d * slots] = np.float32(codes[d]) * scale
-            else:
-                for d in range(width):
-                    column[d * slots] = number_of_fp8(codes[d]) * scale
 
 
 @inlined()
@@ -114,7 +108,7 @@ def prefill(  # type: ignore[no-untyped-def]
         if scales:
             k_scales = scales + 4 * first_slot
             v_scales = k_scales + 4 * kv_heads * P
-        _transpose(shape, floats(keys_at, D * slots), slots, k_at, k_scales, low, high)
+        _transpose(shape, floats(keys_at, D * slots), slots, k_at, k_scales, low, high, wide_at)
         fill(scores, np.float32(0))
         multiply_add(scores_at, slots, scratch, D, keys_at, slots, rows, D, slots)
         for row in range(used):

@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels.bench import __main__ as bench
 from pallas_kernels.bench import linear, peers, timing, workloads
 from pallas_kernels.bench.workloads import Work, make_inputs, make_workload, work_of
+from pallas_kernels.kv_pages import KvPages
 from pallas_kernels.paged_attention import Shape, tuning
 from pallas_kernels.shapes import MODEL_SHAPES
 
@@ -54,6 +55,15 @@ def test_the_chunk_of_a_mixed_step_sees_what_went_before(monkeypatch: pytest.Mon
 def test_a_kv_write_reads_and_writes_new_tokens():
     workload = make_workload("kv_write", 4, 7)
     assert work_of(workload, TINY) == Work(2 * 11 * 2 * 2 * 8 * 2, 0)
+
+
+def test_a_quantised_pool_is_read_with_its_scales():
+    shape = TINY._replace(dtype=jnp.int8, query_dtype=jnp.float32)
+    queries, token = 2 * 6 * 8 * 4, 2 * 2 * (8 + 4)
+    assert work_of(make_workload("decode", 3, 7), shape).bytes == 3 * queries + 21 * token
+    assert work_of(make_workload("kv_write", 4, 7), shape).bytes == 11 * (2 * 2 * 8 * 4 + token)
+    pool = make_inputs(make_workload("decode", 3, 7), shape).kv_pages
+    assert isinstance(pool, KvPages) and pool.scales.shape == pool.values.shape[:-1]
 
 
 def test_the_bound_is_the_larger_of_memory_and_compute():
