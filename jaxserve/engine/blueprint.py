@@ -162,6 +162,9 @@ def _lowering(
         max_model_len,
         _why(max_model_len, config, model),
     )  # fmt: skip
+    if program.num_spans > 1:
+        different = len(set(lowering.span_kinds))
+        log.info("layers in %d spans, %d of them different", program.num_spans, different)
     return lowering, max_model_len
 
 
