@@ -202,9 +202,12 @@ def dot_tile(rows: int, columns: int, *, kind: Kind = "float32", fetches: bool =
                 rows = (builder.mul(stride, _I64(row)) for row in range(number))
                 return [builder.add(row, first) for row in rows]
 
+            if fetches and size == 1:  # a vector is a part of a line: rows lie one after the other
+                step = _I64(columns * LANES)
+                fetch(builder, builder.add(ahead, builder.mul(k, step)))
             of_b = []
             for start in starts(b_stride, columns):
-                if fetches:
+                if fetches and size > 1:
                     fetch(builder, builder.add(ahead, builder.mul(start, _I64(size))))
                 of_b.append(_load_vectors(builder, b, start, kind))
             of_a = [
