@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.jax_compat import gpu_core_count, gpu_kind
+from pallas_kernels.kv_pages import KvPool, is_quantised, values_of
 from pallas_kernels.paged_attention.gpu_decode import columns, decode, plan_decode
 from pallas_kernels.paged_attention.gpu_prefill import (
     ROWS,
@@ -25,7 +26,7 @@ from pallas_kernels.paged_batch import PagedBatch
 
 def paged_attention(
     q: jax.Array,
-    kv_pages: jax.Array,
+    kv_pages: KvPool,
     batch: PagedBatch,
     *,
     layer: int | jax.Array,
@@ -68,7 +69,7 @@ def paged_attention(
     attention = Attention(
         num_pages, kv_heads, group, page_size, head_dim, scale, sliding_window, soft_cap
     )
-    pool = kv_pages.reshape(-1, page_size, head_dim)
+    pool = values_of(kv_pages).reshape(-1, page_size, head_dim)
 
     at = jnp.asarray(layer, jnp.int32).reshape(1)
     decode_plan = plan_decode(batch, attention, tiles)
@@ -101,6 +102,8 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
         shape: of queries and pool.
         tiles: block sizes; None takes those of `lookup_tiles`.
     """
+    if is_quantised(shape.dtype):
+        return f"it reads no quantised KV pages such as {jnp.dtype(shape.dtype).name}"
     if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):
         name = jnp.dtype(shape.dtype).name
         return f"it takes bfloat16 or float16, not {name}: tensor cores round float32 to 10 bits"
@@ -127,7 +130,7 @@ def refusal(shape: Shape, tiles: GpuTiles | None = None) -> str | None:
     return None
 
 
-def _check(q: jax.Array, kv_pages: jax.Array, tiles: GpuTiles) -> None:
+def _check(q: jax.Array, kv_pages: KvPool, tiles: GpuTiles) -> None:
     """Refuses what the kernels cannot do, with what to do instead."""
     kv_heads, page_size = kv_pages.shape[3:5]
     shape = Shape(q.shape[1], kv_heads, q.shape[2], page_size, kv_pages.dtype, q.dtype)

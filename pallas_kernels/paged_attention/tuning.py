@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from pallas_kernels.kv_pages import SCALE_DTYPE, is_quantised
 from pallas_kernels.tpu_layout import LANES, padded_to_lanes
 
 TABLE = Path(__file__).with_name("tuning.json")
@@ -144,6 +145,9 @@ def vmem_bytes(shape: Shape, sizes: BlockSizes) -> int:
     heads = -(-shape.heads // 8) * 8
     rows = sizes.query_tokens * (shape.heads // shape.kv_heads)
     block = 4 * shape.kv_heads * sizes.pages_per_block * shape.page_size * lanes * itemsize
+    if is_quantised(shape.dtype):  # a page's scales: heads in whole sublanes, slots in whole lanes
+        page = -(-shape.kv_heads // 8) * 8 * padded_to_lanes(shape.page_size)
+        block += 4 * sizes.pages_per_block * page * SCALE_DTYPE.itemsize
     blocks = 4 * sizes.query_tokens * heads * (3 * lanes + 2 * LANES)  # two of q, two of out
     blocks += 4 * sizes.query_tokens * heads * 2 * lanes
     tile = 4 * shape.kv_heads * rows * (2 * lanes + 2 * LANES)

@@ -37,6 +37,7 @@ A100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100", compute_capabi
         (TPU, {"dtype": jnp.int8, "query_dtype": jnp.bfloat16}, "tpu"),
         (TPU, {"dtype": jnp.int8, "query_dtype": jnp.bfloat16, "page_size": 16}, "xla"),
         (TPU, {"dtype": jnp.int8, "query_dtype": jnp.int8}, "xla"),
+        (H200, {"dtype": jnp.int8, "query_dtype": jnp.bfloat16}, "xla"),
     ],
 )
 def test_auto(device: Any, changes: dict, chosen: str, caplog: pytest.LogCaptureFixture):
@@ -61,6 +62,7 @@ def test_a_name_never_stands_for_another():
         ("gpu", A100, {}, "NVIDIA A100 has 8.0"),
         ("gpu", H200, {"dtype": jnp.float32}, "not float32"),
         ("gpu", H200, {"query_dtype": jnp.float32}, "one dtype, not float32 and bfloat16; give"),
+        ("gpu", H200, {"dtype": jnp.float8_e4m3fn}, "no quantised KV pages such as float8_e4m3fn"),
         ("tpu", TPU, {"page_size": 24}, "multiple of 16 slots"),
         ("magic", TPU, {}, "no paged attention 'magic'"),
     ]:
