@@ -311,7 +311,18 @@ class QualitySpec(Spec):
     num_tokens: int = setting(20_000, "Tokens of it that are read.")
     window: int = setting(512, "Tokens at a time: none is foretold from more.")
     sides: tuple[str, ...] = setting(
-        ("none", "auto", "int8", "int8:int8", "int4", "int4:int8", "fp8", "none:auto:bfloat16"),
+        (
+            "none",
+            "auto",
+            "int8",
+            "int8:int8",
+            "int4",
+            "int4:int8",
+            "fp8",
+            "none:auto:bfloat16",
+            "none:auto:int8",
+            "none:auto:fp8",
+        ),
         "QUANTIZATION[:ACTIVATION_DTYPE[:KV_CACHE_DTYPE]] each; the first is compared with.",
     )
 
