@@ -18,13 +18,11 @@ from jaxserve.bench.settings import QualitySpec
 from jaxserve.bench.tables import Result, tabulate
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.quality_bars import OPTIONS, bar_of
 from jaxserve.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
-
-# What a side may be of, by option; a side leaves the later ones to "auto".
-PARTS = ("quantization", "activation_dtype", "kv_cache_dtype")
 
 
 class _Reading(NamedTuple):
@@ -42,11 +40,13 @@ class QualityFigures:
         perplexity: of the text.
         perplexity_change: over the first side's, as a part of it.
         equal_tokens: part of the positions at which the likeliest token is the first side's.
+        bar: what the change may be (`core.quality_bars`); None: nothing is said.
     """
 
     perplexity: float
     perplexity_change: float
     equal_tokens: float
+    bar: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ class QualityResult(Result):
             {
                 "perplexity": lambda one: f"{one.perplexity:.4f}",
                 "change": lambda one: f"{100 * one.perplexity_change:+.2f} %",
+                "bar": lambda one: "" if one.bar is None else f"{100 * one.bar:.1f} %",
                 "equal tokens": lambda one: f"{100 * one.equal_tokens:.2f} %",
             },
         )  # fmt: skip
@@ -90,10 +91,10 @@ def side_options(side: str) -> dict[str, str]:
     Raises:
         ConfigError: it has more parts than there are options.
     """
-    parts = side.split(":")
-    if len(parts) > len(PARTS):
-        raise ConfigError(f"a side is {':'.join(PARTS)}, not {side!r}")
-    return dict(zip(PARTS, parts, strict=False))
+    parts = side.split(":")  # those left out are "auto"
+    if len(parts) > len(OPTIONS):
+        raise ConfigError(f"a side is {':'.join(OPTIONS)}, not {side!r}")
+    return dict(zip(OPTIONS, parts, strict=False))
 
 
 def measure_quality(
@@ -134,6 +135,7 @@ def measure_quality(
                 perplexity=_perplexity(one),
                 perplexity_change=_perplexity(one) / base - 1,
                 equal_tokens=_equal(one.likeliest, first.likeliest),
+                bar=bar_of(side_options(side)),
             )
             for side, one in readings.items()
         },

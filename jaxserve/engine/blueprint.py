@@ -20,6 +20,8 @@ from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.checkpoints.storage import formats_of
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.quality_bars import OPTIONS
+from jaxserve.core.quality_bars import warnings as quality_warnings
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.engine.pool_size import GIB, longest_request, num_pages
 from jaxserve.engine.products import choose_products
@@ -162,6 +164,8 @@ def _lowering(
         max_model_len,
         _why(max_model_len, config, model),
     )  # fmt: skip
+    for warning in quality_warnings({name: getattr(config, name) for name in OPTIONS}):
+        log.warning("%s", warning)
     if program.num_spans > 1:
         different = len(set(lowering.span_kinds))
         log.info("layers in %d spans, %d of them different", program.num_spans, different)

@@ -39,6 +39,20 @@ def test_where_the_longest_request_comes_from_is_said(
     assert re.search(said, line)
 
 
+def test_a_format_outside_its_bar_is_said(
+    tiny_model: Callable[..., Path], caplog: pytest.LogCaptureFixture
+):
+    for kind, said in (("int8", 0), ("fp8", 1)):
+        caplog.clear()
+        blueprint.draw_up(
+            EngineConfig(
+                model=str(tiny_model()), quantization=kind, num_pages=8, page_size=4,
+                max_num_batched_tokens=16,
+            )
+        )  # fmt: skip
+        assert sum("may cost quality" in text for text in caplog.messages) == said
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
