@@ -61,7 +61,9 @@ scripts/install_chromium.sh || echo "NOT RUN: the page's tests in a browser." >&
 # Once, and not by every worker.
 python -c 'from pallas_kernels import linear, paged_attention
 from pallas_kernels.weights import Format
-paged_attention.prepare("cpu"), linear.prepare("cpu")
+linear.prepare("cpu")
+for kv_dtype in ("float32", "int8"):
+    paged_attention.prepare("cpu", kv_dtype)
 for activations in ("float", "int8"):
     linear.prepare("cpu", Format("int8"), activations)'
 # A file's tests together, since they share engines and compiled programs, and files in the order
