@@ -133,7 +133,7 @@ def test_flags_of_a_dataclass_say_what_they_take() -> None:
     [
         (["--page-size", "12"], "power of two"),
         (["--dtype", "float8"], "float8"),
-        (["--kv-cache-dtype", "fp8"], "fp8"),
+        (["--kv-cache-dtype", "fp4"], "fp4"),
         (["--max-num-seqs", "0"], "--max-num-seqs must be in [1, 65536]"),
         (["--num-pages", "many"], "many"),
     ],
