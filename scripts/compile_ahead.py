@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jaxserve.checkpoints.storage import named
 from jaxserve.models.config_readers import from_preset
-from jaxserve.models.kv_bytes import page_bytes
 from jaxserve.models.registry import parameters_of
 from jaxserve.models.shard import shard_model
 from jaxserve.parallel.chips import abstract_tpu_devices, hbm_bytes
@@ -92,9 +91,8 @@ def lowered(args: argparse.Namespace) -> StepLowering:
 
     empty = with_pages(1)
     left = hbm_bytes(mesh.devices.flat[0]) - bytes_per_device(empty.params)
-    page = page_bytes(empty.program.graph.config, empty.rules, bfloat16, PAGE_SIZE)
     most = MAX_ROWS * MAX_MODEL_LEN // PAGE_SIZE
-    return with_pages(args.num_pages or min(most, int(left * FREE_SHARE / page)))
+    return with_pages(args.num_pages or min(most, int(left * FREE_SHARE / empty.page_bytes)))
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxserve.bench.sides import Sides
-from jaxserve.bench.step_time import measure_engine
+from jaxserve.bench.step_time import time_step
 from jaxserve.core.config import EngineConfig
 
 NUM_SIZES = 6  # each takes a program of its own
@@ -104,9 +104,7 @@ def measure_padding_time(
         times = sides.take_turns(
             list(itertools.product(sizes, drivers)),
             ROUNDS,
-            lambda side, _: measure_engine(
-                drivers[side[1]].engine, [side[0]], context_len, repeats=1
-            )[side[0]],
+            lambda side, _: time_step(drivers[side[1]].engine, side[0], context_len),
         )
     finally:
         for driver in drivers.values():

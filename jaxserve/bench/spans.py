@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxserve.bench.settings import SpansSpec
 from jaxserve.bench.sides import Sides
-from jaxserve.bench.step_time import measure_engine
+from jaxserve.bench.step_time import time_step
 from jaxserve.bench.tables import Result, format_table
 from jaxserve.core.config import EngineConfig
 
@@ -61,12 +61,11 @@ def measure_spans(config: EngineConfig, spec: SpansSpec, sides: Sides) -> SpansR
         for driver in drivers.values():
             stack.callback(driver.engine.close)
 
-        def step(name: str, count: int) -> float:
-            return measure_engine(drivers[name].engine, [count], spec.context_len, repeats=1)[count]
-
         times: Mapping[int, Mapping[str, list[float]]] = {
             count: sides.take_turns(
-                [*configs], spec.rounds, lambda name, _, count=count: step(name, count)
+                [*configs],
+                spec.rounds,
+                lambda name, _, n=count: time_step(drivers[name].engine, n, spec.context_len),
             )
             for count in rows
         }

@@ -123,6 +123,11 @@ def measure_engine(
     )
 
 
+def time_step(engine: "Engine", tokens: int, context_len: int) -> float:
+    """Seconds of one step, after one that is not timed: a turn of engines that take turns."""
+    return measure_engine(engine, [tokens], context_len, repeats=1)[tokens]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepsResult(Result):
     """Median seconds of decode steps, by rows and by their context."""
@@ -196,7 +201,7 @@ def measure_contexts(
     for count in rows:
         times = sides.take_turns(
             context_lens, rounds,
-            lambda context, _, n=count: measure_engine(engine, [n], context, repeats=1)[n],
+            lambda context, _, n=count: time_step(engine, n, context),
         )  # fmt: skip
         seconds[count] = {context: float(np.median(mine)) for context, mine in times.items()}
     return seconds

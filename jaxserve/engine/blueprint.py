@@ -20,8 +20,7 @@ from jaxserve.checkpoints.random_weights import RandomCheckpoint
 from jaxserve.checkpoints.storage import formats_of
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.quality_bars import OPTIONS
-from jaxserve.core.quality_bars import warnings as quality_warnings
+from jaxserve.core.quality_bars import OPTIONS, quality_warnings
 from jaxserve.engine.outputs import ModelInfo
 from jaxserve.engine.pool_size import GIB, longest_request, num_pages
 from jaxserve.engine.products import choose_products

@@ -72,7 +72,7 @@ class KernelBackend:
                 to may be left out. None: all are.
         """
 
-        def product(x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
+        def own(x: jax.Array, weight: jax.Array | Quantised) -> jax.Array:
             format = weight.format if isinstance(weight, Quantised) else None
             return products.linear(
                 x,
@@ -82,8 +82,9 @@ class KernelBackend:
                 num_tokens=num_tokens,
             )
 
-        own = self._on_shards(product, weight.get_metadata()["axes"])
-        return multiply(x, weight.get_value(), product if self.rules.mesh.size == 1 else own)
+        is_split = self.rules.mesh.size > 1
+        product = self._on_shards(own, weight.get_metadata()["axes"]) if is_split else own
+        return multiply(x, weight.get_value(), product)
 
     def _on_shards(self, product: Product, axes: Sequence[str | None]) -> Product:
         """A product of every shard with its own part of a weight; one sum, if inputs are split.

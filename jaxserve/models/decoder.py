@@ -143,29 +143,6 @@ class Decoder(Normed):
             shape = jax.ShapeDtypeStruct(parameter.shape, jnp.float32)
             setattr(owner, own, nnx.Param(shape, axes=parameter.axes))
 
-    def hidden(
-        self,
-        token_ids: jax.Array,
-        kv_pages: KvPool,
-        batch: PagedBatch,
-        positions: jax.Array,
-        backend: KernelBackend,
-    ) -> tuple[jax.Array, KvPool]:
-        """Run the layers.
-
-        Args:
-            token_ids: int32 [tokens].
-            kv_pages: the KV pool.
-            batch: which tokens belong to whom.
-            positions: int32 [tokens], absolute.
-            backend: runs attention, and multiplies by weights.
-
-        Returns:
-            Final hidden states [tokens, hidden], not normed, and the updated pool.
-        """
-        x = self.embedded(token_ids, self.final_norm.get_value().dtype)
-        return self.run_layers(x, kv_pages, batch, positions, backend)
-
     def embedded(self, token_ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """What the first layer is given for token_ids, int32 [tokens]: `dtype` [tokens, hidden]."""
         x = take_rows(self.embed.get_value(), token_ids).astype(dtype)
@@ -186,11 +163,14 @@ class Decoder(Normed):
 
         Args:
             x: [tokens, hidden], what goes into the first layer.
-            kv_pages, batch, positions, backend: as of `hidden`.
+            kv_pages: the KV pool.
+            batch: which tokens belong to whom.
+            positions: int32 [tokens], absolute.
+            backend: runs attention, and multiplies by weights.
             first_layer: where the layers begin on the pool's first axis.
 
         Returns:
-            As `hidden`.
+            Hidden states [tokens, hidden], not normed, and the updated pool.
         """
         run = self._looped if backend.loop_layers else self._unrolled
         return run(x, kv_pages, batch, self._ropes(positions), backend, first_layer)
@@ -274,7 +254,7 @@ class Decoder(Normed):
         return lax.fori_loop(0, len(self.layers), body, (x, kv_pages))
 
     def logits(self, hidden: jax.Array, linear: Linear) -> jax.Array:
-        """hidden [rows, hidden], as `hidden` returns it -> float32 [rows, vocab]."""
+        """hidden [rows, hidden], as `run_layers` returns it -> float32 [rows, vocab]."""
         return self.head(self.norm(hidden), linear)
 
     def norm(self, hidden: jax.Array) -> jax.Array:

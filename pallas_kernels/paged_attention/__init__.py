@@ -4,7 +4,7 @@ from typing import Literal, overload
 
 import jax
 
-from pallas_kernels.kv_pages import KvPool, check_scales
+from pallas_kernels.kv_pages import KvPool, check_scales, head_dim_of
 from pallas_kernels.paged_attention.choice import (
     Implementation,
     choose_implementation,
@@ -101,9 +101,9 @@ def paged_attention(
     """
     check_scales(kv_pages)
     if implementation == "auto":
-        heads, (kv_heads, page_size, head_dim) = q.shape[1], kv_pages.shape[3:]
+        heads, (kv_heads, page_size) = q.shape[1], kv_pages.shape[3:5]
         kv_dtype = values_dtype(kv_pages.dtype)
-        shape = Shape(heads, kv_heads, head_dim, page_size, kv_dtype, q.dtype)
+        shape = Shape(heads, kv_heads, head_dim_of(kv_pages), page_size, kv_dtype, q.dtype)
         implementation = choose_implementation("auto", jax.devices()[0], shape)
     return kernel_module(implementation).paged_attention(
         q,

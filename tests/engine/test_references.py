@@ -167,7 +167,8 @@ def test_first_logits(model: tuple[Path, list]):
         positions = batch.positions(len(token_ids))[0]
         last = batch.query_start + batch.query_len - 1
         forward = graph.model(params)
-        hidden, _ = forward.hidden(token_ids, jnp.zeros(shape), batch, positions, backend)
+        hidden = forward.embedded(token_ids, np.float32)
+        hidden, _ = forward.run_layers(hidden, jnp.zeros(shape), batch, positions, backend)
         return forward.logits(hidden[last], backend.linear)
 
     got = np.asarray(logits(params, jnp.asarray(token_ids), batch))

@@ -38,7 +38,8 @@ def run_paged(
     def step(params, pool, token_ids, batch):
         model = graph.model(params)
         positions = batch.positions(NUM_TOKENS)[0]
-        hidden, pool = model.hidden(token_ids, pool, batch, positions, backend)
+        hidden = model.embedded(token_ids, np.float32)
+        hidden, pool = model.run_layers(hidden, pool, batch, positions, backend)
         return model.logits(hidden, backend.linear), pool
 
     num_pages = len(sequences) * MAX_PAGES + 1

@@ -112,12 +112,13 @@ def quantised(case: PagedCase, dtype: str) -> PagedCase:
     return dataclasses.replace(case, pool=KvPages(codes, scales), context=context)
 
 
+def side_by_side(values: np.ndarray) -> np.ndarray:
+    """A pool's values with K and V side by side."""
+    return np.concatenate([values[:, :, :1], values[:, :, 1:]], axis=-1)
+
+
 def joined(case: PagedCase) -> PagedCase:
     """A case whose pool has K and V side by side."""
-
-    def side_by_side(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values[:, :, :1], values[:, :, 1:]], axis=-1)
-
     pool = case.pool
     if isinstance(pool, KvPages):
         return dataclasses.replace(case, pool=pool._replace(values=side_by_side(pool.values)))

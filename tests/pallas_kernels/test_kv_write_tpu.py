@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.kv_pages import KvPages
 from pallas_kernels.kv_write import tpu, xla
 from pallas_kernels.paged_batch import PagedBatch
-from tests.pallas_kernels.paged_case import GARBAGE
+from tests.pallas_kernels.paged_case import GARBAGE, side_by_side
 from tests.pallas_kernels.tpu_interpreter import assert_no_race, strict
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
@@ -41,7 +41,7 @@ def check(
     head_dim: int = 32,
     layer: int = 1,
     dtype: str = "float32",
-    side_by_side: bool = False,
+    is_joined: bool = False,
     seed: int = 0,
 ) -> None:
     """Write rows of (query_len, context_len) and compare the whole pool, bit by bit."""
@@ -66,8 +66,8 @@ def check(
             token += 1
     new[:, token:] = np.nan
     batch = PagedBatch(*map(jnp.asarray, (starts, lens, ends, table)))
-    if side_by_side:
-        pool, expected = (np.concatenate([x[:, :, :1], x[:, :, 1:]], -1) for x in (pool, expected))
+    if is_joined:
+        pool, expected = side_by_side(pool), side_by_side(expected)
     got = write(jnp.asarray(pool), *map(jnp.asarray, new), batch, layer=jnp.int32(layer))
     assert_no_race(got)
     assert got.dtype == dtype
@@ -93,7 +93,7 @@ def test_shapes(kv_heads: int, page_size: int, head_dim: int):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_keys_and_values_side_by_side(dtype: str):
-    check([(1, 9), (41, 79), (1, 65)], kv_heads=3, head_dim=64, dtype=dtype, side_by_side=True)
+    check([(1, 9), (41, 79), (1, 65)], kv_heads=3, head_dim=64, dtype=dtype, is_joined=True)
 
 
 def test_more_items_than_are_in_flight():

@@ -88,30 +88,30 @@ class Side:
             return self.options.get("activation_dtype") == "int8"
         return bool(self.form)
 
+    def file(self, weights: Weights) -> Path:
+        """The GGUF file that the side reads."""
+        if not self.form:
+            return weights.float32
+        is_made = self.engine == LLAMA_CPP and self.form != FILE
+        return weights.quantised(self.form) if is_made else weights.source
+
     def work(self, weights: Weights, config: EngineConfig) -> dict[str, Any]:
         """What the side's script is told beside the cases."""
+        work: dict[str, Any] = {"model": str(self.file(weights))}
         if self.engine == OURS:
             kept = ("compilation_cache_dir", "page_size", "max_num_batched_tokens", "overlap")
-            options = {name: getattr(config, name) for name in kept} | self.options
-            return {
-                "model": str(weights.source if self.form else weights.float32),
-                "jaxserve_options": options,
-            }
-        if self.form in ("", FILE):
-            return {"model": str(weights.source if self.form else weights.float32)}
-        return {
-            "model": str(weights.quantised(self.form)),
-            "quantise": {"source": str(weights.float32), "type": self.form},
-        }
+            work["jaxserve_options"] = {n: getattr(config, n) for n in kept} | self.options
+        elif self.form not in ("", FILE):
+            work["quantise"] = {"source": str(weights.float32), "type": self.form}
+        return work
 
     def weight_bytes(self, weights: Weights) -> tuple[int, int]:
         """Bytes of the layers' weights and of the head's, as the side reads them in a step.
 
         A tied embedding is the head; an untied one is a look-up of a few rows, and left out.
         """
-        if self.engine == OURS:
-            return _our_bytes(weights.source if self.form else weights.float32, self.options)
-        return _gguf_bytes(Path(self.work(weights, EngineConfig())["model"]))
+        path = self.file(weights)
+        return _our_bytes(path, self.options) if self.engine == OURS else _gguf_bytes(path)
 
 
 def _gguf_bytes(path: Path) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def _our_bytes(path: Path, options: Mapping[str, Any]) -> tuple[int, int]:
     from jaxserve.engine.products import choose_products
     from jaxserve.models.graph import ModelGraph
     from jaxserve.models.shard import shard_model
-    from jaxserve.parallel.mesh import make_mesh
+    from jaxserve.parallel.mesh import bytes_per_device, make_mesh
 
     checkpoint, float32 = open_checkpoint(path), np.dtype("float32")
     architecture, rules = shard_model(checkpoint.config, make_mesh("", jax.devices("cpu")[:1]))
@@ -138,7 +138,7 @@ def _our_bytes(path: Path, options: Mapping[str, Any]) -> tuple[int, int]:
     config = EngineConfig(model=str(path), **options)
     _, storage = choose_products(config, checkpoint, graph.parameters, rules, float32)
     sizes = {
-        name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight))
+        name: bytes_per_device(weight)
         for name, weight in graph.abstract_params(rules, float32, storage).items()
     }
     layers = sum(size for name, size in sizes.items() if name.startswith("layers."))
