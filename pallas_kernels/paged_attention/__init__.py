@@ -4,7 +4,7 @@ from typing import Literal, overload
 
 import jax
 
-from pallas_kernels.kv_pages import KvPool, check_scales, head_dim_of
+from pallas_kernels.kv_pages import KvPool, check_scales, head_dim_of, is_joined
 from pallas_kernels.paged_attention.choice import (
     Implementation,
     choose_implementation,
@@ -14,6 +14,8 @@ from pallas_kernels.paged_attention.tuning import Shape
 from pallas_kernels.paged_batch import PagedBatch, values_dtype
 
 __all__ = ["Implementation", "Shape", "choose_implementation", "paged_attention", "prepare"]
+
+TAKES_JOINED = ("tpu", "xla", "reference")  # pools with K and V side by side; others read memory
 
 
 def prepare(implementation: str, kv_dtype: jax.typing.DTypeLike) -> None:
@@ -105,6 +107,8 @@ def paged_attention(
         kv_dtype = values_dtype(kv_pages.dtype)
         shape = Shape(heads, kv_heads, head_dim_of(kv_pages), page_size, kv_dtype, q.dtype)
         implementation = choose_implementation("auto", jax.devices()[0], shape)
+    if is_joined(kv_pages) and implementation not in TAKES_JOINED:
+        raise ValueError(f"attention {implementation!r} takes K and V apart, not side by side")
     return kernel_module(implementation).paged_attention(
         q,
         kv_pages,

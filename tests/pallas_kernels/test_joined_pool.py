@@ -34,6 +34,16 @@ def test_written_and_read_as_apart(implementation: str, kind: str | None) -> Non
     np.testing.assert_array_equal(np.asarray(separate(together)), np.asarray(apart))
 
 
+@pytest.mark.parametrize("implementation", ["cpu", "gpu"])
+def test_kernels_that_address_memory_refuse_it(implementation: str) -> None:
+    case = joined(make_case(ROWS, num_tokens=17, num_rows=5, max_pages=9, num_pages=29))
+    with pytest.raises(ValueError, match="takes K and V apart"):
+        paged_attention(
+            jnp.asarray(case.q), case.device_pool(), case.device_batch(), layer=1, scale=0.3,
+            implementation=implementation,
+        )  # fmt: skip
+
+
 def test_parts() -> None:
     assert pool_parts(64, joined=True) == (1, 128) and pool_parts(64, joined=False) == (2, 64)
     kv = jax.random.normal(jax.random.key(0), (3, 2, 5, 7))
